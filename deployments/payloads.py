@@ -1,0 +1,88 @@
+"""What travels between the stages: one frozen type an arrow, numpy only.
+
+The Pipeline carries these without torch. numpy has no bfloat16, so a uint16 array means the raw
+bits of bfloat16 (`deployments.sd3.wire` converts); float32 arrays are themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Who did a piece of work and how long it took."""
+
+    replica: str
+    pid: int
+    precision: str
+    queue_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """Pipeline -> TextEncoder: one prompt as the three encoders get it."""
+
+    prompt: str  # CLIP-L
+    prompt_2: str  # CLIP-G
+    prompt_3: str  # T5
+    max_sequence_length: int  # T5 tokens
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """TextEncoder -> Denoiser: one encoded prompt."""
+
+    prompt_embeds: Array  # [tokens, joint_attention_dim]
+    pooled_prompt_embeds: Array  # [pooled_projection_dim]
+    warnings: tuple[str, ...]  # e.g. what was truncated
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class DenoiseJob:
+    """Pipeline -> Denoiser: one picture. `negative` is None when guidance_scale <= 1."""
+
+    job_id: str
+    image: int
+    width: int  # pixels
+    height: int  # pixels
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    scheduler: str
+    shift: float
+    seed: int
+    positive: PromptEmbedding
+    negative: PromptEmbedding | None
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """Denoiser -> Pipeline, streamed after each step."""
+
+    step: int  # finished, 1-based
+    steps: int
+    seconds: float  # of this step
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Denoiser -> VaeDecoder (the last item of the stream): one denoised picture."""
+
+    latents: NDArray[np.float32]  # [channels, height / 8, width / 8], as the model samples them
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """VaeDecoder -> Pipeline: one picture."""
+
+    pixels: NDArray[np.uint8]  # [height, width, 3] RGB
+    stamp: Stamp

@@ -1,0 +1,194 @@
+"""Settings: one frozen tree, from a YAML file, the environment and the command line.
+
+Later sources win: defaults, the YAML file, `KELVIN_*` variables (`KELVIN_STORAGE__BUCKET`), explicit
+overrides. Credentials are never settings: boto3's usual chain finds them.
+"""
+
+# No `from __future__ import annotations` here: Ray Serve's builder needs real annotations.
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from serve.errors import ConfigurationError
+
+Precision = Literal["auto", "fp8", "bf16", "fp32"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Section):
+    """Which model to serve."""
+
+    path: str = Field(
+        "builtin",
+        description="`builtin`, `pico`, or a folder in Diffusers layout readable on every node",
+    )
+    name: str | None = Field(None, description="name callers use; the folder's own name if absent")
+
+
+class PoolSettings(_Section):
+    """One pool: one stage of one model on one kind of card, exactly one Ray Serve deployment."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="deployment name")
+    num_replicas: int = Field(1, ge=1)
+    num_gpus: float = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
+    num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
+    accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. L4, H100")
+    precision: Precision = Field("auto", description="auto chooses by hardware and says why")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads; all cores if absent")
+    max_ongoing_requests: int = Field(16, ge=1)
+    max_queued_requests: int = Field(256, ge=-1, description="per caller; -1 is unlimited")
+
+
+def _one_pool(name: str) -> Any:
+    return Field(default_factory=lambda: (PoolSettings(name=name),))
+
+
+class PipelineSettings(_Section):
+    """The deployment that joins the stages; it is also the HTTP ingress."""
+
+    num_replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(0.25, ge=0.0)
+    max_ongoing_requests: int = Field(256, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="largest HTTP request body")
+    stage_retries: int = Field(2, ge=0, description="tries after a stage replica died")
+
+
+class StorageSettings(_Section):
+    """Where pictures and job records live."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; AWS if absent")
+    public_endpoint_url: str | None = Field(
+        None, description="endpoint in presigned URLs, where callers see another one"
+    )
+    region: str = "us-east-1"
+    bucket: str = Field("kelvin", min_length=3, max_length=63)
+    prefix: str = Field("", description="key prefix inside the bucket, without leading slash")
+    url_expiry_s: int = Field(3600, ge=1, le=604_800)
+    connect_timeout_s: float = Field(3.0, gt=0)
+    read_timeout_s: float = Field(20.0, gt=0)
+    max_attempts: int = Field(4, ge=1, description="tries per S3 call, with backoff")
+
+    @field_validator("prefix")
+    @classmethod
+    def _no_leading_slash(cls, prefix: str) -> str:
+        stripped = prefix.strip("/")
+        return f"{stripped}/" if stripped else ""
+
+
+class EmbeddedStoreSettings(_Section):
+    """The SeaweedFS that `kelvin up` starts on loopback when no endpoint is given."""
+
+    enabled: bool = Field(True, description="false: never start one")
+    data_dir: str = Field("kelvin-data", description="folder that survives restarts")
+
+
+class HttpSettings(_Section):
+    """Where the front doors listen."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port")
+
+
+class TelemetrySettings(_Section):
+    """OpenTelemetry; off until an endpoint is given."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP over HTTP, e.g. http://127.0.0.1:4318"
+    )
+    service_name: str = "kelvin"
+    sampling_ratio: float = Field(1.0, ge=0.0, le=1.0)
+
+
+class Settings(_Section):
+    """Everything that can be set."""
+
+    model: ModelSettings = ModelSettings()
+    text_encoder: tuple[PoolSettings, ...] = _one_pool("text-encoder")
+    denoiser: tuple[PoolSettings, ...] = _one_pool("denoiser")
+    vae_decoder: tuple[PoolSettings, ...] = _one_pool("vae-decoder")
+    pipeline: PipelineSettings = PipelineSettings()
+    storage: StorageSettings = StorageSettings()
+    embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
+    http: HttpSettings = HttpSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @field_validator("text_encoder", "denoiser", "vae_decoder")
+    @classmethod
+    def _exactly_one_pool(cls, pools: tuple[PoolSettings, ...]) -> tuple[PoolSettings, ...]:
+        if len(pools) != 1:
+            raise ValueError("several pools a stage are not supported yet: give exactly one")
+        return pools
+
+
+def load_settings(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Read settings from defaults, a YAML file, `KELVIN_*` variables and overrides.
+
+    Args:
+        path: YAML file with the tree of `Settings`, or None.
+        overrides: Nested mapping that wins over everything else.
+
+    Raises:
+        ConfigurationError: Naming the setting, its value and what would be right.
+    """
+    from_file: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(
+                f"Cannot read settings file: {error}", field="config", value=str(path)
+            ) from None
+        if not isinstance(loaded, dict | None):
+            raise ConfigurationError(
+                "The settings file is not a mapping.",
+                field="config",
+                value=str(path),
+                allowed="a YAML mapping with sections such as model, denoiser, storage",
+            )
+        from_file = loaded or {}
+
+    class _Sources(Settings, BaseSettings):
+        model_config = SettingsConfigDict(
+            frozen=True,
+            extra="forbid",
+            env_prefix="KELVIN_",
+            env_nested_delimiter="__",
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file_settings = InitSettingsSource(settings_cls, init_kwargs=from_file)
+            return init_settings, env_settings, file_settings
+
+    try:
+        merged = _Sources(**dict(overrides or {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigurationError(
+            f"Setting {'.'.join(map(str, first['loc']))!r}: {first['msg']}.",
+            field=".".join(map(str, first["loc"])),
+            value=None if first["type"] == "missing" else first["input"],
+            allowed="see the table of settings in README.md",
+        ) from None
+    return Settings.model_validate(merged.model_dump())

@@ -1,0 +1,184 @@
+"""Typed errors: what went wrong, where, and what would have been right.
+
+Every front door answers with the same body, made here once; the Python handle raises the same
+classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+_LONGEST_VALUE_SHOWN = 200
+
+
+class KelvinError(Exception):
+    """Base of every error a caller may see.
+
+    Args:
+        message: One sentence for a person.
+        field: Name of the offending field, dotted if nested.
+        value: The value that was sent; shown shortened.
+        allowed: What would have been right, in words.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: Any = None,
+        allowed: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = _shorten(value)
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions with keyword-only arguments need help to cross process boundaries.
+        return _rebuild, (type(self), self.message, self.field, self.value, self.allowed)
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON body that every route answers with."""
+        return {
+            "error": {
+                "type": type(self).__name__,
+                "code": self.code,
+                "message": self.message,
+                "field": self.field,
+                "value": self.value,
+                "allowed": self.allowed,
+            }
+        }
+
+
+class InvalidRequest(KelvinError):
+    """A field is missing, malformed, out of range or unknown."""
+
+    status = 400
+    code = "invalid_request"
+
+    @classmethod
+    def from_validation(cls, error: ValidationError, allowed: dict[str, str]) -> InvalidRequest:
+        """Translate pydantic's first complaint.
+
+        Args:
+            error: What pydantic raised.
+            allowed: Field name -> what is allowed there, in words.
+        """
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or None
+        if first["type"] == "extra_forbidden":
+            return cls(
+                f"Unknown field {field!r}.",
+                field=field,
+                value=first["input"],
+                allowed="one of: " + ", ".join(sorted(allowed)),
+            )
+        if first["type"] == "missing":
+            message, value = f"Field {field!r} is required.", None
+        else:
+            message, value = f"Field {field!r}: {first['msg']}.", first["input"]
+        right = allowed.get(str(first["loc"][0])) if first["loc"] else "a JSON object"
+        return cls(message, field=field, value=value, allowed=right)
+
+
+class NotSupportedYet(KelvinError):
+    """A field that is reserved: understood, but not built yet."""
+
+    status = 400
+    code = "not_supported_yet"
+
+
+class PayloadTooLarge(KelvinError):
+    """The request body is larger than the front door takes."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(KelvinError):
+    """A content type is present and is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class JobNotFound(KelvinError):
+    """No job of that id was ever accepted here."""
+
+    status = 404
+    code = "job_not_found"
+
+
+class JobConflict(KelvinError):
+    """The job is in a state that does not allow this."""
+
+    status = 409
+    code = "job_conflict"
+
+
+class JobCancelled(KelvinError):
+    """The job was cancelled by its owner before it finished."""
+
+    status = 409
+    code = "job_cancelled"
+
+
+class Overloaded(KelvinError):
+    """Too much work is waiting; try again later."""
+
+    status = 429
+    code = "overloaded"
+
+
+class StorageUnavailable(KelvinError):
+    """The object store does not answer, or refuses what Kelvin needs of it."""
+
+    status = 503
+    code = "storage_unavailable"
+
+
+class StageUnavailable(KelvinError):
+    """A stage died or cannot be reached, and retrying did not help."""
+
+    status = 503
+    code = "stage_unavailable"
+
+
+class StageFailed(KelvinError):
+    """A stage failed on this request; another try would fail the same way."""
+
+    status = 500
+    code = "stage_failed"
+
+
+class ConfigurationError(KelvinError):
+    """Settings, a model folder or the machine do not fit together; raised at start-up."""
+
+    status = 500
+    code = "configuration_error"
+
+
+def _rebuild(
+    cls: type[KelvinError], message: str, field: str | None, value: Any, allowed: str | None
+) -> KelvinError:
+    return cls(message, field=field, value=value, allowed=allowed)
+
+
+def _shorten(value: Any) -> Any:
+    """Return a JSON-able value, with long text cut so that an error never echoes a huge body."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        # NaN and infinity are not JSON.
+        return value if value == value and abs(value) != float("inf") else str(value)
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST_VALUE_SHOWN else text[:_LONGEST_VALUE_SHOWN] + "…"

@@ -1,0 +1,1 @@
+"""HTTP front doors: each translates to GenerateRequest and back, with no logic of its own."""

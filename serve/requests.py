@@ -1,0 +1,238 @@
+"""The one contract behind every front door: what a caller asks for and what comes back.
+
+A field left out takes the model's own default; `serve.models.ModelSpec.resolve` fills it in and
+checks what only the model knows (largest size, name).
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+from serve.errors import InvalidRequest, NotSupportedYet
+
+Sampler = Literal["euler", "dpmpp_2m", "dpmpp_2m_sde"]
+Scheduler = Literal["normal", "simple", "sgm_uniform", "beta"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+LONGEST_PROMPT = 10_000
+LARGEST_SEED = 2**64 - 1
+
+_PROMPT = f"UTF-8 text of at most {LONGEST_PROMPT} characters"
+_SIZE = "a multiple of 16, within the model's limits; the model's default if absent"
+_RESERVED = "reserved; leave it out"
+
+
+class GenerateRequest(BaseModel):
+    """One request for one or more pictures of one prompt.
+
+    Raises:
+        InvalidRequest: On construction, naming the field, the value and what is allowed.
+        NotSupportedYet: A reserved field was given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(
+        min_length=1, max_length=LONGEST_PROMPT, description=f"{_PROMPT}, not empty"
+    )
+    prompt_2: str | None = Field(
+        None, max_length=LONGEST_PROMPT, description=f"{_PROMPT}, for CLIP-G; prompt if absent"
+    )
+    prompt_3: str | None = Field(
+        None, max_length=LONGEST_PROMPT, description=f"{_PROMPT}, for T5; prompt if absent"
+    )
+    negative_prompt: str = Field("", max_length=LONGEST_PROMPT, description=_PROMPT)
+    negative_prompt_2: str | None = Field(
+        None, max_length=LONGEST_PROMPT, description=f"{_PROMPT}; negative_prompt if absent"
+    )
+    negative_prompt_3: str | None = Field(
+        None, max_length=LONGEST_PROMPT, description=f"{_PROMPT}; negative_prompt if absent"
+    )
+    width: int | None = Field(None, ge=16, multiple_of=16, description=_SIZE)
+    height: int | None = Field(None, ge=16, multiple_of=16, description=_SIZE)
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=200, description="an integer from 1 to 200; the model's default if absent"
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=0.0,
+        le=100.0,
+        allow_inf_nan=False,
+        description="a finite number from 0 to 100; 1 or less runs without guidance; "
+        "the model's default if absent",
+    )
+    sampler: Sampler | None = Field(None, description="one of: euler, dpmpp_2m, dpmpp_2m_sde")
+    scheduler: Scheduler | None = Field(
+        None, description="one of: normal, simple, sgm_uniform, beta"
+    )
+    shift: float | None = Field(
+        None,
+        gt=0.0,
+        le=100.0,
+        allow_inf_nan=False,
+        description="a finite number above 0, at most 100; the model's default if absent",
+    )
+    max_sequence_length: int | None = Field(
+        None, ge=1, le=512, description="T5 tokens, 1 to 512; the model's default if absent"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST_SEED,
+        description=f"an integer from 0 to {LARGEST_SEED}; drawn at acceptance if absent; "
+        "picture i of a request takes seed + i, modulo 2**64",
+    )
+    num_images: int = Field(1, ge=1, le=16, description="an integer from 1 to 16")
+    output_format: OutputFormat = Field("png", description="one of: png, jpeg, webp")
+    quality: int = Field(90, ge=1, le=100, description="jpeg and webp quality, 1 to 100")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="a model this service has; its only one if absent",
+    )
+    embed_prompt: bool = Field(
+        True, description="true or false: write the prompts into the picture's metadata"
+    )
+
+    loras: Any = Field(None, description=_RESERVED)
+    init_image: Any = Field(None, description=_RESERVED)
+    strength: Any = Field(None, description=_RESERVED)
+    guidance_interval: Any = Field(None, description=_RESERVED)
+    deadline_s: Any = Field(None, description=_RESERVED)
+    priority: Any = Field(None, description=_RESERVED)
+    tenant: Any = Field(None, description=_RESERVED)
+    idempotency_key: Any = Field(None, description=_RESERVED)
+
+    RESERVED: ClassVar[tuple[str, ...]] = (
+        "loras",
+        "init_image",
+        "strength",
+        "guidance_interval",
+        "deadline_s",
+        "priority",
+        "tenant",
+        "idempotency_key",
+    )
+
+    @classmethod
+    def allowed(cls) -> dict[str, str]:
+        """Return field name -> what is allowed there, in words."""
+        return {name: field.description or "" for name, field in cls.model_fields.items()}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _typed_errors(
+        cls, data: Any, handler: ModelWrapValidatorHandler["GenerateRequest"]
+    ) -> "GenerateRequest":
+        # Raised here rather than at each door, so that the handle and HTTP cannot differ. Errors
+        # that are no ValueError pass through pydantic as they are.
+        try:
+            request = handler(data)
+        except ValidationError as error:
+            raise InvalidRequest.from_validation(error, cls.allowed()) from None
+        if not request.prompt.strip():
+            raise InvalidRequest(
+                "Field 'prompt' is empty.",
+                field="prompt",
+                value=request.prompt,
+                allowed=cls.allowed()["prompt"],
+            )
+        for name in cls.RESERVED:
+            if (value := getattr(request, name)) is not None:
+                raise NotSupportedYet(
+                    f"Field {name!r} is not supported yet.",
+                    field=name,
+                    value=value,
+                    allowed=_RESERVED,
+                )
+        return request
+
+
+class ImageRef(BaseModel):
+    """One stored picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    s3_uri: str
+    url: str = Field(description="presigned; expires after the configured time")
+    sha256: str = Field(description="of the stored bytes, hexadecimal")
+    size_bytes: int
+    width: int
+    height: int
+    output_format: OutputFormat
+    seed: int
+
+
+class StageReport(BaseModel):
+    """What one stage did for one request, as it reports itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["text", "denoise", "decode", "store"]
+    replica: str = Field(description="replica id of the process that did the work")
+    pid: int
+    precision: str = Field(description="what the weights and the arithmetic were")
+    queue_s: float = Field(description="seconds waited inside the replica")
+    seconds: float = Field(description="seconds of work inside the replica")
+    image: int | None = Field(None, description="picture index, where the stage works per picture")
+
+
+class GenerateResult(BaseModel):
+    """A finished job. `request` is fully resolved: sending it again makes the same pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    model: str
+    request: GenerateRequest
+    images: tuple[ImageRef, ...]
+    stages: tuple[StageReport, ...]
+    seconds: float = Field(description="from acceptance to published, in seconds")
+    warnings: tuple[str, ...] = ()
+
+
+EventName = Literal["queued", "text", "step", "decode", "stored", "failed", "cancelled"]
+
+
+class JobEvent(BaseModel):
+    """One line of a job's progress; the last one is stored, failed or cancelled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    event: EventName
+    id: str
+    image: int | None = Field(None, description="picture index for step and decode")
+    step: int | None = Field(None, description="steps finished, for step")
+    steps: int | None = Field(None, description="steps in all, for step")
+    result: GenerateResult | None = Field(None, description="for stored")
+    error: dict[str, Any] | None = Field(None, description="the error body, for failed")
+
+    @property
+    def is_last(self) -> bool:
+        """True for the event that ends a job."""
+        return self.event in ("stored", "failed", "cancelled")
+
+
+JobStatus = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+
+
+class JobRecord(BaseModel):
+    """What `GET /v1/jobs/{id}` answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    status: JobStatus
+    request: GenerateRequest
+    result: GenerateResult | None = None
+    error: dict[str, Any] | None = None
+    progress: JobEvent | None = Field(None, description="the newest event, where known")
