@@ -1,7 +1,7 @@
 """Settings: one frozen tree, from a YAML file, the environment and the command line.
 
-Later sources win: defaults, the YAML file, `KELVIN_*` variables (`KELVIN_STORAGE__BUCKET`), explicit
-overrides. Credentials are never settings: boto3's usual chain finds them.
+Later sources win: defaults, the YAML file, `KELVIN_*` variables (`KELVIN_STORAGE__BUCKET`),
+explicit overrides. Credentials are never settings: boto3's usual chain finds them.
 """
 
 # No `from __future__ import annotations` here: Ray Serve's builder needs real annotations.
