@@ -1,0 +1,1 @@
+"""What runs on GPUs: text encoding, FP8 denoising and VAE decoding."""
