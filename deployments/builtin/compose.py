@@ -4,6 +4,7 @@ Every composer takes a Draft and returns a scene and its claims, or None when th
 not fit the frame.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -196,7 +197,7 @@ def counted(draft: Draft) -> Composed | None:
 
 
 def _letters(
-    draft: Draft, low: float, high: float, most_height: float = 1.0
+    draft: Draft, low: float, high: float, most_height: float = math.inf
 ) -> tuple[str, float, layout.Extents] | None:
     """A word, its letter height and half extents in pixels; None if the frame is too narrow."""
     text = draw_word(draft.rng, draft.forced)
