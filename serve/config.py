@@ -75,6 +75,11 @@ class StorageSettings(_Section):
     region: str = "us-east-1"
     bucket: str = Field("kelvin", min_length=3, max_length=63)
     prefix: str = Field("", description="key prefix inside the bucket, without leading slash")
+    credentials_file: str | None = Field(
+        None,
+        description="AWS shared-credentials file: its [default] profile and nothing else is used; "
+        "boto3's usual chain if absent",
+    )
     url_expiry_s: int = Field(3600, ge=1, le=604_800)
     connect_timeout_s: float = Field(3.0, gt=0)
     read_timeout_s: float = Field(20.0, gt=0)

@@ -1,0 +1,53 @@
+"""Job ids: unique, sortable by time of acceptance, safe inside any key or URL.
+
+Thirty-two lower-case hexadecimal digits: 48 bits of Unix milliseconds, then 80 random bits. Like
+UUIDv7, without its version digits. Nothing else ever becomes part of a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+
+from serve.errors import JobNotFound
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_SHARD_DIGITS = 2  # 256 shards: what a restart lists is split evenly, whatever the time
+
+
+def new_job_id() -> str:
+    """Return an id no other job has."""
+    return f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}{secrets.token_hex(10)}"
+
+
+def checked(job_id: str) -> str:
+    """Return the id unchanged.
+
+    Raises:
+        JobNotFound: It is not of the form that `new_job_id` makes, so no job has it.
+    """
+    if not isinstance(job_id, str) or _ID.fullmatch(job_id) is None:
+        raise not_found(job_id)
+    return job_id
+
+
+def not_found(job_id: object) -> JobNotFound:
+    """Return the error for an id that no job has."""
+    return JobNotFound(
+        "No job has this id.", field="id", value=job_id, allowed="an id that this service gave out"
+    )
+
+
+def accepted_at_s(job_id: str) -> float:
+    """Return the Unix time in seconds at which the id was drawn."""
+    return int(checked(job_id)[:12], 16) / 1000
+
+
+def shard(job_id: str) -> str:
+    """Return the two digits under which a pending job is listed.
+
+    Of a hash, because ids drawn in one hour all begin alike.
+    """
+    return hashlib.sha256(checked(job_id).encode()).hexdigest()[:_SHARD_DIGITS]

@@ -1,0 +1,210 @@
+"""The job journal: a job is written before it is accepted and its result is published once.
+
+The object store is the only truth, so a job can be read through any proxy and after any restart.
+Keys, relative to the store's prefix:
+
+    jobs/{id}/request.json          the accepted request; put if absent
+    jobs/{id}/cancel.json           somebody wants it cancelled
+    jobs/{id}/result.json           how it ended; put if absent: the one moment of truth
+    images/{id}/{index}-{sha256}.{ext}   a late loser cannot overwrite what a winner published
+    pending/{shard}/{id}            accepted and not ended: what a restart must look at
+
+Presigned URLs are secrets that expire: they are made on reading and never stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pydantic import ValidationError
+
+from serve.errors import JobConflict, KelvinError, StorageUnavailable
+from serve.job_ids import checked, not_found, shard
+from serve.requests import GenerateRequest, JobRecord
+from serve.storage import ObjectStore
+
+_JSON = "application/json"
+_EMPTY = b"{}\n"
+_ENDED = ("succeeded", "failed", "cancelled")
+_log = logging.getLogger(__name__)
+
+
+class JobJournal:
+    """Jobs in one object store. A malformed id is a JobNotFound and never reaches a key."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def accept(self, job_id: str, request: GenerateRequest) -> JobRecord:
+        """Write a job down; once this returns, no crash loses it.
+
+        Args:
+            job_id: From `serve.job_ids.new_job_id`.
+            request: Fully resolved, with its seed: a takeover must make the same pictures.
+
+        Raises:
+            JobConflict: The id has another request already.
+            StorageUnavailable: The job is not accepted.
+        """
+        record = JobRecord(id=checked(job_id), status="pending", request=request)
+        data = record.model_dump_json().encode()
+        if not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True):
+            known = await self._load(_request_key(job_id))
+            if known is None or known.request != request:
+                raise JobConflict("This job id is taken.", field="id", value=job_id)
+        # After the request: whoever finds a pending key finds what to do.
+        await self._store.put(_pending_key(job_id), _EMPTY, _JSON)
+        return record
+
+    async def read(self, job_id: str) -> JobRecord | None:
+        """Return what the store knows of a job, with fresh presigned URLs; None if unknown.
+
+        Raises:
+            JobNotFound: The id is malformed.
+        """
+        result, cancel, accepted = await asyncio.gather(
+            self._load(_result_key(job_id)),
+            self._store.exists(_cancel_key(job_id)),
+            self._load(_request_key(job_id)),
+        )
+        if result is not None:
+            return self._with_urls(result)
+        if accepted is None:
+            return None
+        if cancel:
+            # Whoever asked died before deciding it. Decide now, so that no reader is told
+            # "cancelled" of a job that succeeds a moment later.
+            return await self._decide_cancelled(accepted)
+        return accepted
+
+    async def publish(self, job_id: str, record: JobRecord) -> bool:
+        """Publish how a job ended, once; the first publisher wins.
+
+        Args:
+            job_id: The job.
+            record: succeeded, failed or cancelled. Its presigned URLs are left out.
+
+        Returns:
+            True if this is the job's result now and for ever, False if it had one already: then
+            `read` tells it, and nobody refers to the caller's pictures.
+        """
+        if record.id != checked(job_id) or record.status not in _ENDED:
+            raise ValueError(f"not the end of job {job_id}: {record.id} {record.status}")
+        data = _without_urls(record).model_dump_json().encode()
+        won = await self._store.put(_result_key(job_id), data, _JSON, if_absent=True)
+        try:
+            await self._store.delete(_pending_key(job_id))
+        except StorageUnavailable as error:
+            # The result stands. Whoever looks at pending keys next finds it ended and removes it.
+            _log.warning("job %s: its pending key stays for now: %s", job_id, error)
+        return won
+
+    async def request_cancel(self, job_id: str) -> JobRecord:
+        """Cancel a job unless it has ended.
+
+        Returns:
+            The job as it is now and for ever: cancelled, or how it had ended before.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        record = await self.read(job_id)
+        if record is None:
+            raise not_found(job_id)
+        if record.status in _ENDED:
+            return record
+        await self._store.put(_cancel_key(job_id), _EMPTY, _JSON)
+        return await self._decide_cancelled(record)
+
+    async def is_cancelled(self, job_id: str) -> bool:
+        """Return whether somebody asked to cancel this job; cheap enough to ask now and then."""
+        return await self._store.exists(_cancel_key(job_id))
+
+    async def pending(self, of_shard: str | None = None) -> list[str]:
+        """Return the ids of jobs accepted and not ended, oldest first; of one shard or all."""
+        keys = await self._store.list_keys(f"pending/{of_shard}/" if of_shard else "pending/")
+        return sorted(key.rsplit("/", 1)[-1] for key in keys)
+
+    @staticmethod
+    def image_key(job_id: str, index: int, sha256: str, ext: str) -> str:
+        """Return the key of picture `index`, whose bytes have this hash.
+
+        Args:
+            job_id: The job.
+            index: From 0.
+            sha256: Hexadecimal, of the stored bytes.
+            ext: png, jpeg or webp.
+        """
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise ValueError(f"not a sha256: {sha256[:80]!r}")
+        if index < 0 or not (ext.isascii() and ext.isalnum()):
+            raise ValueError(f"not a picture's index and extension: {index}, {ext[:80]!r}")
+        return f"images/{checked(job_id)}/{index}-{sha256}.{ext}"
+
+    async def _decide_cancelled(self, accepted: JobRecord) -> JobRecord:
+        ended = accepted.model_copy(update={"status": "cancelled"})
+        if await self.publish(accepted.id, ended):
+            return ended
+        winner = await self._load(_result_key(accepted.id))
+        return ended if winner is None else self._with_urls(winner)
+
+    async def _load(self, key: str) -> JobRecord | None:
+        data = await self._store.get(key)
+        if data is None:
+            return None
+        try:
+            return JobRecord.model_validate_json(data)
+        except (ValueError, ValidationError, KelvinError):
+            raise StorageUnavailable(
+                "A job record in the object store cannot be read: somebody else wrote it, or "
+                "another version of Kelvin.",
+                field="id",
+                value=self._store.s3_uri(key),
+                allowed="a bucket or prefix of Kelvin's own",
+            ) from None
+
+    def _with_urls(self, record: JobRecord) -> JobRecord:
+        if record.result is None:
+            return record
+        return _with_result(
+            record,
+            {
+                image.s3_uri: self._store.presign(key)
+                for image in record.result.images
+                if (key := self._store.key_of(image.s3_uri)) is not None
+            },
+        )
+
+
+def _request_key(job_id: str) -> str:
+    return f"jobs/{checked(job_id)}/request.json"
+
+
+def _cancel_key(job_id: str) -> str:
+    return f"jobs/{checked(job_id)}/cancel.json"
+
+
+def _result_key(job_id: str) -> str:
+    return f"jobs/{checked(job_id)}/result.json"
+
+
+def _pending_key(job_id: str) -> str:
+    return f"pending/{shard(job_id)}/{job_id}"
+
+
+def _without_urls(record: JobRecord) -> JobRecord:
+    bare = record.model_copy(update={"progress": None})
+    return bare if record.result is None else _with_result(bare, {})
+
+
+def _with_result(record: JobRecord, urls: dict[str, str]) -> JobRecord:
+    """Return the record with these URLs (s3_uri -> URL) and no others."""
+    if record.result is None:
+        return record
+    images = tuple(
+        image.model_copy(update={"url": urls.get(image.s3_uri, "")})
+        for image in record.result.images
+    )
+    result = record.result.model_copy(update={"images": images})
+    return record.model_copy(update={"result": result})

@@ -1,0 +1,300 @@
+"""The S3 client: any store that speaks S3 (AWS, MinIO, SeaweedFS, R2), asynchronous outside.
+
+boto3 is synchronous and blocks, so every call runs in a bounded thread pool and never on a
+replica's event loop. Conditional writes decide who wins, so a retried write whose first try had
+arrived must not be mistaken for a lost race: each write carries a nonce that settles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from serve.checks import Check
+from serve.config import StorageSettings
+from serve.errors import StorageUnavailable
+from serve.storage_errors import error_code, explain, host_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CONNECTIONS = 16  # threads and pooled connections: one for one
+_LONGEST_KEY = 1024  # bytes, S3's limit
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WRITER = "kelvin-writer"  # user metadata: which try of which process wrote the object
+_Result = TypeVar("_Result")
+
+
+class _Condition(TypedDict, total=False):
+    IfNoneMatch: str
+
+
+class ObjectStore:
+    """One bucket (and prefix) of one S3 store. Thread-safe; keep one per process.
+
+    Every method that touches the store raises StorageUnavailable, which names bucket and endpoint
+    and says what to do, never a credential. Keys are relative to `settings.prefix`; a malformed
+    key is a ValueError.
+    """
+
+    def __init__(self, settings: StorageSettings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="s3")
+        self._client: S3Client | None = None
+        self._public_client: S3Client | None = None
+
+    async def put(
+        self, key: str, data: bytes, content_type: str, *, if_absent: bool = False
+    ) -> bool:
+        """Write an object; the store checks an MD5 of what arrived.
+
+        Args:
+            key: Relative to the prefix.
+            data: The whole object.
+            content_type: MIME type that a GET answers with.
+            if_absent: Write only if no object of this key exists, atomically.
+
+        Returns:
+            True if this call wrote the object, False if `if_absent` found one.
+        """
+        return await self._run(lambda: self._put(key, data, content_type, if_absent))
+
+    async def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None if there is none."""
+        return await self._run(lambda: self._get(key))
+
+    async def exists(self, key: str) -> bool:
+        """Return whether an object of this key exists."""
+        return await self._run(lambda: self._exists(key))
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; none is no error."""
+        full = self._full(key)
+        await self._run(
+            lambda: self._s3().delete_object(Bucket=self.settings.bucket, Key=full) and None
+        )
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        """Return all keys that start with `prefix`, sorted, relative like every key."""
+        return await self._run(lambda: self._list_keys(prefix))
+
+    def presign(self, key: str, expiry_s: int | None = None) -> str:
+        """Return a URL that a plain HTTP client can GET until it expires. No network is used.
+
+        Args:
+            key: Relative to the prefix.
+            expiry_s: Seconds; `settings.url_expiry_s` if absent. Where credentials are temporary
+                the URL dies with them, if that is sooner.
+        """
+        params = {"Bucket": self.settings.bucket, "Key": self._full(key)}
+        seconds = self.settings.url_expiry_s if expiry_s is None else expiry_s
+        return self._translated(
+            lambda: self._s3(public=True).generate_presigned_url(
+                "get_object", Params=params, ExpiresIn=seconds
+            )
+        )
+
+    def s3_uri(self, key: str) -> str:
+        """Return `s3://bucket/prefix/key`."""
+        return f"s3://{self.settings.bucket}/{self._full(key)}"
+
+    def key_of(self, s3_uri: str) -> str | None:
+        """Return the key of one of this store's own URIs; None for anything else."""
+        own = f"s3://{self.settings.bucket}/{self.settings.prefix}"
+        return s3_uri.removeprefix(own) if s3_uri.startswith(own) else None
+
+    async def probe(self) -> tuple[Check, ...]:
+        """Try each thing that Kelvin needs of the store; see `serve.storage_probe`."""
+        from serve.storage_probe import probe
+
+        return await probe(self.settings)
+
+    def create_bucket(self) -> None:
+        """Create the bucket unless it exists; blocks. For a store that is Kelvin's own."""
+
+        def create() -> None:
+            try:
+                self._s3().create_bucket(Bucket=self.settings.bucket)
+            except ClientError as error:
+                if error_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+
+        self._translated(create)
+
+    def close(self) -> None:
+        """Wait for running calls and close the connections."""
+        self._pool.shutdown()
+        for client in (self._client, self._public_client):
+            if client is not None:
+                client.close()
+
+    def _put(self, key: str, data: bytes, content_type: str, if_absent: bool) -> bool:
+        full = self._full(key)
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        nonce = uuid.uuid4().hex
+        condition: _Condition = {"IfNoneMatch": "*"} if if_absent else {}
+        tries = self.settings.max_attempts
+        for attempt in range(tries):
+            try:
+                self._s3().put_object(
+                    Bucket=self.settings.bucket,
+                    Key=full,
+                    Body=data,
+                    ContentType=content_type,
+                    ContentMD5=md5,
+                    Metadata={_WRITER: nonce},
+                    **condition,
+                )
+                return True
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if not if_absent or status not in (409, 412):
+                    raise
+                if status == 412:
+                    return self._was_written_by(full, nonce, error)
+                # 409: AWS saw another conditional write of this key in flight and decided nothing.
+                if attempt + 1 == tries:
+                    raise
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _was_written_by(self, full: str, nonce: str, refusal: ClientError) -> bool:
+        """Decide whether "it exists already" was answered to a retry of our own write."""
+        if not refusal.response.get("ResponseMetadata", {}).get("RetryAttempts"):
+            return False
+        head = self._s3().head_object(Bucket=self.settings.bucket, Key=full)
+        return head["Metadata"].get(_WRITER) == nonce
+
+    def _get(self, key: str) -> bytes | None:
+        full = self._full(key)
+        try:
+            return self._s3().get_object(Bucket=self.settings.bucket, Key=full)["Body"].read()
+        except ClientError as error:
+            if error_code(error) == "NoSuchKey":
+                return None
+            raise
+
+    def _exists(self, key: str) -> bool:
+        # GET of one byte, not HEAD: the answer to HEAD has no body, so a missing bucket would look
+        # like a missing key.
+        full = self._full(key)
+        try:
+            answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full, Range="bytes=0-0")
+            answer["Body"].close()
+        except ClientError as error:
+            if error_code(error) == "InvalidRange":
+                return True
+            if error_code(error) == "NoSuchKey":
+                return False
+            raise
+        return True
+
+    def _list_keys(self, prefix: str) -> list[str]:
+        own = self.settings.prefix
+        pages = (
+            self._s3()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=self.settings.bucket, Prefix=own + prefix)
+        )
+        return sorted(
+            item["Key"].removeprefix(own) for page in pages for item in page.get("Contents", [])
+        )
+
+    def _full(self, key: str) -> str:
+        full = self.settings.prefix + key
+        parts = key.split("/")
+        if any(part in ("", ".", "..") for part in parts) or not full.isprintable():
+            raise ValueError(f"malformed key: {key!r}")
+        if len(full.encode("utf-8")) > _LONGEST_KEY:
+            raise ValueError(f"key longer than {_LONGEST_KEY} bytes: {key[:80]!r}")
+        return full
+
+    async def _run(self, call: Callable[[], _Result]) -> _Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._translated, call)
+
+    def _translated(self, call: Callable[[], _Result]) -> _Result:
+        try:
+            return call()
+        except (BotoCoreError, ClientError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: BotoCoreError | ClientError) -> StorageUnavailable:
+        return explain(
+            error,
+            bucket=self.settings.bucket,
+            endpoint_url=self.settings.endpoint_url,
+            region=self.settings.region,
+        )
+
+    def _s3(self, *, public: bool = False) -> S3Client:
+        """Return the client, made on first use: making one costs a fifth of a second."""
+        with self._lock:
+            public = public and self.settings.public_endpoint_url is not None
+            client = self._public_client if public else self._client
+            if client is None:
+                endpoint = (
+                    self.settings.public_endpoint_url if public else self.settings.endpoint_url
+                )
+                client = _client(self.settings, endpoint)
+                if public:
+                    self._public_client = client
+                else:
+                    self._client = client
+            return client
+
+
+def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
+    loopback = endpoint_url is not None and urlsplit(endpoint_url).hostname in _LOOPBACK
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        connect_timeout=settings.connect_timeout_s,
+        read_timeout=settings.read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+        max_pool_connections=_CONNECTIONS,
+        # boto3's own CRC trailers are unknown to some stores; Content-MD5 is known to all.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # A proxy from the environment cannot reach this machine's loopback.
+        proxies={} if loopback else None,
+    )
+    try:
+        return _session(settings).client(
+            "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
+        )
+    except ValueError:
+        # boto3's own words repeat the URL, which may hold a password.
+        where = host_of(endpoint_url)
+        raise StorageUnavailable(
+            f"{where} is no S3 endpoint.",
+            field="storage.endpoint_url",
+            value=where,
+            allowed="a URL such as http://127.0.0.1:8333; absent means AWS",
+        ) from None
+
+
+def _session(settings: StorageSettings) -> boto3.Session:
+    if settings.credentials_file is None:
+        return boto3.Session()
+    # This file alone: neither AWS_ACCESS_KEY_ID nor a role in ~/.aws/config may take its place.
+    core = botocore.session.get_session()
+    core.set_config_variable("credentials_file", settings.credentials_file)
+    core.set_config_variable("config_file", os.devnull)
+    return boto3.Session(botocore_session=core, profile_name="default")
