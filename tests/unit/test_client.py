@@ -1,0 +1,284 @@
+"""The HTTP client against a small real server: what it promises when things go wrong.
+
+A real socket rather than a mocked transport, because broken streams are what it exists for.
+"""
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from serve import errors
+from serve.client import KelvinClient, PictureCorrupt, ServerUnreachable, UnexpectedAnswer
+from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent
+
+PICTURE = b"the bytes of a picture"
+JOB = "0123"
+
+
+@dataclass
+class FakeKelvin:
+    """Answers as told: path -> list of answers, the last of which repeats."""
+
+    url: str = ""
+    answers: dict[tuple[str, str], list[Callable[[Any], None]]] = field(default_factory=dict)
+    seen: list[tuple[str, str, bytes]] = field(default_factory=list)
+
+    def on(self, method: str, path: str, *answers: Callable[[Any], None]) -> None:
+        self.answers[method, path] = list(answers)
+
+    def take(self, method: str, path: str) -> Callable[[Any], None]:
+        nothing: list[Callable[[Any], None]] = [sends(404, {"detail": "Not Found"})]
+        queue = self.answers.get((method, path), nothing)
+        return queue.pop(0) if len(queue) > 1 else queue[0]
+
+
+def sends(status: int, body: Any, kind: str = "application/json") -> Callable[[Any], None]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.send_header("content-type", kind)
+        handler.send_header("content-length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return answer
+
+
+def streams(*events: JobEvent, breaks: bool = False) -> Callable[[Any], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        for event in events:
+            text = f": keep-alive\n\nevent: {event.event}\ndata: {event.model_dump_json()}\n\n"
+            chunk = text.encode()
+            handler.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        if not breaks:
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = True
+
+    return answer
+
+
+@pytest.fixture
+def kelvin() -> Iterator[FakeKelvin]:
+    fake = FakeKelvin()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            fake.seen.append((self.command, self.path, body))
+            fake.take(self.command, self.path)(self)
+
+        do_GET = do_POST = do_DELETE = _any
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def client(kelvin: FakeKelvin) -> Iterator[KelvinClient]:
+    with KelvinClient(kelvin.url, timeout_s=20, first_pause_s=0.001) as opened:
+        yield opened
+
+
+@pytest.fixture
+def unused_url() -> Iterator[str]:
+    # Bound and not listening: nobody answers, and nobody else can take the port meanwhile.
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}"
+
+
+def image(kelvin: FakeKelvin, **changes: Any) -> ImageRef:
+    known = {
+        "index": 0,
+        "s3_uri": "s3://kelvin/images/x.png",
+        "url": f"{kelvin.url}/picture?signature=secret",
+        "sha256": hashlib.sha256(PICTURE).hexdigest(),
+        "size_bytes": len(PICTURE),
+        "width": 64,
+        "height": 64,
+        "output_format": "png",
+        "seed": 1,
+    }
+    return ImageRef.model_validate(known | changes)
+
+
+def stored(kelvin: FakeKelvin) -> JobEvent:
+    result = GenerateResult(
+        id=JOB,
+        model="pico",
+        request=GenerateRequest(prompt="a circle", seed=1),
+        images=(image(kelvin),),
+        stages=(),
+        seconds=0.5,
+    )
+    return JobEvent(event="stored", id=JOB, result=result)
+
+
+def step(number: int) -> JobEvent:
+    return JobEvent(event="step", id=JOB, image=0, step=number, steps=3)
+
+
+def accept(kelvin: FakeKelvin) -> None:
+    record = {"id": JOB, "status": "pending", "request": {"prompt": "a circle"}}
+    kelvin.on("POST", "/v1/jobs", sends(202, record))
+
+
+def test_generate_posts_the_request_and_reports_every_event(
+    kelvin: FakeKelvin, client: KelvinClient
+) -> None:
+    accept(kelvin)
+    last = stored(kelvin)
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(step(1), step(2), step(3), last))
+    events: list[JobEvent] = []
+    result = client.generate(GenerateRequest(prompt="a circle", seed=1), events.append)
+    assert result == last.result
+    assert [event.step for event in events] == [1, 2, 3, None]
+    assert GenerateRequest.model_validate_json(kelvin.seen[0][2]) == result.request
+
+
+def test_a_broken_stream_is_opened_again(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    accept(kelvin)
+    kelvin.on(
+        "GET",
+        f"/v1/jobs/{JOB}/events",
+        streams(step(1), breaks=True),
+        streams(step(2)),
+        streams(step(3), stored(kelvin)),
+    )
+    assert client.generate(GenerateRequest(prompt="a circle")).id == JOB
+
+
+def test_a_stream_that_only_ever_ends_is_given_up(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams())
+    with pytest.raises(UnexpectedAnswer, match="keeps ending"):
+        list(client.follow(JOB))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidRequest("no", field="width", value=17, allowed="a multiple of 16"),
+        errors.NotSupportedYet("not yet", field="loras"),
+        errors.PayloadTooLarge("big"),
+        errors.Overloaded("full"),
+        errors.StorageUnavailable("s3 is away", value="kelvin"),
+        errors.StageUnavailable("died"),
+    ],
+)
+def test_a_typed_error_arrives_as_it_was_raised(
+    kelvin: FakeKelvin, client: KelvinClient, error: errors.KelvinError
+) -> None:
+    kelvin.on("POST", "/v1/jobs", sends(error.status, error.body()))
+    with pytest.raises(errors.KelvinError) as raised:
+        client.submit(GenerateRequest(prompt="a circle"))
+    assert type(raised.value) is type(error)
+    assert raised.value.body() == error.body()
+
+
+def test_a_failed_job_raises_its_error(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    accept(kelvin)
+    body = errors.StageFailed("the decoder broke", field="stage", value="decode").body()
+    failed = JobEvent(event="failed", id=JOB, error=body)
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(step(1), failed))
+    with pytest.raises(errors.StageFailed, match="the decoder broke"):
+        client.generate(GenerateRequest(prompt="a circle"))
+
+
+def test_a_cancelled_job_says_so(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    accept(kelvin)
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(JobEvent(event="cancelled", id=JOB)))
+    with pytest.raises(errors.JobCancelled):
+        client.generate(GenerateRequest(prompt="a circle"))
+
+
+def test_whoever_stops_waiting_cancels_the_job(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    accept(kelvin)
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(step(1), stored(kelvin)))
+
+    def impatient(_: JobEvent) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.generate(GenerateRequest(prompt="a circle"), impatient)
+    assert ("DELETE", f"/v1/jobs/{JOB}", b"") in kelvin.seen
+
+
+def test_a_picture_is_checked_against_its_sha256(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    path = "/picture?signature=secret"
+    kelvin.on("GET", path, sends(200, PICTURE, "image/png"), sends(200, b"x", "image/png"))
+    assert client.download(image(kelvin)) == PICTURE
+    with pytest.raises(PictureCorrupt):
+        client.download(image(kelvin))
+
+
+def test_an_expired_url_is_a_typed_error_without_its_signature(
+    kelvin: FakeKelvin, client: KelvinClient
+) -> None:
+    kelvin.on("GET", "/picture?signature=secret", sends(403, b"<Error/>", "application/xml"))
+    with pytest.raises(errors.StorageUnavailable, match="403") as raised:
+        client.download(image(kelvin))
+    assert "secret" not in json.dumps(raised.value.body())
+
+
+@pytest.mark.parametrize("answer", [sends(502, b"<html>", "text/html"), sends(404, {"detail": 1})])
+def test_something_else_on_the_port_is_said(
+    kelvin: FakeKelvin, client: KelvinClient, answer: Callable[[Any], None]
+) -> None:
+    kelvin.on("POST", "/v1/jobs", answer)
+    with pytest.raises(UnexpectedAnswer):
+        client.submit(GenerateRequest(prompt="a circle"))
+
+
+def test_an_answer_of_another_shape_is_said(kelvin: FakeKelvin, client: KelvinClient) -> None:
+    kelvin.on("GET", f"/v1/jobs/{JOB}", sends(200, {"id": JOB, "status": "levitating"}))
+    with pytest.raises(UnexpectedAnswer, match="version"):
+        client.job(JOB)
+
+
+def test_no_server_teaches_kelvin_up(unused_url: str) -> None:
+    with KelvinClient(unused_url) as client, pytest.raises(ServerUnreachable) as raised:
+        client.submit(GenerateRequest(prompt="a circle"))
+    assert raised.value.field == "url"
+    assert "kelvin up" in str(raised.value.allowed)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "/v1"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as raised:
+        KelvinClient(url)
+    assert raised.value.field == "url"
+
+
+def test_a_proxy_in_the_environment_does_not_stand_before_loopback(
+    kelvin: FakeKelvin, monkeypatch: pytest.MonkeyPatch, unused_url: str
+) -> None:
+    accept(kelvin)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, unused_url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with KelvinClient(kelvin.url) as client:
+        assert client.submit(GenerateRequest(prompt="a circle")).id == JOB
