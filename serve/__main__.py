@@ -1,0 +1,252 @@
+"""The `kelvin` command: what the options mean. What they do is in `serve.commands`.
+
+Numbers arrive as they were typed and are judged by the contract, so that the command line, HTTP
+and the Python handle say the same about the same mistake.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.commands.output import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    console,
+    exit_code,
+    write_error,
+)
+from serve.errors import InvalidRequest, KelvinError
+
+_EXAMPLES = """
+[bold]Examples[/]
+
+kelvin demo [dim]# everything on this machine, one picture, then stop[/]
+
+kelvin doctor [dim]# what this machine can do, and what is missing[/]
+
+kelvin up [dim]# serve the built-in model; Ctrl-C stops it[/]
+
+kelvin generate "a large red circle left of a small blue square" -o out.png
+
+kelvin generate --from out.png --seed 8 -o again.png
+
+kelvin up --model /models/stable-diffusion-3.5-large --config cluster.yaml
+"""
+
+app = typer.Typer(
+    name="kelvin",
+    help="Stable Diffusion 3.5 in FP8 on Ray Serve: a prompt in, a picture in S3 out.",
+    epilog=_EXAMPLES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _integer(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _field(*names: str, parser: Callable[[str], Any] | None = None, **about: Any) -> Any:
+    """Return an option that fills one field of the contract."""
+    kind = "INTEGER" if parser is _integer else "NUMBER" if parser is _number else "TEXT"
+    return typer.Option(*names, parser=parser, metavar=kind, rich_help_panel="Picture", **about)
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object as stdout's last line; the rest on stderr.")
+]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SETTING=VALUE", help="As storage.bucket=pictures; repeatable."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="builtin, pico, or a folder in Diffusers layout.", metavar="MODEL"),
+]
+
+
+@app.command()
+def up(
+    config: Config = None,
+    model: Model = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[
+        Any, typer.Option(parser=_integer, metavar="INTEGER", help="Port; 0 takes a free one.")
+    ] = None,
+    assignments: Assignments = None,
+    as_json: Json = False,
+) -> int:
+    """Serve a model on this machine until Ctrl-C.
+
+    Starts Ray, the three stages and, where no S3 endpoint is set, an S3 server of its own.
+    """
+    from serve.commands.overrides import settings_from_options
+    from serve.commands.up import up as run
+
+    settings = settings_from_options(config, assignments or (), model=model, host=host, port=port)
+    return run(settings, as_json=as_json)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; its suffix chooses the format."),
+    ] = None,
+    url: Annotated[
+        str, typer.Option(envvar="KELVIN_URL", help="The server.")
+    ] = "http://127.0.0.1:8000",
+    remake: Annotated[
+        Path | None,
+        typer.Option("--from", help="Make this picture again; other options change it."),
+    ] = None,
+    prompt_2: Annotated[Any, _field("--prompt-2", help="For CLIP-G alone.")] = None,
+    prompt_3: Annotated[Any, _field("--prompt-3", help="For T5 alone.")] = None,
+    negative_prompt: Annotated[
+        Any, _field("--negative-prompt", help="What to keep out of the picture.")
+    ] = None,
+    negative_prompt_2: Annotated[Any, _field("--negative-prompt-2", hidden=True)] = None,
+    negative_prompt_3: Annotated[Any, _field("--negative-prompt-3", hidden=True)] = None,
+    width: Annotated[Any, _field(parser=_integer, help="Pixels, a multiple of 16.")] = None,
+    height: Annotated[Any, _field(parser=_integer, help="Pixels, a multiple of 16.")] = None,
+    num_inference_steps: Annotated[
+        Any, _field("--num-inference-steps", "--steps", parser=_integer, help="1 to 200.")
+    ] = None,
+    guidance_scale: Annotated[
+        Any, _field("--guidance-scale", parser=_number, help="0 to 100; 1 is without guidance.")
+    ] = None,
+    sampler: Annotated[Any, _field(help="euler, dpmpp_2m or dpmpp_2m_sde.")] = None,
+    scheduler: Annotated[Any, _field(help="normal, simple, sgm_uniform or beta.")] = None,
+    shift: Annotated[Any, _field(parser=_number, help="Timestep shift.")] = None,
+    max_sequence_length: Annotated[
+        Any, _field("--max-sequence-length", parser=_integer, help="T5 tokens.")
+    ] = None,
+    seed: Annotated[Any, _field(parser=_integer, help="Drawn anew if absent.")] = None,
+    num_images: Annotated[
+        Any, _field("--num-images", parser=_integer, help="1 to 16: out-0.png, out-1.png, ...")
+    ] = None,
+    output_format: Annotated[
+        Any, _field("--format", "--output-format", help="png, jpeg or webp.")
+    ] = None,
+    quality: Annotated[Any, _field(parser=_integer, help="Of jpeg and webp, 1 to 100.")] = None,
+    model: Annotated[Any, _field(help="A model the server has.")] = None,
+    embed_prompt: Annotated[
+        bool | None,
+        typer.Option(
+            "--embed-prompt/--no-embed-prompt",
+            help="Write the prompts into the file's metadata.",
+            rich_help_panel="Picture",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Send one prompt to a running Kelvin and save its pictures.
+
+    What an option leaves out is the model's own default.
+    """
+    from serve.commands.generate import generate as run
+
+    options = dict(locals())
+    for name in ("output", "url", "remake", "as_json", "run", "prompt"):
+        options.pop(name)
+    given = {name: value for name, value in options.items() if value is not None}
+    if prompt:
+        given["prompt"] = " ".join(prompt)
+    return run(url=url, given=given, output=output, remake=remake, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    config: Config = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    as_json: Json = False,
+) -> int:
+    """Check this machine, the model and the object store; say how to repair what fails."""
+    from serve.commands.doctor import doctor as run
+    from serve.commands.overrides import settings_from_options
+
+    return run(settings_from_options(config, assignments or (), model=model), as_json=as_json)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[
+        str, typer.Option(help="A scene the built-in model knows.")
+    ] = "a large red circle left of a small blue square",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "out/demo.png"
+    ),
+    as_json: Json = False,
+) -> int:
+    """Start everything on this machine with the built-in model, make one picture, stop."""
+    from serve.commands.demo import demo as run
+
+    return run(prompt, output, as_json=as_json)
+
+
+# typer carries its own copy of click in newer versions, so click itself may not be asked.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+    Args:
+        arguments: What follows `kelvin` on the command line; the process's own if None.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        return int(app(given, prog_name="kelvin", standalone_mode=False) or EXIT_OK)
+    except _UsageError as usage:
+        error: KelvinError = _usage(usage)
+    except KelvinError as told:
+        error = told
+    except (KeyboardInterrupt, typer.Abort):
+        console().print("Interrupted.")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILED
+    except Exception as unforeseen:  # the last line of defence: a person never sees a traceback
+        if os.environ.get("KELVIN_TRACEBACK"):
+            raise
+        error = KelvinError(
+            f"Unforeseen {type(unforeseen).__name__}: {unforeseen}",
+            allowed="a report of this as a bug; KELVIN_TRACEBACK=1 shows where it arose",
+        )
+    write_error(error, as_json=as_json)
+    return exit_code(error)
+
+
+def _usage(usage: Any) -> InvalidRequest:
+    parameter = getattr(usage, "param", None)
+    field = parameter.name if parameter is not None else getattr(usage, "option_name", None)
+    return InvalidRequest(
+        usage.format_message(), field=field, allowed="what `kelvin COMMAND --help` lists"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

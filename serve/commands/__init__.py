@@ -1,0 +1,1 @@
+"""The `kelvin` command, one module a subcommand. Heavy imports happen inside the functions."""

@@ -1,0 +1,112 @@
+"""`kelvin demo`: everything on this machine, one picture, looked at by the checker, and stop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve.commands.generate import progress_bar, request_from, save
+from serve.commands.output import EXIT_OK, console, stdout_is_for_json, write_json
+from serve.commands.stopping import stoppable
+from serve.config import load_settings
+from serve.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from deployments.builtin.claims import Claims
+
+
+def demo(prompt: str, output: Path, *, as_json: bool) -> int:
+    """Make one picture with the built-in model and say whether it shows what was asked.
+
+    Returns:
+        0 when the picture was made and stored, whatever it shows: the adherence says that.
+
+    Raises:
+        InvalidRequest: The prompt is outside of what the built-in model knows.
+        ConfigurationError: The built-in weights are missing.
+    """
+    started = time.monotonic()
+    out = console()
+    with stdout_is_for_json() as stdout, stoppable():
+        claims = claims_of(prompt)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequest(
+                f"The output folder cannot be made: {error.strerror}.",
+                field="output",
+                value=str(output),
+                allowed="a file name in a folder that can be written",
+            ) from None
+        request = request_from({"prompt": prompt}, output=output)
+        from serve.client import KelvinClient
+        from serve.local import LocalKelvin
+
+        out.print("Starting Ray, three stages and an S3 server on this machine ...")
+        # Its own port and its own data, so that a demo never meets a Kelvin that is running.
+        settings = load_settings(
+            overrides={
+                "model": {"path": "builtin"},
+                "http": {"host": "127.0.0.1", "port": 0},
+                "embedded_store": {"enabled": True, "data_dir": str(output.parent / "demo-data")},
+            }
+        )
+        with LocalKelvin(settings) as kelvin, KelvinClient(kelvin.url) as client:
+            out.print(f'Drawing "{prompt}" ...')
+            with progress_bar() as show:
+                result = client.generate(request, show)
+            (file,) = save(result, output, client.download)
+        (image,) = result.images
+        summary: dict[str, Any] = {
+            "s3_uri": image.s3_uri,
+            "url": image.url,
+            "file": str(file.absolute()),
+            "prompt": prompt,
+            "adherence": (adherence := look_at(file, claims)),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        wrong = [name for name, right in adherence.items() if not right]
+        out.print(
+            f"[yellow]The checker misses: {', '.join(wrong)}[/]"
+            if wrong
+            else "The checker sees everything that the prompt states."
+        )
+        out.print(f"[green]Saved[/] {file}; stored at {image.s3_uri}", soft_wrap=True)
+        if as_json:
+            write_json(summary, stdout)
+        else:
+            print(file, file=stdout, flush=True)
+    return EXIT_OK
+
+
+def claims_of(prompt: str) -> Claims:
+    """Return what a prompt states, in terms the checker can look for.
+
+    Raises:
+        InvalidRequest: The prompt is outside of what the built-in model knows.
+    """
+    from deployments.builtin.read import PromptError, read_claims
+
+    try:
+        return read_claims(prompt)
+    except PromptError as error:
+        raise InvalidRequest(
+            f"The demo's checker {error}.",
+            field="prompt",
+            value=prompt,
+            allowed='shapes, colours, sizes and places, e.g. "a large red circle left of a small '
+            'blue square"; `kelvin up` takes any prompt',
+        ) from None
+
+
+def look_at(file: Path, claims: Claims) -> dict[str, bool]:
+    """Return for each stated attribute whether the picture shows it, and `all_right`."""
+    import numpy as np
+    from PIL import Image
+
+    from deployments.builtin.checker import check
+
+    with Image.open(file) as picture:
+        verdict = check(np.asarray(picture.convert("RGB")), claims)
+    return {**verdict.attributes, "all_right": verdict.all_right}

@@ -1,0 +1,75 @@
+"""`kelvin doctor`: what this machine, the model and the store can do, and what to repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from serve.commands.finding import Finding, table_of
+from serve.commands.hardware import (
+    check_disk,
+    check_driver,
+    check_gpus,
+    check_precision,
+    check_python,
+    check_torch,
+    find_gpus,
+    find_torch,
+)
+from serve.commands.model_files import check_model
+from serve.commands.output import (
+    EXIT_FAILED,
+    EXIT_OK,
+    console,
+    stdout_is_for_json,
+    write_json,
+)
+from serve.commands.store_check import check_store
+from serve.config import Settings
+
+
+def doctor(settings: Settings, *, as_json: bool) -> int:
+    """Run every check; return 1 if any failed."""
+    with stdout_is_for_json() as stdout:
+        with console().status("Looking at this machine ..."):
+            findings = tuple(examine(settings))
+        healthy = all(finding.verdict != "failed" for finding in findings)
+        if as_json:
+            write_json({"ok": healthy, "checks": [finding.body() for finding in findings]}, stdout)
+        else:
+            console().print(table_of(findings))
+            console().print(
+                "[green]Kelvin can run here.[/]" if healthy else "[bold red]Not ready yet.[/]"
+            )
+    return EXIT_OK if healthy else EXIT_FAILED
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Yield the finding of every check, cheapest first."""
+    build, gpus = find_torch(), find_gpus()
+    yield check_python()
+    yield check_torch(build, gpus)
+    yield check_gpus(gpus)
+    yield check_driver(build, gpus)
+    yield from _guarded(
+        "precision", lambda: [check_precision(settings.denoiser[0].precision, build, gpus)]
+    )
+    yield from _guarded("ray", lambda: [_check_ray()])
+    yield check_disk(Path(settings.embedded_store.data_dir))
+    yield from _guarded("model", lambda: check_model(settings.model))
+    yield from _guarded("store", lambda: check_store(settings))
+
+
+def _check_ray() -> Finding:
+    import ray
+    from ray import serve
+
+    return Finding("ray", "ok", f"{ray.__version__} with {serve.__name__}")
+
+
+def _guarded(name: str, check: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:
+    """Run a check that imports what may be broken; a diagnosis must outlive what it finds."""
+    try:
+        return check()
+    except ImportError as error:
+        return [Finding(name, "failed", f"cannot be imported: {error}", "run `make install`")]

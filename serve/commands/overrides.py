@@ -1,0 +1,81 @@
+"""Settings from the command line: `--set storage.bucket=pictures` and the shorthand options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve.config import Settings, load_settings
+from serve.errors import ConfigurationError
+
+_ALLOWED = "section.name=value, e.g. storage.bucket=pictures; README.md lists every setting"
+_STAGES = ("text_encoder", "denoiser", "vae_decoder")
+
+
+def settings_from_options(
+    config: Path | None,
+    assignments: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+) -> Settings:
+    """Return the settings of a file, the environment and the command line; the latter wins.
+
+    Args:
+        config: YAML file, or None.
+        assignments: Each `a.b=value`; the value is read as YAML, so `2` is a number.
+            `denoiser.num_replicas=2` reaches into the stage's only pool.
+        model: Shorthand for `model.path`.
+        host: Shorthand for `http.host`.
+        port: Shorthand for `http.port`.
+
+    Raises:
+        ConfigurationError: Naming the setting.
+    """
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        _assign(tree, assignment)
+    for section, name, value in (
+        ("model", "path", model),
+        ("http", "host", host),
+        ("http", "port", port),
+    ):
+        if value is not None:
+            tree.setdefault(section, {})[name] = value
+    if any(isinstance(tree.get(stage), dict) for stage in _STAGES):
+        # A pool is an element of a list, and lists are replaced rather than merged: begin with
+        # what the other sources say about it.
+        beneath = load_settings(config)
+        for stage in _STAGES:
+            if isinstance(changed := tree.get(stage), dict):
+                (pool,) = getattr(beneath, stage)
+                tree[stage] = [{**pool.model_dump(), **changed}]
+    return load_settings(config, tree)
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    parts = path.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigurationError(
+            "--set takes a setting and its value.", field="set", value=assignment, allowed=_ALLOWED
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigurationError(
+                f"Setting {path!r} lies beneath a setting that is a value.",
+                field="set",
+                value=assignment,
+                allowed=_ALLOWED,
+            )
+    node[parts[-1]] = value

@@ -1,0 +1,137 @@
+"""What `kelvin doctor` says about hardware, drivers and model files that this machine lacks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from serve.__main__ import main
+from serve.commands import doctor as doctor_module
+from serve.commands.finding import Finding, table_of
+from serve.commands.hardware import (
+    Gpu,
+    Gpus,
+    TorchBuild,
+    check_disk,
+    check_driver,
+    check_gpus,
+    check_torch,
+    find_torch,
+)
+from serve.commands.model_files import check_model, weights_of
+from serve.commands.output import console
+from serve.config import ModelSettings
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "verdict"),
+    [
+        ("13.0", "580.65.06", "ok"),
+        ("13.0", "575.57.08", "failed"),
+        ("13.2", "590.44", "ok"),
+        ("12.8", "525.60.13", "ok"),
+        ("12.8", "470.82.01", "failed"),
+        ("11.8", "450.80.02", "ok"),
+        ("14.0", "600.10", "warning"),
+        (None, "470.82.01", "ok"),
+    ],
+)
+def test_the_driver_must_be_new_enough_for_the_build(
+    cuda: str | None, driver: str, verdict: str
+) -> None:
+    finding = check_driver(TorchBuild("2.13.0", cuda), Gpus(driver, (H100,)))
+    assert finding.verdict == verdict
+    assert bool(finding.remedy) == (verdict != "ok")
+
+
+def test_no_gpu_is_not_a_failure() -> None:
+    none = Gpus(None, (), "library not found")
+    build = TorchBuild("2.13.0+cpu", None)
+    verdicts = [f.verdict for f in (check_gpus(none), check_driver(build, none))]
+    assert verdicts == ["ok", "ok"]
+    assert "library not found" in check_gpus(none).detail
+
+
+def test_a_gpu_that_torch_cannot_use_is_warned_of() -> None:
+    finding = check_torch(TorchBuild("2.13.0+cpu", None), Gpus("580.1", (H100,)))
+    assert finding.verdict == "warning"
+    assert finding.remedy
+
+
+def test_cards_are_named_with_memory_and_capability() -> None:
+    assert check_gpus(Gpus("580.1", (H100,))).detail == "NVIDIA H100 80GB HBM3 80 GiB sm_90"
+
+
+def test_the_torch_build_is_found_without_importing_torch() -> None:
+    from importlib.metadata import version
+
+    build = find_torch()
+    assert build is not None
+    assert build.version.split("+")[0] == version("torch").split("+")[0]
+
+
+def test_disk_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
+    assert str(tmp_path) in check_disk(tmp_path / "not" / "made" / "yet").detail
+
+
+def test_weights_are_counted_by_stored_type(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    save_file({"a": np.zeros((4, 4), np.float16)}, tmp_path / "transformer" / "a.safetensors")
+    save_file({"b": np.zeros((8,), np.float32)}, tmp_path / "b.safetensors")
+    weights = weights_of(tmp_path)
+    assert weights.files == 2
+    assert weights.bytes_by_type == {"F16": 32, "F32": 32}
+    assert "not stored in FP8" in weights.words()
+
+
+def test_a_weight_file_cut_short_is_named(tmp_path: Path) -> None:
+    whole = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros((64, 64), np.float32)}, whole)
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cut short"):
+        weights_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64])
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        weights_of(tmp_path)
+
+
+def test_a_shard_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="00001-of-00002"):
+        weights_of(tmp_path)
+
+
+def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
+    (finding,) = check_model(ModelSettings(path=str(tmp_path / "nothing")))
+    assert finding.verdict == "failed"
+    assert finding.remedy
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("warning", 0), ("failed", 1)])
+def test_the_exit_code_and_the_json_say_whether_a_check_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verdict: str, code: int
+) -> None:
+    finding = Finding("sun", verdict, "[not markup]", "wait")  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor_module, "examine", lambda _: iter([finding]))
+    assert main(["doctor", "--json"]) == code
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "ok": code == 0,
+        "checks": [{"name": "sun", "verdict": verdict, "detail": "[not markup]", "remedy": "wait"}],
+    }
+
+
+def test_the_table_shows_each_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(table_of([Finding("store", "failed", "away [x]", "start it")]))
+    shown = capsys.readouterr().err
+    assert "away [x]" in shown
+    assert "start it" in shown
