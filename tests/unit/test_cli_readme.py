@@ -1,0 +1,52 @@
+"""The README says what the code says: settings, errors, commands."""
+
+from pathlib import Path
+
+import yaml
+
+from serve import errors
+from serve.__main__ import app
+from serve.commands.settings_table import settings_table
+from serve.config import Settings
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_is_the_generated_one() -> None:
+    assert settings_table() in README, "paste: python -m serve.commands.settings_table"
+
+
+def test_every_setting_is_in_the_generated_table() -> None:
+    table = settings_table()
+    sections = {
+        name: getattr(Settings(), name)
+        for name in Settings.model_fields
+        if name not in ("text_encoder", "vae_decoder")
+    }
+    sections["denoiser"] = Settings().denoiser[0]
+    for section, value in sections.items():
+        for name in type(value).model_fields:
+            assert f"`{section}.{name}`" in table
+
+
+def test_every_error_a_caller_may_see_is_listed() -> None:
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.KelvinError):
+            if kind is errors.KelvinError:
+                continue
+            assert f"| {kind.status} | `{kind.code}` | `{kind.__name__}` |" in README
+
+
+def test_every_command_is_shown() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"kelvin {command.callback.__name__}" in README or (
+            f"make {command.callback.__name__}" in README
+        )
+
+
+def test_the_cluster_example_is_valid() -> None:
+    block = README.split("```yaml")[1].split("```")[0]
+    (application,) = yaml.safe_load(block)["applications"]
+    settings = Settings.model_validate(application["args"])
+    assert settings.denoiser[0].accelerator_type == "H100"
