@@ -1,0 +1,102 @@
+"""Latents to pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deployments.sd3.checkpoint import load_component, resident_bytes
+from deployments.sd3.precision import PrecisionChoice, as_choice
+from deployments.sd3.stored_tensors import read_json
+from serve.errors import StageFailed
+
+
+class VaeDecoder:
+    """Wraps the decoder half of diffusers' `AutoencoderKL`.
+
+    Args:
+        model: Loaded, in eval mode; its encoder is dropped.
+        device: Where it is.
+        precision: What it was loaded in.
+    """
+
+    def __init__(
+        self, model: AutoencoderKL, device: torch.device, precision: PrecisionChoice
+    ) -> None:
+        # Only decoding happens here; a third of the memory is the encoder's.
+        model.encoder = None
+        model.quant_conv = None
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.channels = int(model.config.latent_channels)
+        self.scaling_factor = float(model.config.scaling_factor)
+        self.shift_factor = float(model.config.shift_factor or 0.0)
+
+    @classmethod
+    def load(
+        cls, model_dir: str | Path, device: torch.device | str, precision: PrecisionChoice | str
+    ) -> VaeDecoder:
+        """Load `MODEL/vae`. A VAE is convolutions and has no FP8 weights.
+
+        Args:
+            model_dir: In Diffusers layout.
+            device: Where to put it.
+            precision: A choice, or what `choose_precision` takes.
+
+        Raises:
+            ConfigurationError: The files do not fit the configuration, or the precision the device.
+        """
+        folder = Path(model_dir) / "vae"
+        config = read_json(folder / "config.json")
+        device = torch.device(device)
+        precision = as_choice(precision, device)
+        precision = precision.without_fp8("a VAE has no FP8 weights; " + precision.reason)
+
+        def build() -> AutoencoderKL:
+            with torch.device("meta"):
+                return AutoencoderKL.from_config(config)
+
+        return cls(load_component(folder, build, device, precision), device, precision)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        return resident_bytes(self.model)
+
+    @torch.inference_mode()
+    def decode(self, latents: NDArray[np.float32] | Tensor) -> NDArray[np.uint8]:
+        """Decode one picture.
+
+        Args:
+            latents: float32 [C, h, w], as the denoiser leaves them.
+
+        Returns:
+            uint8 [8 h, 8 w, 3], RGB.
+
+        Raises:
+            StageFailed: The latents are not finite or have the wrong shape.
+        """
+        # Copied: arrays that came through an object store are read-only, which torch warns about.
+        tensor = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents))
+        if tensor.dim() != 3 or tensor.shape[0] != self.channels:
+            raise StageFailed(
+                "The latents have the wrong shape.",
+                field="latents",
+                value=str(list(tensor.shape)),
+                allowed=f"[{self.channels}, height / 8, width / 8]",
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise StageFailed("The latents hold NaN or infinite values.", field="latents")
+        scaled = tensor.float()[None] / self.scaling_factor + self.shift_factor
+        scaled = scaled.to(self.device, self.precision.compute_dtype)
+        image = self.model.decode(scaled, return_dict=False)[0][0].float()
+        if not bool(torch.isfinite(image).all()):
+            raise StageFailed("The VAE produced NaN or infinite pixels.", field="latents")
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
