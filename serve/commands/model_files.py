@@ -20,7 +20,7 @@ _LONGEST_HEADER = 100 << 20  # the safetensors format's own limit
 def check_model(settings: ModelSettings) -> list[Finding]:
     """Report whether the model can be read, and under what licence its weights come."""
     from serve.model_dir import model_name, resolve_model_dir
-    from serve.models import STABILITY_LICENCE, UNKNOWN_LICENCE, ModelSpec
+    from serve.models import ModelSpec
 
     try:
         folder = resolve_model_dir(settings)
@@ -45,9 +45,7 @@ def check_model(settings: ModelSettings) -> list[Finding]:
         ]
     return [
         Finding("model", "ok", f"{spec.name} at {folder}: {stored.words()}"),
-        Finding("licence", "warning", spec.licence, f"for SD3.5's own weights: {STABILITY_LICENCE}")
-        if spec.licence == UNKNOWN_LICENCE
-        else Finding("licence", "ok", spec.licence),
+        _licence(settings, spec.licence),
     ]
 
 
@@ -107,3 +105,13 @@ def _header(file: Path, size: int) -> dict[str, Any]:
     if size < 8 + length + end:
         raise ValueError(f"{file} is cut short: {size} of {8 + length + end} bytes")
     return header
+
+
+def _licence(settings: ModelSettings, stated: str) -> Finding:
+    from serve.models import STABILITY_LICENCE, UNKNOWN_LICENCE
+
+    if stated != UNKNOWN_LICENCE:
+        return Finding("licence", "ok", stated)
+    if settings.path in ("builtin", "pico"):
+        return Finding("licence", "ok", "Apache-2.0, part of Kelvin")
+    return Finding("licence", "warning", stated, f"for SD3.5's own weights: {STABILITY_LICENCE}")

@@ -116,6 +116,12 @@ def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
     assert finding.remedy
 
 
+def test_the_models_that_come_with_kelvin_are_under_its_licence() -> None:
+    model, licence = check_model(ModelSettings(path="pico"))
+    assert model.verdict == "ok"
+    assert "Apache-2.0" in licence.detail
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("warning", 0), ("failed", 1)])
 def test_the_exit_code_and_the_json_say_whether_a_check_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verdict: str, code: int
