@@ -1,0 +1,407 @@
+"""Training of the transformer with its three text encoders, by rectified flow.
+
+Everything random about step ``s`` follows from ``(seed, s)``: frame size, rows, noise, times,
+dropped captions; so a run bounded by steps can be repeated, up to the rounding that a GPU's
+changing summation orders bring.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from deployments.builtin.architecture import LATENT_CHANNELS, LATENT_SCALE, Parts
+from deployments.builtin.checkpoint import load_resume, save_average, save_resume
+from deployments.builtin.conditioning import PromptEncoder
+from deployments.builtin.example_stream import ExampleStream, StreamSettings
+from deployments.builtin.frame_pool import FramePool, PoolFiller
+from deployments.builtin.optimizer import Optimizer, WeightAverage
+from deployments.builtin.train_vae import encode_means
+from deployments.builtin.training_log import Budget, StopRequest, TrainingLog
+from deployments.builtin.velocity_step import StepInput, StepRunner
+
+_MAX_RESTORES = 8
+_RESTORE_DAMPING = 0.7
+_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTraining:
+    """How the transformer and the text encoders are trained.
+
+    Attributes:
+        steps: bound in steps, or None for a bound in seconds.
+        seconds: bound in seconds.
+        batch: rows in a step.
+        muon_lr: peak learning rate of block and text matrices.
+        adam_lr: peak learning rate of everything else.
+        weight_decay: of the matrices, decoupled.
+        warmup_steps: until the peak.
+        hold: share of the budget at the peak; a cosine to zero follows.
+        ema_decay: of the weight average that is exported.
+        caption_dropout: share of rows whose prompts become empty, for guidance.
+        time_mean: of the logit-normal distribution of times.
+        time_std: of the same.
+        reuse: how often a drawn row is used on average.
+        pool_chunks: chunks kept of the most frequent size; the others keep a quarter.
+        workers: processes that make scenes.
+        compile_blocks: compile each transformer block.
+        graphs: capture forward and backward as CUDA graphs.
+        checkpoint_seconds: between checkpoints.
+        evaluate_seconds: between evaluations.
+        time_parts: log how long the parts of a step take, before the first; moments of the
+            optimizers then begin a little warm.
+    """
+
+    steps: int | None
+    seconds: float
+    batch: int = 512
+    muon_lr: float = 2.5e-3
+    adam_lr: float = 1.5e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 150
+    hold: float = 0.4
+    ema_decay: float = 0.999
+    caption_dropout: float = 0.1
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    reuse: int = 5
+    pool_chunks: int = 16
+    workers: int = 6
+    compile_blocks: bool = True
+    graphs: bool = True
+    checkpoint_seconds: float = 120.0
+    evaluate_seconds: float = 150.0
+    time_parts: bool = False
+
+
+def learning_rate_factor(step: int, progress: float, training: FlowTraining) -> float:
+    """Share of the peak learning rate: warm-up, constant, cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
+    if progress <= training.hold:
+        return warm
+    fall = (progress - training.hold) / (1 - training.hold)
+    return warm * (0.5 + 0.5 * math.cos(math.pi * fall))
+
+
+class Snapshot:
+    """Copies of live tensors, to go back to when a loss stops being finite."""
+
+    def __init__(self, live: list[torch.Tensor]) -> None:
+        self._live = live
+        self._copies = [tensor.detach().clone() for tensor in live]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Remember the tensors as they are."""
+        torch._foreach_copy_(self._copies, self._live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the remembered values back."""
+        torch._foreach_copy_(self._live, self._copies)
+
+
+class FlowTrainer:
+    """Trains ``parts`` in place, and their average in ``averaged``.
+
+    Args:
+        parts: what is trained, on its device.
+        averaged: modules of the same shape, which receive the averaged weights when looked at.
+        vae: trained, with its factors in its config.
+        encoder: the tokenizers.
+        training: how.
+        stream: of which examples.
+        log: where progress goes.
+        stop: ends the loop early.
+        out: directory of checkpoints.
+        look: called with the step, ``averaged`` holding current averages, now and then.
+        export: called likewise at each checkpoint.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        averaged: Parts,
+        vae: AutoencoderKL,
+        encoder: PromptEncoder,
+        training: FlowTraining,
+        stream: StreamSettings,
+        log: TrainingLog,
+        stop: StopRequest,
+        out: Path,
+        look: Callable[[int], None],
+        export: Callable[[], None],
+    ) -> None:
+        self.parts, self.averaged, self.vae = parts, averaged, vae
+        self.training, self.stream_settings = training, stream
+        self.log, self.stop, self.out, self.look, self.export = log, stop, out, look, export
+        self.device = parts.device
+        parts.train()
+        if training.compile_blocks:
+            for block in parts.transformer.transformer_blocks:
+                block.compile(dynamic=False)
+        self.optimizer = Optimizer(parts, training.muon_lr, training.adam_lr, training.weight_decay)
+        self.average = WeightAverage(self.optimizer.parameters, training.ema_decay)
+        self.runner = StepRunner(parts, self.optimizer.gradients, training.graphs)
+        empty = encoder.tokens([""])
+        self.empty_clip, self.empty_t5 = empty.clip.to(self.device), empty.t5.to(self.device)
+        self.generator = torch.Generator(self.device)
+        self.step, self.chunks, self.spent_seconds = 0, 0, 0.0
+        self.pools = self._make_pools()
+
+    def _make_pools(self) -> dict[tuple[int, int], FramePool]:
+        stream = self.stream_settings
+        heaviest = max(weight for _, weight in stream.sizes)
+        pools = {}
+        for (height, width), weight in stream.sizes:
+            share = 1 if weight == heaviest else 4
+            chunks = max(1, self.training.pool_chunks // share)
+            row = (LATENT_CHANNELS, height // LATENT_SCALE, width // LATENT_SCALE)
+            pools[(height, width)] = FramePool(
+                chunks * stream.chunk,
+                row,
+                torch.float16,
+                stream.clip_length,
+                stream.t5_length,
+                self.device,
+            )
+        return pools
+
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        config = self.vae.config
+        return (encode_means(self.vae, frames) - config.shift_factor) * config.scaling_factor
+
+    def resume(self, path: Path) -> None:
+        """Continue from a resume file.
+
+        Raises:
+            KeyError: it is of a model of another shape.
+        """
+        progress = load_resume(path, self.parts, self.average, self.optimizer)
+        self.step, self.chunks = int(progress["step"]), int(progress["chunks"])
+        self.spent_seconds = float(progress["seconds"])
+        self.log.write("resumed", step=self.step, seconds=self.spent_seconds)
+
+    def start_from(self, weights: dict[str, torch.Tensor]) -> None:
+        """Begin a fresh schedule from given weights by parameter name.
+
+        Raises:
+            KeyError: a weight is missing.
+        """
+        with torch.no_grad():
+            for name, parameter in self.parts.named_parameters():
+                parameter.copy_(weights[name])
+            torch._foreach_copy_(self.average.average, self.optimizer.parameters)
+
+    def train(self) -> dict[str, Any]:
+        """Run until the budget is spent or a stop is asked for; returns what was done."""
+        settings = replace(self.stream_settings, start=self.chunks)
+        stream = ExampleStream(settings, self.training.workers)
+        try:
+            filler = PoolFiller(self.pools, self.device, self._encode)
+            first = time.monotonic()
+            while any(pool.filled == 0 for pool in self.pools.values()):
+                self._put(stream, filler)
+            self._put(stream, filler)
+            self.log.write("pools_filled", seconds=time.monotonic() - first)
+            self._warm_up()
+            if self.training.time_parts and self.device.type == "cuda":
+                self._time_parts(stream, filler)
+            return self._loop(stream, filler)
+        finally:
+            stream.close()
+
+    def _put(self, stream: ExampleStream, filler: PoolFiller) -> float:
+        before = time.monotonic()
+        chunk = stream.take()
+        waited = time.monotonic() - before
+        filler.put(chunk)
+        self.chunks += 1
+        return waited
+
+    def _warm_up(self) -> None:
+        """Compile and capture every frame size before the budget's clock starts."""
+        for size in self.pools:
+            began = time.monotonic()
+            rows = self._rows(size, 0)
+            loss = self._first_run(rows)
+            value = float(loss.item())
+            seconds = time.monotonic() - began
+            self.log.write("warmed_up", size=list(size), loss=value, seconds=seconds)
+
+    def _first_run(self, rows: StepInput) -> torch.Tensor:
+        """Run a step; where graphs or the compiler fail, go on without them.
+
+        Both are matters of speed, and a run that is slower beats one that is lost.
+        """
+        try:
+            return self.runner(rows)
+        except RuntimeError as error:
+            if self.device.type != "cuda":
+                raise
+            self.log.write("graphs_off", error=repr(error)[:1500])
+        torch.cuda.synchronize()
+        self.runner = StepRunner(self.parts, self.optimizer.gradients, use_graphs=False)
+        try:
+            return self.runner(rows)
+        except RuntimeError as error:
+            self.log.write("compiler_off", error=repr(error)[:1500])
+        torch._dynamo.config.suppress_errors = True
+        return self.runner(rows)
+
+    def _time_parts(self, stream: ExampleStream, filler: PoolFiller) -> None:
+        """Log how long each part of a step takes when it runs alone."""
+        size = next(iter(self.pools))
+        rows = self._rows(size, 0)
+        actions: dict[str, Callable[[], object]] = {
+            "rows": lambda: self._rows(size, 0),
+            "forward_backward": lambda: self.runner(rows),
+            "optimizer": lambda: self.optimizer.step(0.0),
+            "average": lambda: self.average.update(0),
+            "chunk": lambda: self._put(stream, filler),
+        }
+        measured: dict[str, float] = {}
+        for name, action in actions.items():
+            for repeat in range(6):
+                if repeat == 1:
+                    torch.cuda.synchronize()
+                    began = time.monotonic()
+                action()
+            torch.cuda.synchronize()
+            measured[f"{name}_ms"] = 1000 * (time.monotonic() - began) / 5
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        reserved = torch.cuda.memory_reserved() / 2**30
+        self.log.write("parts", **measured, peak_gib=peak, reserved_gib=reserved)
+
+    def _rows(self, size: tuple[int, int], step: int) -> StepInput:
+        """The rows of one step, from a generator seeded with it."""
+        training = self.training
+        generator = self.generator.manual_seed(self.stream_settings.seed * 1_000_003 + step)
+        latents, clip_ids, t5_ids = self.pools[size].sample(training.batch, generator)
+        latents = latents.float()
+        count = (training.batch,)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        normal = torch.randn(count, generator=generator, device=self.device)
+        dropped = torch.rand(count, generator=generator, device=self.device)
+        empty = (dropped < training.caption_dropout)[:, None]
+        return StepInput(
+            latents=latents,
+            noise=noise,
+            sigmas=torch.sigmoid(training.time_mean + training.time_std * normal),
+            clip_ids=torch.where(empty, self.empty_clip, clip_ids),
+            t5_ids=torch.where(empty, self.empty_t5, t5_ids),
+        )
+
+    def _size(self, step: int) -> tuple[int, int]:
+        sizes = self.stream_settings.sizes
+        rng = random.Random(f"{self.stream_settings.seed}:step:{step}")
+        return rng.choices([size for size, _ in sizes], [weight for _, weight in sizes])[0]
+
+    def _loop(self, stream: ExampleStream, filler: PoolFiller) -> dict[str, Any]:
+        training = self.training
+        budget = Budget(training.steps, training.seconds, self.spent_seconds)
+        every = max(1, training.reuse * self.stream_settings.chunk // training.batch)
+        losses = torch.zeros((), device=self.device)
+        snapshot: Snapshot | None = None
+        damping, restores, waited, window = 1.0, 0, 0.0, 0
+        reported = checkpointed = looked = time.monotonic()
+        while (progress := budget.progress(self.step)) < 1 and not self.stop.asked:
+            losses += self.runner(self._rows(self._size(self.step), self.step))
+            factor = damping * learning_rate_factor(self.step, progress, training)
+            norm = self.optimizer.step(factor)
+            self.step += 1
+            window += 1
+            self.average.update(self.step)
+            if self.step % every == 0:
+                waited += self._put(stream, filler)
+            now = time.monotonic()
+            if now - reported > _REPORT_SECONDS or snapshot is None:
+                mean = float(losses.item()) / window
+                if math.isfinite(mean) and math.isfinite(float(norm.item())):
+                    if snapshot is None:
+                        snapshot = Snapshot(self._live())
+                    snapshot.take()
+                elif snapshot is None or restores >= _MAX_RESTORES:
+                    raise FloatingPointError(f"the loss is {mean} at step {self.step}")
+                else:
+                    snapshot.restore()
+                    restores, damping = restores + 1, damping * _RESTORE_DAMPING
+                    self.log.write("restored", step=self.step, loss=mean, damping=damping)
+                now = time.monotonic()
+                left = (1 - progress) * budget.elapsed_seconds / max(progress, 1e-6)
+                self.log.write(
+                    "flow",
+                    step=self.step,
+                    loss=mean,
+                    norm=float(norm.item()),
+                    factor=factor,
+                    ms_per_step=1000 * (now - reported) / window,
+                    samples_per_s=window * training.batch / (now - reported),
+                    waited_s=waited,
+                    elapsed_s=budget.elapsed_seconds,
+                    left_s=left,
+                )
+                losses.zero_()
+                window, waited, reported = 0, 0.0, now
+            if now - checkpointed > training.checkpoint_seconds:
+                self.checkpoint(budget.elapsed_seconds)
+                checkpointed = reported = time.monotonic()
+                losses.zero_()
+                window = 0
+            if now - looked > training.evaluate_seconds:
+                self._look()
+                looked = reported = time.monotonic()
+                losses.zero_()
+                window = 0
+        elapsed = budget.elapsed_seconds
+        self.checkpoint(elapsed)
+        self._look()
+        done = {
+            "steps": self.step,
+            "seconds": elapsed,
+            "samples": self.step * training.batch,
+            "chunks": self.chunks,
+            "restores": restores,
+            "stopped_early": self.stop.asked,
+        }
+        self.log.write("flow_trained", **done)
+        return done | {"settings": asdict(training)}
+
+    def _live(self) -> list[torch.Tensor]:
+        state = self.optimizer.state_tensors().values()
+        weights = [parameter.data for parameter in self.optimizer.parameters]
+        return [*weights, *self.average.average, *state]
+
+    @torch.no_grad()
+    def _load_average(self) -> None:
+        torch._foreach_copy_(list(self.averaged.parameters()), self.average.average)
+
+    def _look(self) -> None:
+        """Show the average to whoever evaluates it; a failure there must not end the training."""
+        self._load_average()
+        try:
+            self.look(self.step)
+        except Exception as error:  # the run is worth more than one evaluation
+            self.log.write("look_failed", error=repr(error)[:500])
+
+    def checkpoint(self, seconds: float) -> None:
+        """Save averages, resume state and an exported model."""
+        began = time.monotonic()
+        self._load_average()
+        save_average(self.out / "ema", self.parts, self.average)
+        save_resume(
+            self.out / "resume" / "flow.safetensors",
+            self.parts,
+            self.average,
+            self.optimizer,
+            {"step": self.step, "chunks": self.chunks, "seconds": seconds},
+        )
+        self.export()
+        self.log.write("checkpoint", step=self.step, seconds=time.monotonic() - began)
