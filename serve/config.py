@@ -82,7 +82,7 @@ class StorageSettings(_Section):
     )
     url_expiry_s: int = Field(3600, ge=1, le=604_800)
     connect_timeout_s: float = Field(3.0, gt=0)
-    read_timeout_s: float = Field(20.0, gt=0)
+    read_timeout_s: float = Field(10.0, gt=0)
     max_attempts: int = Field(4, ge=1, description="tries per S3 call, with backoff")
 
     @field_validator("prefix")

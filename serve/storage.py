@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
 
 from serve.checks import Check
 from serve.config import StorageSettings
@@ -261,22 +261,22 @@ class ObjectStore:
 
 
 def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
-    loopback = endpoint_url is not None and urlsplit(endpoint_url).hostname in _LOOPBACK
-    config = Config(
-        signature_version="s3v4",
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
-        connect_timeout=settings.connect_timeout_s,
-        read_timeout=settings.read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-        max_pool_connections=_CONNECTIONS,
-        # boto3's own CRC trailers are unknown to some stores; Content-MD5 is known to all.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        # A proxy from the environment cannot reach this machine's loopback.
-        proxies={} if loopback else None,
-    )
+    session = _session(settings)
     try:
-        return _session(settings).client(
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+            connect_timeout=settings.connect_timeout_s,
+            read_timeout=settings.read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+            max_pool_connections=_CONNECTIONS,
+            # boto3's own CRC trailers are unknown to some stores; Content-MD5 is known to all.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # A proxy from the environment cannot reach this machine's loopback.
+            proxies={} if _is_loopback(endpoint_url) else None,
+        )
+        return session.client(
             "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
         )
     except ValueError:
@@ -290,6 +290,10 @@ def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
         ) from None
 
 
+def _is_loopback(endpoint_url: str | None) -> bool:
+    return endpoint_url is not None and urlsplit(endpoint_url).hostname in _LOOPBACK
+
+
 def _session(settings: StorageSettings) -> boto3.Session:
     if settings.credentials_file is None:
         return boto3.Session()
@@ -297,4 +301,13 @@ def _session(settings: StorageSettings) -> boto3.Session:
     core = botocore.session.get_session()
     core.set_config_variable("credentials_file", settings.credentials_file)
     core.set_config_variable("config_file", os.devnull)
-    return boto3.Session(botocore_session=core, profile_name="default")
+    try:
+        return boto3.Session(botocore_session=core, profile_name="default")
+    except ProfileNotFound:
+        raise StorageUnavailable(
+            "storage.credentials_file cannot be read, or has no profile [default].",
+            field="storage.credentials_file",
+            value=settings.credentials_file,
+            allowed="an AWS shared-credentials file, the same path on every node; absent for "
+            "boto3's usual chain",
+        ) from None

@@ -1,0 +1,36 @@
+"""What every tier shares: a clean environment, and one real S3 server a test run."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from serve.config import StorageSettings
+from serve.embedded_store import EmbeddedStore
+
+# The machine's own settings and credentials must decide no test; nor its proxies, nor a search for
+# credentials at a cloud's metadata address.
+for _name in list(os.environ):
+    if _name.upper().startswith(("AWS_", "KELVIN_", "OTEL_")) or _name.lower().endswith("_proxy"):
+        del os.environ[_name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+# How long an example takes says more about the machine than about the code.
+hypothesis_settings.register_profile("kelvin", deadline=None, derandomize=True)
+hypothesis_settings.load_profile("kelvin")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageSettings]:
+    """A running SeaweedFS, for the whole test run. Its settings name its credentials file."""
+    with EmbeddedStore(tmp_path_factory.mktemp("s3"), "kelvin") as store:
+        yield store.storage_settings(StorageSettings())
+
+
+@pytest.fixture
+def storage(s3: StorageSettings) -> StorageSettings:
+    """The same server, with a prefix that no other test uses."""
+    return s3.model_copy(update={"prefix": f"test-{uuid.uuid4().hex}/"})
