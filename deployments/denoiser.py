@@ -1,0 +1,106 @@
+"""The denoise stage: one call per picture, its progress streamed, its latents the last item.
+
+The engine computes in a thread of its own and decides what shares a forward; this class carries
+its events onto the event loop and away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from deployments.payloads import DenoiseJob, Latents, StepProgress
+from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from serve.config import ModelSettings, PoolSettings
+from serve.model_dir import resolve_model_dir
+
+# Each item of the stream costs a message between processes. Steps that follow one another faster
+# than this travel together; nobody sees a progress bar move more often.
+_BETWEEN_ITEMS_S = 0.05
+
+
+class Denoiser:
+    """Ray Serve deployment of one engine; only the builder makes it one."""
+
+    def __init__(self, model: ModelSettings, pool: PoolSettings) -> None:
+        from deployments.engine import Engine
+        from deployments.sd3.mmdit import Mmdit
+
+        self._identity = Identity.of_this_process("denoise", pool)
+        self._device = prepare_torch(pool)
+        self._mmdit = Mmdit.load(resolve_model_dir(model), self._device, pool.precision)
+        self._engine = Engine(self._mmdit, max_waiting=pool.max_ongoing_requests)
+
+    async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
+        """Yield what happened since the last item; the last event of the last item is Latents.
+
+        Raises:
+            KelvinError: As the engine says; others are its bugs.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[StepProgress | Latents | BaseException] = asyncio.Queue()
+
+        def from_engine(event: StepProgress | Latents | BaseException) -> None:
+            # The loop is closed only when the replica is on its way out.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        ticket = self._engine.submit(job, from_engine)
+        try:
+            async for together in _grouped(events):
+                yield tuple(self._stamped(event) for event in together)
+        finally:
+            # Cancelled, disconnected or finished: an engine that is done takes no notice.
+            ticket.cancel()
+
+    def _stamped(self, event: StepProgress | Latents) -> StepProgress | Latents:
+        if isinstance(event, StepProgress):
+            return event
+        stamp = replace(event.stamp, replica=self._identity.replica, pid=self._identity.pid)
+        return replace(event, stamp=stamp)
+
+    def status(self) -> dict[str, Any]:
+        """Return this replica's line of `/v1/status`."""
+        return ReplicaStatus(
+            **vars(self._identity),
+            device=str(self._device),
+            precision=self._mmdit.precision.label,
+            precision_reason=self._mmdit.precision.reason,
+            resident_bytes=self._mmdit.resident_bytes,
+            queue_length=self._engine.queue_length,
+            cache_hits=0,
+            cache_misses=0,
+        ).as_json()
+
+
+async def _grouped(
+    events: asyncio.Queue[StepProgress | Latents | BaseException],
+) -> AsyncIterator[list[StepProgress | Latents]]:
+    """Yield events in order, those close in time together, up to and with the latents."""
+    sent_at = -_BETWEEN_ITEMS_S
+    while True:
+        together = [_raised(await events.get())]
+        while not isinstance(together[-1], Latents):
+            remaining = sent_at + _BETWEEN_ITEMS_S - time.monotonic()
+            try:
+                if remaining > 0:
+                    event = await asyncio.wait_for(events.get(), remaining)
+                else:
+                    event = events.get_nowait()
+            except (TimeoutError, asyncio.QueueEmpty):
+                break
+            together.append(_raised(event))
+        yield together
+        if isinstance(together[-1], Latents):
+            return
+        sent_at = time.monotonic()
+
+
+def _raised(event: StepProgress | Latents | BaseException) -> StepProgress | Latents:
+    if isinstance(event, BaseException):
+        raise event
+    return event

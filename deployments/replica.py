@@ -1,0 +1,87 @@
+"""What the three stage classes share: who this replica is, its device, and its status.
+
+Torch is imported inside the functions: the builder imports the stage classes in processes that
+never compute.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+
+from serve.config import PoolSettings
+from serve.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """What one replica says of itself in `/v1/status`."""
+
+    stage: str
+    pool: str
+    replica: str
+    pid: int
+    node: str
+    device: str
+    precision: str
+    precision_reason: str
+    resident_bytes: int  # weights held in memory, in the chosen precision
+    queue_length: int  # work accepted and not finished
+    cache_hits: int
+    cache_misses: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which replica of which pool this process is."""
+
+    stage: str
+    pool: str
+    replica: str
+    pid: int
+    node: str
+
+    @classmethod
+    def of_this_process(cls, stage: str, pool: PoolSettings) -> Identity:
+        """Ask Serve and Ray; the pool's name stands in where no Serve runs."""
+        try:
+            replica = serve.get_replica_context().replica_id.unique_id
+        except serve.exceptions.RayServeException:
+            replica = pool.name
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"
+        return cls(stage, pool.name, replica, os.getpid(), node)
+
+
+def prepare_torch(pool: PoolSettings) -> torch.device:
+    """Set this process's threads and determinism and return the device its settings name.
+
+    Raises:
+        ConfigurationError: The pool asks for a GPU and torch sees none.
+    """
+    import torch
+
+    # Ray sets OMP_NUM_THREADS from the CPUs it reserves, which are bookkeeping here, not a limit.
+    torch.set_num_threads(pool.torch_threads or len(os.sched_getaffinity(0)))
+    if not pool.num_gpus:
+        torch.use_deterministic_algorithms(True)
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigurationError(
+            "The pool reserves a GPU, but torch sees none: no card, or a driver too old for this "
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}).",
+            field=f"{pool.name}.num_gpus",
+            value=pool.num_gpus,
+            allowed="0 to run on the CPU; `kelvin doctor` says what is wrong",
+        )
+    return torch.device("cuda")

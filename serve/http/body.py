@@ -1,0 +1,96 @@
+"""Reading a JSON body from somebody unknown: bounded while it arrives, then strictly."""
+
+from __future__ import annotations
+
+import json
+from email.message import Message
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+
+_JSON = "application/json, or no content type at all"
+
+
+async def read_json(request: Request, largest_bytes: int) -> Any:
+    """Return the body as JSON.
+
+    Args:
+        request: Its body must not have been read.
+        largest_bytes: Reading stops as soon as more has arrived.
+
+    Raises:
+        UnsupportedMediaType: A content type is present and is not JSON in UTF-8.
+        PayloadTooLarge: More than `largest_bytes`.
+        InvalidRequest: Not UTF-8, or not JSON.
+    """
+    _check_content_type(request.headers.get("content-type"))
+    data = await _read(request, largest_bytes)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not UTF-8: byte {error.start} cannot be decoded.",
+            field="body",
+            value=repr(data[error.start : error.start + 8]),
+            allowed="a JSON object in UTF-8",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        # ValueError also covers integers of absurd length.
+        where = (
+            f"line {error.lineno}, column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
+        raise InvalidRequest(
+            f"The body is not JSON: {where}.",
+            field="body",
+            value=data[:80].decode("utf-8", "replace"),
+            allowed="a JSON object in UTF-8",
+        ) from None
+
+
+def _check_content_type(content_type: str | None) -> None:
+    # Known clients post JSON without any content type, so its absence is no error.
+    if not content_type:
+        return
+    message = Message()
+    message["content-type"] = content_type
+    kind = message.get_content_type()
+    charset = (message.get_param("charset") or "utf-8") if message.get_params() else "utf-8"
+    is_json = kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+    # An unparsable type falls back to text/plain above and is refused with the rest.
+    if not is_json or str(charset).lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(
+            "The body's content type is not JSON in UTF-8.",
+            field="content-type",
+            value=content_type,
+            allowed=_JSON,
+        )
+
+
+async def _read(request: Request, largest_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced[:20]) > largest_bytes:
+        raise _too_large(int(announced[:20]), largest_bytes)
+    data = bytearray()
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > largest_bytes:
+                raise _too_large(len(data), largest_bytes)
+    except ClientDisconnect:
+        raise InvalidRequest("The body ended early.", field="body") from None
+    return bytes(data)
+
+
+def _too_large(size: int, largest_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        "The body is too large.",
+        field="body",
+        value=size,
+        allowed=f"at most {largest_bytes} bytes",
+    )

@@ -1,0 +1,87 @@
+"""Every failure over HTTP answers with the same body, whoever noticed it."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from serve.errors import KelvinError, Overloaded
+
+_log = logging.getLogger("ray.serve")
+
+_RETRY_AFTER_S = 2
+
+
+class RouteNotFound(KelvinError):
+    """No route has this path."""
+
+    status = 404
+    code = "route_not_found"
+
+
+class MethodNotAllowed(KelvinError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make the app answer typed errors, unknown routes and its own bugs with one body."""
+    app.add_exception_handler(KelvinError, _typed)
+    app.add_exception_handler(HTTPException, _routing)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def error_response(error: KelvinError) -> JSONResponse:
+    """Return the response that a typed error stands for."""
+    headers: dict[str, str] = {}
+    if error.status == 503 or isinstance(error, Overloaded):
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if error.status == 413:
+        # What is left of the body is not read, so the connection cannot be used again.
+        headers["Connection"] = "close"
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _typed(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, KelvinError):
+        return error_response(error)
+    return await _unforeseen(request, error)
+
+
+async def _routing(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 405:
+        allow = (getattr(error, "headers", None) or {}).get("Allow", "")
+        response = error_response(
+            MethodNotAllowed(
+                f"{request.url.path} does not take {request.method}.",
+                field="method",
+                value=request.method,
+                allowed=allow or "see /openapi.json",
+            )
+        )
+        if allow:
+            response.headers["Allow"] = allow
+        return response
+    if status == 404:
+        return error_response(
+            RouteNotFound(
+                "There is no such route.",
+                field="path",
+                value=request.url.path,
+                allowed="see /openapi.json",
+            )
+        )
+    response = error_response(KelvinError(f"The request could not be taken: HTTP {status}."))
+    response.status_code = status
+    return response
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(KelvinError("Internal error; the server's log has the details."))

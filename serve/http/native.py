@@ -1,0 +1,124 @@
+"""Kelvin's own HTTP routes: plain functions around one Pipeline."""
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of local functions.
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from serve.http.body import read_json
+from serve.http.errors import install_error_handlers
+from serve.http.server_sent_events import event_response
+from serve.requests import GenerateRequest, GenerateResult, JobRecord
+
+if TYPE_CHECKING:
+    from serve.pipeline import Pipeline
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+    }
+}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JobEvent objects, one an event, until the job has ended",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, where, and what would have been right."""
+
+    type: str
+    code: str
+    message: str
+    field: str | None
+    value: Any
+    allowed: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "the request cannot be taken, and why"},
+    "5XX": {"model": ErrorBody, "description": "a stage or the store failed"},
+}
+
+
+def build_app(pipeline: "Pipeline") -> FastAPI:
+    """Return the ASGI app; it answers every error with `KelvinError.body()`."""
+    app = FastAPI(
+        title="Kelvin",
+        version=importlib.metadata.version("kelvin-serve"),
+        description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
+    )
+    install_error_handlers(app)
+    largest_body = pipeline.settings.pipeline.max_body_bytes
+
+    async def read_request(request: Request) -> GenerateRequest:
+        return GenerateRequest.model_validate(await read_json(request, largest_body))
+
+    @app.post("/v1/generate", response_model=GenerateResult, responses=_ERRORS, openapi_extra=_BODY)
+    async def generate(request: Request) -> Response:
+        """Make pictures and wait for them; hanging up cancels the job."""
+        return _json(await pipeline.generate(await read_request(request)))
+
+    @app.post(
+        "/v1/jobs",
+        status_code=202,
+        response_model=JobRecord,
+        responses=_ERRORS,
+        openapi_extra=_BODY,
+    )
+    async def submit(request: Request) -> Response:
+        """Accept a job, durably, and return at once."""
+        record = await pipeline.submit(await read_request(request))
+        response = _json(record, status=202)
+        response.headers["Location"] = f"/v1/jobs/{record.id}"
+        return response
+
+    @app.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
+    async def job(job_id: str) -> Response:
+        """Return what is known of a job, through any proxy and after any restart."""
+        return _json(await pipeline.job(job_id))
+
+    @app.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
+    async def cancel(job_id: str) -> Response:
+        """Cancel a job that has not ended."""
+        return _json(await pipeline.cancel(job_id))
+
+    @app.get("/v1/jobs/{job_id}/events", response_class=Response, responses=_ERRORS | _STREAM)
+    async def events(job_id: str) -> Response:
+        """Follow a job: queued, text, step, decode, then stored, failed or cancelled."""
+        following = pipeline.events(job_id)
+        return event_response(await anext(following), following)
+
+    @app.get("/v1/status")
+    async def status() -> dict[str, Any]:
+        """Return the model, its limits, the store and every replica of every stage."""
+        return await pipeline.status()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Answer while this process lives, whatever the stages and the store do."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: {"description": "a stage or the store does not answer"}})
+    async def readyz() -> JSONResponse:
+        """Answer 200 when a job sent now would be taken, else 503 and what is missing."""
+        found = await pipeline.ready()
+        return JSONResponse(found, status_code=200 if found["ready"] else 503)
+
+    return app
+
+
+def _json(answer: GenerateResult | JobRecord, status: int = 200) -> Response:
+    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")

@@ -1,0 +1,216 @@
+"""What a model folder says about itself: its name, defaults, limits and licence.
+
+Read from JSON alone, without torch, so that the Pipeline can refuse a request before any stage
+sees it. A `kelvin.json` beside `model_index.json` may state what the Diffusers files cannot:
+`{"name": ..., "licence": ..., "defaults": {"width": ..., "num_inference_steps": ...}}`.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.errors import ConfigurationError, InvalidRequest
+from serve.requests import GenerateRequest, Sampler, Scheduler
+
+STABILITY_LICENCE = (
+    "Stability AI Community License: free for research and for organisations below 1 M USD of "
+    "yearly revenue; above that an enterprise licence is needed (https://stability.ai/license)"
+)
+UNKNOWN_LICENCE = "not stated by the folder: see where the weights came from"
+
+# Drawn seeds stay exact in JSON readers that keep numbers as doubles.
+_SEEDS_DRAWN = 2**53
+# Beyond four times the pixels of its own size a model repeats its subject instead of enlarging it.
+_LARGEST_AREA_FACTOR = 4
+_DEFAULT_T5_TOKENS = 256
+
+
+class Defaults(BaseModel):
+    """What a field left out of a request takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(ge=16, multiple_of=16)
+    height: int = Field(ge=16, multiple_of=16)
+    num_inference_steps: int = 28
+    guidance_scale: float = 4.5
+    sampler: Sampler = "euler"
+    scheduler: Scheduler = "normal"
+    shift: float = 3.0
+    max_sequence_length: int = _DEFAULT_T5_TOKENS
+
+
+class ModelSpec(BaseModel):
+    """One model: what requests may ask of it. Sizes in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    licence: str
+    defaults: Defaults
+    latent_channels: int
+    size_multiple: int = Field(description="width and height are multiples of this")
+    largest_width: int
+    largest_height: int
+    largest_area: int = Field(description="largest width x height")
+
+    @classmethod
+    def from_directory(cls, path: Path, name: str | None = None) -> "ModelSpec":
+        """Read a folder in Diffusers layout.
+
+        Args:
+            path: Folder with `model_index.json`.
+            name: Name callers use; `kelvin.json`'s or the folder's own if None.
+
+        Raises:
+            ConfigurationError: A file is missing or says something else than SD3.5 does.
+        """
+        _read_json(path / "model_index.json")
+        transformer = _read_json(path / "transformer" / "config.json")
+        vae = _read_json(path / "vae" / "config.json")
+        own_file = path / "kelvin.json"
+        own = _read_json(own_file) if own_file.exists() else {}
+        name = name or own.get("name") or path.resolve().name
+
+        try:
+            scale = 2 ** (len(vae["block_out_channels"]) - 1)
+            patch_pixels = int(transformer["patch_size"]) * scale
+            largest_side = int(transformer["pos_embed_max_size"]) * patch_pixels
+            side = int(transformer["sample_size"]) * scale
+            defaults = Defaults(
+                **{
+                    "width": side,
+                    "height": side,
+                    "shift": _shift(path),
+                    "max_sequence_length": _t5_tokens(path),
+                    **_makers_defaults(transformer, name),
+                    **own.get("defaults", {}),
+                }
+            )
+            return cls(
+                name=name,
+                licence=own.get("licence") or _licence(transformer),
+                defaults=defaults,
+                latent_channels=int(transformer["in_channels"]),
+                size_multiple=max(16, patch_pixels),
+                largest_width=largest_side,
+                largest_height=largest_side,
+                largest_area=min(largest_side**2, _LARGEST_AREA_FACTOR * side**2),
+            )
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise ConfigurationError(
+                f"The model folder's configuration cannot be used: {error!r}",
+                field="model.path",
+                value=str(path),
+                allowed="a folder of Stable Diffusion 3.5's architecture in Diffusers layout",
+            ) from None
+
+    def resolve(self, request: GenerateRequest) -> GenerateRequest:
+        """Fill in what the request left out and check what only the model knows.
+
+        Returns:
+            The request with every field of `Defaults`, the model's name and a seed. Sending it
+            again asks for the same pictures.
+
+        Raises:
+            InvalidRequest: Unknown model, or a size beyond the model's limits.
+        """
+        if request.model not in (None, self.name):
+            raise InvalidRequest(
+                f"There is no model {request.model!r} here.",
+                field="model",
+                value=request.model,
+                allowed=f"one of: {self.name}",
+            )
+        filled: dict[str, Any] = {
+            name: value
+            for name, value in self.defaults.model_dump().items()
+            if getattr(request, name) is None
+        }
+        filled["model"] = self.name
+        if request.seed is None:
+            filled["seed"] = secrets.randbelow(_SEEDS_DRAWN)
+        resolved = request.model_copy(update=filled)
+        self._check_size(resolved)
+        return resolved
+
+    def _check_size(self, request: GenerateRequest) -> None:
+        width, height = request.width or 0, request.height or 0
+        area = f"width x height at most {self.largest_area} pixels"
+        for field, value, largest in (
+            ("width", width, self.largest_width),
+            ("height", height, self.largest_height),
+        ):
+            allowed = f"a multiple of {self.size_multiple} from {self.size_multiple} to {largest}"
+            if value % self.size_multiple or not 0 < value <= largest:
+                raise InvalidRequest(
+                    f"Field {field!r}: model {self.name!r} cannot draw {value} pixels.",
+                    field=field,
+                    value=value,
+                    allowed=f"{allowed}, {area}",
+                )
+        if width * height > self.largest_area:
+            raise InvalidRequest(
+                f"{width} x {height} pixels are too many for model {self.name!r}.",
+                field="width" if width >= height else "height",
+                value=max(width, height),
+                allowed=area,
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"Cannot read the model's {path.name}: {error}",
+            field="model.path",
+            value=str(path),
+            allowed="a folder in Diffusers layout, readable on every node",
+        ) from None
+    if not isinstance(loaded, dict):
+        raise ConfigurationError(
+            f"The model's {path.name} is not a JSON object.", field="model.path", value=str(path)
+        )
+    return loaded
+
+
+def _shift(path: Path) -> float:
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    return float(_read_json(scheduler).get("shift", 3.0)) if scheduler.exists() else 3.0
+
+
+def _t5_tokens(path: Path) -> int:
+    tokenizer = path / "tokenizer_3" / "tokenizer_config.json"
+    longest = _read_json(tokenizer).get("model_max_length") if tokenizer.exists() else None
+    # Tokenizers without a limit state an astronomically large one.
+    usable = isinstance(longest, int) and 1 <= longest < _DEFAULT_T5_TOKENS
+    return int(longest) if usable and longest is not None else _DEFAULT_T5_TOKENS
+
+
+def _is_large(transformer: Mapping[str, Any]) -> bool:
+    return transformer.get("num_layers") == 38 and transformer.get("num_attention_heads") == 38
+
+
+def _is_medium(transformer: Mapping[str, Any]) -> bool:
+    return transformer.get("num_layers") == 24 and bool(transformer.get("dual_attention_layers"))
+
+
+def _makers_defaults(transformer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return Stability's own reference settings for the models that are recognised."""
+    if _is_large(transformer) and "turbo" in name.lower():
+        return {"num_inference_steps": 4, "guidance_scale": 1.0}
+    if _is_large(transformer):
+        return {"num_inference_steps": 40, "guidance_scale": 4.5, "sampler": "dpmpp_2m"}
+    if _is_medium(transformer):
+        return {"num_inference_steps": 50, "guidance_scale": 5.0, "sampler": "dpmpp_2m"}
+    return {}
+
+
+def _licence(transformer: Mapping[str, Any]) -> str:
+    is_stability = _is_large(transformer) or _is_medium(transformer)
+    return STABILITY_LICENCE if is_stability else UNKNOWN_LICENCE

@@ -1,0 +1,305 @@
+"""The Pipeline deployment: text -> denoise -> decode -> store, and the handle API.
+
+It is the ingress as well, so HTTP and `serve.get_app_handle("kelvin")` meet the same replica and a
+request saves a hop. A job is journalled before it is accepted and belongs to no connection; only
+whoever waits for a result in one call takes the job along when they go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from ray.serve.handle import DeploymentHandle
+
+from serve import telemetry
+from serve.config import Settings
+from serve.errors import (
+    JobCancelled,
+    JobConflict,
+    KelvinError,
+    Overloaded,
+    StorageUnavailable,
+)
+from serve.job_ids import new_job_id, not_found
+from serve.jobs import JobJournal
+from serve.models import ModelSpec
+from serve.production import PipelineIdentity, Production
+from serve.readiness import Readiness
+from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
+from serve.running import RunningJob
+from serve.stages import Stages
+from serve.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_log = logging.getLogger("ray.serve")
+
+# Jobs whose events are kept after their end, for followers who come late.
+_ENDED_JOBS_KEPT = 128
+_FOREIGN_JOB_POLL_S = 1.0
+_CANCEL_POLL_S = 5.0
+
+
+class Pipeline:
+    """Plain class; the builder makes it a deployment. Every method may be called by handle."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec: ModelSpec,
+        text_encoder: DeploymentHandle,
+        denoiser: DeploymentHandle,
+        vae_decoder: DeploymentHandle,
+    ) -> None:
+        self.settings = settings
+        self.spec = spec
+        self._stages = Stages(
+            text_encoder, denoiser, vae_decoder, retries=settings.pipeline.stage_retries
+        )
+        self._store = ObjectStore(settings.storage)
+        self._journal = JobJournal(self._store)
+        self._metrics = telemetry.Metrics()
+        self._identity = PipelineIdentity.of_this_process()
+        self._production = Production(self._stages, self._store, self._metrics, self._identity)
+        self._readiness = Readiness(self._stages, self._store)
+        self._most_pictures = _most_pictures(settings)
+        self._live: dict[str, RunningJob] = {}
+        self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve's hook: the HTTP routes of this very object."""
+        from serve.http.native import build_app
+
+        return build_app(self)
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Make pictures and wait for them; cancelling the call cancels the job.
+
+        Raises:
+            KelvinError: Every failure, typed.
+        """
+        job = await self._accept(request)
+        try:
+            return await job.result()
+        finally:
+            # Nobody else knows of it; a job that is over takes no notice.
+            job.cancel()
+
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[JobEvent]:
+        """Make pictures and yield the job's events; closing the stream cancels the job.
+
+        Raises:
+            KelvinError: The request is not accepted. Later failures are the last event.
+        """
+        job = await self._accept(request)
+        try:
+            async for event in job.follow():
+                yield event
+        finally:
+            # Nobody else knows of it; a job that is over takes no notice.
+            job.cancel()
+
+    async def submit(self, request: GenerateRequest) -> JobRecord:
+        """Accept a job and return at once.
+
+        Raises:
+            KelvinError: The request is not accepted.
+        """
+        job = await self._accept(request)
+        return JobRecord(id=job.id, status="pending", request=job.request, progress=job.newest)
+
+    async def job(self, job_id: str) -> JobRecord:
+        """Return what is known of a job: from here if it lives here, else from the store.
+
+        Raises:
+            JobNotFound: No job has this id.
+            StorageUnavailable: The store, which alone knows, does not answer.
+        """
+        live = self._live.get(job_id)
+        if live is not None and not live.is_over:
+            return live.record()
+        record = await self._journal.read(job_id)
+        if record is None:
+            raise not_found(job_id)
+        return record
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Cancel a job, wherever it runs; a job cancelled already stays so.
+
+        Raises:
+            JobNotFound: No job has this id.
+            JobConflict: It has succeeded or failed.
+        """
+        record = await self._journal.request_cancel(job_id)
+        if record.status != "cancelled":
+            raise JobConflict(
+                f"The job has ended: {record.status}.",
+                field="id",
+                value=job_id,
+                allowed="a job that is pending or running",
+            )
+        live = self._live.get(job_id)
+        if live is not None:
+            live.cancel()
+        return record
+
+    async def events(self, job_id: str) -> AsyncIterator[JobEvent]:
+        """Yield a job's events from its first, up to its last; leaving early disturbs nothing.
+
+        A job of another process, or of before a restart, is followed through the store: its
+        first and last events only.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        job = self._live.get(job_id) or self._ended.get(job_id)
+        if job is not None:
+            was_over = job.is_over
+            async for event in job.follow():
+                if event.is_last and was_over:
+                    # Asked of the store, for URLs that have not expired.
+                    event = _last_event(await self.job(job_id))
+                yield event
+            return
+        record = await self.job(job_id)
+        yield JobEvent(event="queued", id=job_id)
+        while record.status not in ("succeeded", "failed", "cancelled"):
+            await asyncio.sleep(_FOREIGN_JOB_POLL_S)
+            record = await self.job(job_id)
+        yield _last_event(record)
+
+    async def status(self) -> dict[str, Any]:
+        """Return the model, limits, store and every replica of every stage."""
+        return {
+            "model": self.spec.model_dump(),
+            "stages": await self._readiness.replicas(),
+            "pipeline": {
+                **self._identity.as_json(),
+                "running_jobs": len(self._live),
+            },
+            "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
+            "storage": {
+                "endpoint_url": self.settings.storage.endpoint_url,
+                "bucket": self.settings.storage.bucket,
+                "prefix": self.settings.storage.prefix,
+            },
+        }
+
+    async def ready(self) -> dict[str, Any]:
+        """Return `{"ready": bool, "checks": [...]}`: every stage answers and the store does."""
+        return await self._readiness.check()
+
+    async def _accept(self, request: GenerateRequest) -> RunningJob:
+        resolved = self.spec.resolve(GenerateRequest.model_validate(request))
+        self._refuse_if_full(resolved)
+        job = RunningJob(new_job_id(), resolved)
+        self._live[job.id] = job
+        try:
+            await self._journal.accept(job.id, resolved)
+        except BaseException:
+            del self._live[job.id]
+            raise
+        job.publish(JobEvent(event="queued", id=job.id))
+        job.start(self._run(job))
+        return job
+
+    def _refuse_if_full(self, request: GenerateRequest) -> None:
+        # Refused here, before the journal: a job accepted and then dropped by a full queue behind
+        # would be a promise broken.
+        pictures = sum(job.request.num_images for job in self._live.values())
+        if pictures and pictures + request.num_images > self._most_pictures:
+            raise Overloaded(
+                f"{pictures} pictures are being made or wait.",
+                field="num_images",
+                value=request.num_images,
+                allowed=f"at most {self._most_pictures} at once; Retry-After says when to try",
+            )
+
+    async def _run(self, job: RunningJob) -> None:
+        watch = asyncio.create_task(self._watch_for_cancel(job))
+        try:
+            with telemetry.span("kelvin.job", **{"kelvin.job.id": job.id}):
+                last = await self._outcome(job)
+        finally:
+            watch.cancel()
+            del self._live[job.id]
+        job.publish(last)
+        self._metrics.job_ended(last.event)
+        self._ended[job.id] = job
+        while len(self._ended) > _ENDED_JOBS_KEPT:
+            self._ended.popitem(last=False)
+
+    async def _outcome(self, job: RunningJob) -> JobEvent:
+        """Do the job and publish how it ended; return the event that says so."""
+        ended: JobRecord | None
+        try:
+            result = await self._production.make(job)
+            ended = JobRecord(id=job.id, status="succeeded", request=job.request, result=result)
+            if not await self._journal.publish(job.id, ended):
+                # Somebody else was first: a cancellation, or whoever took the job over.
+                ended = await self._journal.read(job.id)
+        except asyncio.CancelledError:
+            ended = await self._cancelled(job)
+        except KelvinError as error:
+            ended = await self._failed(job, error)
+        except Exception as error:
+            _log.exception("Job %s failed in a way nobody foresaw.", job.id)
+            ended = await self._failed(job, KelvinError(f"Internal error: {error!r}"))
+        if ended is None:
+            ended = await self._failed(job, KelvinError("The job's records have been removed."))
+        if ended.status == "succeeded":
+            job.error = None
+        elif ended.status == "cancelled":
+            job.error = JobCancelled("The job was cancelled.", field="id", value=job.id)
+        return _last_event(ended)
+
+    async def _cancelled(self, job: RunningJob) -> JobRecord:
+        try:
+            return await self._journal.request_cancel(job.id)
+        except StorageUnavailable as error:
+            _log.warning("Job %s is cancelled, but cannot say so: %s", job.id, error)
+            return JobRecord(id=job.id, status="cancelled", request=job.request)
+
+    async def _failed(self, job: RunningJob, error: KelvinError) -> JobRecord:
+        job.error = error
+        ended = JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
+        try:
+            if not await self._journal.publish(job.id, ended):
+                ended = await self._journal.read(job.id) or ended
+        except StorageUnavailable as unavailable:
+            # It stays pending in the store, which is the truth: nobody has published an end.
+            _log.warning("Job %s failed, but cannot say so: %s", job.id, unavailable)
+        return ended
+
+    async def _watch_for_cancel(self, job: RunningJob) -> None:
+        """Learn of a cancellation that another Pipeline process wrote down."""
+        while True:
+            await asyncio.sleep(_CANCEL_POLL_S)
+            try:
+                if await self._journal.is_cancelled(job.id):
+                    job.cancel()
+                    return
+            except StorageUnavailable:
+                # Publishing asks again, and decides.
+                continue
+
+
+def _last_event(record: JobRecord) -> JobEvent:
+    if record.status == "succeeded":
+        return JobEvent(event="stored", id=record.id, result=record.result)
+    if record.status == "cancelled":
+        return JobEvent(event="cancelled", id=record.id)
+    return JobEvent(event="failed", id=record.id, error=record.error)
+
+
+def _most_pictures(settings: Settings) -> float:
+    """Return how many pictures the denoisers take from one Pipeline, waiting ones included."""
+    (pool,) = settings.denoiser
+    if pool.max_queued_requests < 0:
+        return float("inf")
+    return pool.num_replicas * pool.max_ongoing_requests + pool.max_queued_requests

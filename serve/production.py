@@ -1,0 +1,250 @@
+"""One job from resolved request to stored pictures, without its journal.
+
+Pictures of one job are denoised one by one, in as many calls: replicas share them, and picture i is
+the picture that its seed gives alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import serve
+
+from deployments.payloads import DenoiseJob, PromptEmbedding, Stamp, StepProgress, TextJob
+from serve import telemetry
+from serve.jobs import JobJournal
+from serve.pictures import CONTENT_TYPES, EXTENSIONS, encode_picture, prompts_fit
+from serve.requests import (
+    LARGEST_SEED,
+    GenerateRequest,
+    GenerateResult,
+    ImageRef,
+    JobEvent,
+    StageReport,
+)
+from serve.running import RunningJob
+from serve.stages import Stages
+from serve.storage import ObjectStore
+
+_PROMPTS_LEFT_OUT = "The prompts are too long for a JPEG's metadata: the picture carries none."
+
+
+@dataclass(frozen=True)
+class PipelineIdentity:
+    """Which Pipeline process this is."""
+
+    replica: str
+    pid: int
+    node: str
+
+    @classmethod
+    def of_this_process(cls) -> PipelineIdentity:
+        """Ask Serve and Ray; must run inside a replica."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        return cls(replica, os.getpid(), ray.get_runtime_context().get_node_id())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    ref: ImageRef
+    reports: tuple[StageReport, ...]
+
+
+class Production:
+    """Makes the pictures of jobs; keeps nothing of them."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        store: ObjectStore,
+        metrics: telemetry.Metrics,
+        identity: PipelineIdentity,
+    ) -> None:
+        self._stages = stages
+        self._store = store
+        self._metrics = metrics
+        self._identity = identity
+
+    async def make(self, job: RunningJob) -> GenerateResult:
+        """Make and store every picture of a job, publishing events on the way.
+
+        Raises:
+            KelvinError: The first failure; the other pictures are given up.
+        """
+        request = job.request
+        positive, negative = await self._encode(request)
+        job.publish(JobEvent(event="text", id=job.id))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._picture(job, index, positive, negative))
+                    for index in range(request.num_images)
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        pictures = [task.result() for task in tasks]
+        warnings = [*positive.warnings, *(negative.warnings if negative else ())]
+        if not prompts_fit(request):
+            warnings.append(_PROMPTS_LEFT_OUT)
+        return GenerateResult(
+            id=job.id,
+            model=request.model or "",
+            request=request,
+            images=tuple(picture.ref for picture in pictures),
+            stages=(
+                _text_report(positive, negative),
+                *(report for picture in pictures for report in picture.reports),
+            ),
+            seconds=time.monotonic() - job.accepted_at,
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+    async def _encode(
+        self, request: GenerateRequest
+    ) -> tuple[PromptEmbedding, PromptEmbedding | None]:
+        jobs = [_text_job(request, request.prompt, request.prompt_2, request.prompt_3)]
+        if request.guidance_scale is not None and request.guidance_scale > 1:
+            jobs.append(
+                _text_job(
+                    request,
+                    request.negative_prompt,
+                    request.negative_prompt_2,
+                    request.negative_prompt_3,
+                )
+            )
+        with telemetry.span("kelvin.text"):
+            embeddings = await self._stages.encode(tuple(jobs))
+        return embeddings[0], embeddings[1] if len(embeddings) > 1 else None
+
+    async def _picture(
+        self,
+        job: RunningJob,
+        index: int,
+        positive: PromptEmbedding,
+        negative: PromptEmbedding | None,
+    ) -> _Picture:
+        request = job.request
+        seed = ((request.seed or 0) + index) % (LARGEST_SEED + 1)
+
+        def on_progress(progress: StepProgress) -> None:
+            job.publish(
+                JobEvent(
+                    event="step",
+                    id=job.id,
+                    image=index,
+                    step=progress.step,
+                    steps=progress.steps,
+                )
+            )
+
+        with telemetry.span("kelvin.denoise", **{"kelvin.image": index}):
+            latents = await self._stages.denoise(
+                _denoise_job(job, index, seed, positive, negative), on_progress
+            )
+        with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
+            pixels = await self._stages.decode(latents)
+        job.publish(JobEvent(event="decode", id=job.id, image=index))
+        with telemetry.span("kelvin.store", **{"kelvin.image": index}):
+            ref, stored = await self._stored(job, index, seed, pixels.pixels)
+        reports = (
+            _report("denoise", latents.stamp, index),
+            _report("decode", pixels.stamp, index),
+            _report("store", stored, index),
+        )
+        for report in reports:
+            self._metrics.stage_seconds(report.stage, report.seconds)
+        return _Picture(ref, reports)
+
+    async def _stored(
+        self, job: RunningJob, index: int, seed: int, pixels: NDArray[np.uint8]
+    ) -> tuple[ImageRef, Stamp]:
+        started = time.monotonic()
+        request = job.request
+        data, sha256 = await asyncio.to_thread(_file, pixels, request, seed)
+        key = JobJournal.image_key(job.id, index, sha256, EXTENSIONS[request.output_format])
+        await self._store.put(key, data, CONTENT_TYPES[request.output_format])
+        height, width, _ = pixels.shape
+        ref = ImageRef(
+            index=index,
+            s3_uri=self._store.s3_uri(key),
+            url=self._store.presign(key),
+            sha256=sha256,
+            size_bytes=len(data),
+            width=width,
+            height=height,
+            output_format=request.output_format,
+            seed=seed,
+        )
+        seconds = time.monotonic() - started
+        return ref, Stamp(self._identity.replica, self._identity.pid, "none", 0.0, seconds)
+
+
+def _file(pixels: NDArray[np.uint8], request: GenerateRequest, seed: int) -> tuple[bytes, str]:
+    data = encode_picture(pixels, request, seed)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _text_job(
+    request: GenerateRequest, prompt: str, prompt_2: str | None, prompt_3: str | None
+) -> TextJob:
+    return TextJob(
+        prompt=prompt,
+        prompt_2=prompt if prompt_2 is None else prompt_2,
+        prompt_3=prompt if prompt_3 is None else prompt_3,
+        max_sequence_length=_resolved(request.max_sequence_length),
+    )
+
+
+def _denoise_job(
+    job: RunningJob,
+    index: int,
+    seed: int,
+    positive: PromptEmbedding,
+    negative: PromptEmbedding | None,
+) -> DenoiseJob:
+    request = job.request
+    return DenoiseJob(
+        job_id=job.id,
+        image=index,
+        width=_resolved(request.width),
+        height=_resolved(request.height),
+        num_inference_steps=_resolved(request.num_inference_steps),
+        guidance_scale=_resolved(request.guidance_scale),
+        sampler=_resolved(request.sampler),
+        scheduler=_resolved(request.scheduler),
+        shift=_resolved(request.shift),
+        seed=seed,
+        positive=positive,
+        negative=negative,
+    )
+
+
+def _resolved(value: Any) -> Any:
+    if value is None:
+        raise ValueError("the request is not resolved")
+    return value
+
+
+def _text_report(positive: PromptEmbedding, negative: PromptEmbedding | None) -> StageReport:
+    report = _report("text", positive.stamp, None)
+    if negative is None:
+        return report
+    return report.model_copy(update={"seconds": report.seconds + negative.stamp.seconds})
+
+
+def _report(
+    stage: Literal["text", "denoise", "decode", "store"], stamp: Stamp, image: int | None
+) -> StageReport:
+    return StageReport(stage=stage, image=image, **asdict(stamp))

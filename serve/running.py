@@ -1,0 +1,91 @@
+"""A job that is alive in this process: its events so far and whoever follows them.
+
+All of it happens on one event loop, so nothing here locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from serve.detached import detached_context
+from serve.errors import KelvinError
+from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
+
+
+class RunningJob:
+    """One accepted job; `request` is resolved."""
+
+    def __init__(self, job_id: str, request: GenerateRequest) -> None:
+        self.id = job_id
+        self.request = request
+        self.accepted_at = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._is_cancelled = False
+        self.error: KelvinError | None = None
+        self._events: list[JobEvent] = []
+        self._changed = asyncio.Event()
+
+    @property
+    def newest(self) -> JobEvent | None:
+        """The last event, or None before the first."""
+        return self._events[-1] if self._events else None
+
+    @property
+    def is_over(self) -> bool:
+        """True once the last event has been published."""
+        return self.newest is not None and self.newest.is_last
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the job's work in a task that belongs to no request."""
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(work, name=f"job-{self.id}", context=detached_context())
+
+    def cancel(self) -> None:
+        """Stop the work, once: a second cancellation would hit the cleaning up after the first."""
+        if self._task is not None and not self._is_cancelled and not self.is_over:
+            self._is_cancelled = True
+            # Not at once: a task cancelled before its first step would never clean up.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+
+    def publish(self, event: JobEvent) -> None:
+        """Append an event and wake every follower; events after the last one are dropped."""
+        if self.is_over:
+            return
+        self._events.append(event)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> AsyncIterator[JobEvent]:
+        """Yield every event from the first, as they come, up to and with the last."""
+        position = 0
+        while True:
+            changed = self._changed
+            while position < len(self._events):
+                event = self._events[position]
+                position += 1
+                yield event
+                if event.is_last:
+                    return
+            await changed.wait()
+
+    async def result(self) -> GenerateResult:
+        """Wait for the end.
+
+        Raises:
+            KelvinError: As the job failed; JobCancelled if it was cancelled.
+        """
+        while not self.is_over:
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error
+        newest = self.newest
+        if newest is None or newest.result is None:
+            raise KelvinError(f"Job {self.id} ended without a result.")
+        return newest.result
+
+    def record(self) -> JobRecord:
+        """Return what `GET /v1/jobs/{id}` answers while the job lives here."""
+        return JobRecord(id=self.id, status="running", request=self.request, progress=self.newest)
