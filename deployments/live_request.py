@@ -73,7 +73,7 @@ class LiveRequest:
         self.admitted_at = self.stepped_at = time.monotonic()
         self.precision = model.precision
         sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift)
-        self.sampler = Sampler(job.sampler, sigmas.tolist())
+        self.sampler = Sampler(job.sampler, sigmas)
         height, width = job.height // _LATENT_PIXELS, job.width // _LATENT_PIXELS
         state = start(job.seed, model.in_channels, height, width)
         self.state = replace(state, latents=state.latents.to(model.device))

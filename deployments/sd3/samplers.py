@@ -11,7 +11,7 @@ sample_dpmpp_2m_sde with eta 1 and midpoint).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,7 @@ class Sampler:
         InvalidRequest: Unknown name.
     """
 
-    def __init__(self, name: str, sigmas: Sequence[float]) -> None:
+    def __init__(self, name: str, sigmas: Iterable[float]) -> None:
         if name not in _STEPS:
             raise InvalidRequest(
                 f"Unknown sampler {name!r}.",

@@ -44,7 +44,8 @@ def make_sigmas(scheduler: str, num_inference_steps: int, shift: float) -> NDArr
             value=scheduler,
             allowed="one of: " + ", ".join(_SCHEDULERS),
         )
-    levels = _SCHEDULERS[scheduler](num_inference_steps, shift).astype(np.float32)
+    with np.errstate(all="ignore"):  # what overflows is refused below, in words
+        levels = _SCHEDULERS[scheduler](num_inference_steps, shift).astype(np.float32)
     if not (np.isfinite(levels).all() and (np.diff(levels) < 0).all()):
         raise InvalidRequest(
             f"With shift {shift} and {num_inference_steps} steps, scheduler {scheduler!r} has"
