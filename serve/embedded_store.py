@@ -28,10 +28,12 @@ from serve.storage import ObjectStore
 
 _SERVICES = ("master", "volume", "filer", "s3", "admin")
 _READY_S = 60.0
+_PORTS_S = 1.0
 _STOP_S = 10.0
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
 _PORT_TRIES = 3
+_PORT_TAKEN = (b"address already in use", b"Port allocation failed")  # SeaweedFS's words
 
 
 class EmbeddedStore:
@@ -135,11 +137,15 @@ class EmbeddedStore:
                 }
             except (ValueError, AttributeError, TypeError):
                 recorded = {}
+        # A store that was killed releases its lock a moment before its ports.
+        deadline = time.monotonic() + _PORTS_S
+        while not all(map(is_free, recorded.values())) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         ports: dict[str, int] = {}
         for service in _SERVICES:
             port = recorded.get(service)
             if port is None or port in ports.values() or not is_free(port):
-                port = free_port(ports.values())
+                port = free_port({*ports.values(), *recorded.values()})
             ports[service] = port
         file.write_text(json.dumps(ports))
         self._ports = ports
@@ -161,7 +167,8 @@ class EmbeddedStore:
         deadline = time.monotonic() + _READY_S
         while not self._answers():
             if self._guard.poll() is not None:
-                if b"address already in use" in self.log_file.read_bytes()[begin:]:
+                said = self.log_file.read_bytes()[begin:]
+                if any(words in said for words in _PORT_TAKEN):
                     return False
                 raise self._failed(f"ended with code {self._guard.returncode}")
             if time.monotonic() > deadline:

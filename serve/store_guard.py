@@ -28,14 +28,15 @@ def main() -> int:
     """Run the command until the owner goes; return the command's exit code if it never got up."""
     # Only the owner decides: Ctrl-C in its terminal must not stop the store before its users.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.close(0))
+    told_to_stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told_to_stop.append(number))
     owner = os.getppid()
     child = _start(sys.argv[1:])
     ready = False
     died = 0
     while True:
         order = _read_order()
-        if order == b"" or os.getppid() != owner:
+        if order == b"" or told_to_stop or os.getppid() != owner:
             _stop(child)
             return 0
         ready = ready or order is not None
@@ -51,11 +52,8 @@ def main() -> int:
 
 def _read_order() -> bytes | None:
     """Return a byte from the owner, b"" at end of file, None if there was nothing to read."""
-    try:
-        readable, _, _ = select.select([0], [], [], _CHECK_S)
-        return os.read(0, 1) if readable else None
-    except (OSError, ValueError):  # closed by SIGTERM
-        return b""
+    readable, _, _ = select.select([0], [], [], _CHECK_S)
+    return os.read(0, 1) if readable else None
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
