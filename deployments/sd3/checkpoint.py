@@ -46,10 +46,17 @@ def load_component(
         The model in eval mode, without gradients.
 
     Raises:
-        ConfigurationError: A tensor is missing, unexpected, of a wrong shape or dtype, or not
-            finite; names file, tensor, expected and found.
+        ConfigurationError: The configuration is no model's; or a tensor is missing, unexpected,
+            of a wrong shape or dtype, or not finite, with file, tensor, expected and found.
     """
-    model = build()
+    try:
+        model = build()
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{folder / 'config.json'} describes no model that can be built: {error}",
+            field="model.path",
+            value=str(folder / "config.json"),
+        ) from error
     with StoredTensors(folder) as stored:
         _Filler(model, stored, device, precision, quantizable).fill()
     return model.eval().requires_grad_(False)
