@@ -6,7 +6,6 @@ reads this one.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -216,7 +215,7 @@ class Parts(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return cast(torch.device, next(self.parameters()).device)
+        return next(self.parameters()).device
 
 
 def build_parts(

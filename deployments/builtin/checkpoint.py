@@ -73,7 +73,9 @@ def save_resume(
     progress: dict[str, Any],
 ) -> None:
     """Write raw weights, averages, optimizer and ``progress`` to one file."""
-    tensors = {f"raw.{name}": tensor for name, tensor in parts.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {
+        f"raw.{name}": tensor for name, tensor in parts.named_parameters()
+    }
     for (name, _), tensor in zip(parts.named_parameters(), average.average, strict=True):
         tensors[f"ema.{name}"] = tensor
     tensors |= {f"opt.{name}": tensor for name, tensor in optimizer.state_tensors().items()}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deployments.builtin.sample import Kind, sample_example
 from deployments.builtin.scene import Scene
 
 _POLL_SECONDS = 5.0
@@ -44,7 +45,7 @@ class StreamSettings:
     name: str
     chunk: int
     sizes: tuple[tuple[tuple[int, int], float], ...]
-    kinds: tuple[tuple[str, float], ...]
+    kinds: tuple[tuple[Kind, float], ...]
     clip_length: int
     t5_length: int
     sentence_case: float = 0.12
@@ -101,8 +102,6 @@ class ChunkMaker:
 
     def make(self, index: int) -> Chunk:
         """Chunk ``index`` of the stream."""
-        from deployments.builtin.world import sample_example
-
         settings = self.settings
         rng = random.Random(f"{settings.seed}:{settings.name}:{index}")
         height, width = chunk_size(settings, index)

@@ -7,6 +7,7 @@ small file ``kelvin.json`` says what a server cannot guess: default and largest 
 guidance and prompt lengths.
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -127,14 +128,14 @@ def write_model(
     partial.rename(directory)
 
 
-def _write_config(module: nn.Module, folder: Path, name: str) -> None:
+def _write_config(module: Any, folder: Path, name: str) -> None:
     if name in ("transformer", "vae"):
-        module.save_config(str(folder))  # type: ignore[operator]
+        module.save_config(str(folder))
         return
-    config = module.config
-    config.architectures = [type(module).__name__]  # type: ignore[union-attr]
-    config.dtype = "float16"  # type: ignore[union-attr]
-    config.save_pretrained(str(folder))  # type: ignore[union-attr,operator]
+    config = copy.deepcopy(module.config)
+    config.architectures = [type(module).__name__]
+    config.dtype = "float16"
+    config.save_pretrained(str(folder))
 
 
 def _model_index() -> dict[str, Any]:

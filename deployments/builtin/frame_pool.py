@@ -89,7 +89,8 @@ class PoolFiller:
         self.pools = pools
         self.device = device
         self.encode = encode
-        self._stream = torch.cuda.Stream() if device.type == "cuda" else None
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream() if is_cuda else None  # type: ignore[no-untyped-call]
 
     def put(self, chunk: Chunk) -> None:
         """Draw, encode and store one chunk."""

@@ -25,7 +25,7 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
         bfloat16 [batch, rows, columns].
     """
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(torch.bfloat16)
+    x: torch.Tensor = matrices.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -34,6 +34,12 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
     return x.mT if tall else x
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.grad is None:
+        raise ValueError("gradients must be allocated before the first step")
+    return parameter.grad
 
 
 class BatchedMuon:
@@ -54,7 +60,7 @@ class BatchedMuon:
         by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for parameter in parameters:
             by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
-        self.groups = list(by_shape.values())
+        self.groups: list[list[torch.Tensor]] = [list(group) for group in by_shape.values()]
         self.momentum = momentum
         self.weight_decay = weight_decay
         # float32 [matrices, rows, columns] for each group
@@ -67,12 +73,12 @@ class BatchedMuon:
     def step(self, lr: float) -> None:
         """Apply one update from the parameters' gradients."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
-            gradient = torch.stack([parameter.grad for parameter in group])
+            gradient = torch.stack([_gradient(parameter) for parameter in group])
             buffer.lerp_(gradient, 1 - self.momentum)
             update = orthogonalise(gradient.lerp_(buffer, self.momentum)).float()
             update.mul_(-0.2 * lr * max(buffer.shape[-2:]) ** 0.5)
             torch._foreach_mul_(group, 1 - lr * self.weight_decay)
-            torch._foreach_add_(group, list(update.unbind(0)))
+            torch._foreach_add_(group, tuple(update.unbind(0)))
 
 
 class WeightAverage:
@@ -83,7 +89,7 @@ class WeightAverage:
         decay: of the average once it has run for a while.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: list[torch.Tensor], decay: float) -> None:
         self.parameters = parameters
         self.decay = decay
         self.average = [parameter.detach().clone() for parameter in parameters]
@@ -125,10 +131,10 @@ class Optimizer:
         clip_norm: float = 1.0,
     ) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.parameters = [parameter for _, parameter in named]
+        self.parameters: list[torch.Tensor] = [parameter for _, parameter in named]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.gradients = [_gradient(parameter) for parameter in self.parameters]
         self.muon = BatchedMuon((p for n, p in named if is_matrix(n, p)), weight_decay=weight_decay)
         self.adam = torch.optim.AdamW(
             [parameter for name, parameter in named if not is_matrix(name, parameter)],
@@ -146,7 +152,7 @@ class Optimizer:
         Returns:
             float32 [], the norm of all gradients before clipping; no synchronisation.
         """
-        norm = torch.stack(torch._foreach_norm(self.gradients)).norm()
+        norm: torch.Tensor = torch.stack(torch._foreach_norm(self.gradients)).norm()
         torch._foreach_mul_(self.gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self.muon.step(self.muon_lr * factor)
         for group in self.adam.param_groups:

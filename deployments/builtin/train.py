@@ -24,6 +24,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--smoke", action="store_true", help="everything in miniature, seconds on a CPU")
     add("--resume", type=Path, help="DIR of an earlier run: its autoencoder and its last state")
     add("--init", type=Path, help="DIR of an earlier run: its weights, a fresh schedule")
+    add("--vae-from", type=Path, help="DIR of an earlier run: its autoencoder only")
     add("--vae-steps", type=int, help="bound of the autoencoder's training, instead of seconds")
     add("--vae-seconds", type=float, default=200.0)
     add("--vae-batch", type=int, default=128)

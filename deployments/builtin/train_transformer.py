@@ -108,6 +108,73 @@ class Snapshot:
         torch._foreach_copy_(self._live, self._copies)
 
 
+class _LossWatch:
+    """Adds losses up on the device, reports now and then, and goes back when one is not finite.
+
+    Reading a loss waits for the GPU, so it happens every few seconds only.
+    """
+
+    def __init__(self, trainer: "FlowTrainer", budget: Budget) -> None:
+        self.trainer, self.budget = trainer, budget
+        self.damping, self.restores, self.waited = 1.0, 0, 0.0
+        self._sum = torch.zeros((), device=trainer.device)
+        self._norm = torch.zeros((), device=trainer.device)
+        self._snapshot: Snapshot | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window."""
+        self._sum.zero_()
+        self._steps, self.waited, self._began = 0, 0.0, time.monotonic()
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Take in one step."""
+        self._sum += loss
+        self._norm = norm
+        self._steps += 1
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to report."""
+        return self._snapshot is None or time.monotonic() - self._began > _REPORT_SECONDS
+
+    def report(self, factor: float, progress: float) -> None:
+        """Log the window.
+
+        Raises:
+            FloatingPointError: the loss is not finite and going back has not helped.
+        """
+        if self._steps == 0:
+            return
+        trainer = self.trainer
+        loss, norm = float(self._sum.item()) / self._steps, float(self._norm.item())
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        trainer.log.write(
+            "flow",
+            step=trainer.step,
+            loss=loss,
+            norm=norm,
+            factor=factor,
+            ms_per_step=1000 * seconds / self._steps,
+            samples_per_s=self._steps * trainer.training.batch / seconds,
+            waited_s=self.waited,
+            elapsed_s=self.budget.elapsed_seconds,
+            left_s=(1 - progress) * self.budget.elapsed_seconds / max(progress, 1e-6),
+        )
+        if math.isfinite(loss) and math.isfinite(norm):
+            if self._snapshot is None:
+                self._snapshot = Snapshot(trainer.live())
+            self._snapshot.take()
+        elif self._snapshot is None or self.restores >= _MAX_RESTORES:
+            raise FloatingPointError(f"the loss is {loss} at step {trainer.step}")
+        else:
+            self._snapshot.restore()
+            self.restores += 1
+            self.damping *= _RESTORE_DAMPING
+            trainer.log.write("restored", step=trainer.step, damping=self.damping)
+        self.restart()
+
+
 class FlowTrainer:
     """Trains ``parts`` in place, and their average in ``averaged``.
 
@@ -176,7 +243,8 @@ class FlowTrainer:
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
-        return (encode_means(self.vae, frames) - config.shift_factor) * config.scaling_factor
+        means = encode_means(self.vae, frames)
+        return (means - float(config.shift_factor)) * float(config.scaling_factor)
 
     def resume(self, path: Path) -> None:
         """Continue from a resume file.
@@ -308,58 +376,31 @@ class FlowTrainer:
         training = self.training
         budget = Budget(training.steps, training.seconds, self.spent_seconds)
         every = max(1, training.reuse * self.stream_settings.chunk // training.batch)
-        losses = torch.zeros((), device=self.device)
-        snapshot: Snapshot | None = None
-        damping, restores, waited, window = 1.0, 0, 0.0, 0
-        reported = checkpointed = looked = time.monotonic()
+        watch = _LossWatch(self, budget)
+        checkpointed = looked = time.monotonic()
         while (progress := budget.progress(self.step)) < 1 and not self.stop.asked:
-            losses += self.runner(self._rows(self._size(self.step), self.step))
-            factor = damping * learning_rate_factor(self.step, progress, training)
+            loss = self.runner(self._rows(self._size(self.step), self.step))
+            factor = watch.damping * learning_rate_factor(self.step, progress, training)
             norm = self.optimizer.step(factor)
             self.step += 1
-            window += 1
             self.average.update(self.step)
+            watch.add(loss, norm)
             if self.step % every == 0:
-                waited += self._put(stream, filler)
+                watch.waited += self._put(stream, filler)
             now = time.monotonic()
-            if now - reported > _REPORT_SECONDS or snapshot is None:
-                mean = float(losses.item()) / window
-                if math.isfinite(mean) and math.isfinite(float(norm.item())):
-                    if snapshot is None:
-                        snapshot = Snapshot(self._live())
-                    snapshot.take()
-                elif snapshot is None or restores >= _MAX_RESTORES:
-                    raise FloatingPointError(f"the loss is {mean} at step {self.step}")
-                else:
-                    snapshot.restore()
-                    restores, damping = restores + 1, damping * _RESTORE_DAMPING
-                    self.log.write("restored", step=self.step, loss=mean, damping=damping)
-                now = time.monotonic()
-                left = (1 - progress) * budget.elapsed_seconds / max(progress, 1e-6)
-                self.log.write(
-                    "flow",
-                    step=self.step,
-                    loss=mean,
-                    norm=float(norm.item()),
-                    factor=factor,
-                    ms_per_step=1000 * (now - reported) / window,
-                    samples_per_s=window * training.batch / (now - reported),
-                    waited_s=waited,
-                    elapsed_s=budget.elapsed_seconds,
-                    left_s=left,
-                )
-                losses.zero_()
-                window, waited, reported = 0, 0.0, now
-            if now - checkpointed > training.checkpoint_seconds:
+            checkpoint_due = now - checkpointed > training.checkpoint_seconds
+            look_due = now - looked > training.evaluate_seconds
+            if checkpoint_due or look_due or watch.due:
+                watch.report(factor, progress)
+            if checkpoint_due:
                 self.checkpoint(budget.elapsed_seconds)
-                checkpointed = reported = time.monotonic()
-                losses.zero_()
-                window = 0
-            if now - looked > training.evaluate_seconds:
+                checkpointed = time.monotonic()
+            if look_due:
                 self._look()
-                looked = reported = time.monotonic()
-                losses.zero_()
-                window = 0
+                looked = time.monotonic()
+            if checkpoint_due or look_due:
+                watch.restart()
+        watch.report(0.0, budget.progress(self.step))
         elapsed = budget.elapsed_seconds
         self.checkpoint(elapsed)
         self._look()
@@ -368,13 +409,14 @@ class FlowTrainer:
             "seconds": elapsed,
             "samples": self.step * training.batch,
             "chunks": self.chunks,
-            "restores": restores,
+            "restores": watch.restores,
             "stopped_early": self.stop.asked,
         }
         self.log.write("flow_trained", **done)
         return done | {"settings": asdict(training)}
 
-    def _live(self) -> list[torch.Tensor]:
+    def live(self) -> list[torch.Tensor]:
+        """Every tensor that a step changes."""
         state = self.optimizer.state_tensors().values()
         weights = [parameter.data for parameter in self.optimizer.parameters]
         return [*weights, *self.average.average, *state]

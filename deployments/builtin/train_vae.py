@@ -78,7 +78,7 @@ def _crops(frames: torch.Tensor, side: int, rng: random.Random) -> torch.Tensor:
     height, width = frames.shape[-2:]
     side_down, side_right = min(side, height), min(side, width)
     pieces = []
-    for group in frames.split(8):
+    for group in torch.split(frames, 8):
         top = rng.randrange(height - side_down + 1)
         left = rng.randrange(width - side_right + 1)
         pieces.append(group[..., top : top + side_down, left : left + side_right])
@@ -153,7 +153,7 @@ class VaeTrainer:
             images = to_signed(frames if whole else _crops(frames, training.crop, rng))
             loss = self._loss(images)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
             warm = min(1.0, (step + 1) / 100)
             for group in optimizer.param_groups:
@@ -188,7 +188,7 @@ class VaeTrainer:
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
             output = self.vae.decode(mean + noise * (0.5 * logvar).exp()).sample
-        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        divergence: torch.Tensor = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return reconstruction_loss(output, images) + _KL_WEIGHT * divergence
 
 
@@ -197,7 +197,8 @@ def encode_means(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
     """Means of uint8 frames [n, 3, h, w] as float32 [n, 16, h/8, w/8], not yet scaled."""
     device = frames.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return vae.encode(to_signed(frames)).latent_dist.mode().float()
+        means: torch.Tensor = vae.encode(to_signed(frames)).latent_dist.mode().float()
+    return means
 
 
 @torch.no_grad()

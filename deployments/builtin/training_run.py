@@ -18,6 +18,7 @@ from deployments.builtin.dequantise import dequantised, read_weights
 from deployments.builtin.evaluation import Evaluation, reconstruction_adherence
 from deployments.builtin.example_stream import StreamSettings
 from deployments.builtin.export import write_model
+from deployments.builtin.sample import Kind
 from deployments.builtin.train_transformer import FlowTrainer, FlowTraining
 from deployments.builtin.train_vae import (
     VaeTrainer,
@@ -26,6 +27,7 @@ from deployments.builtin.train_vae import (
     peak_signal_to_noise,
 )
 from deployments.builtin.training_log import StopRequest, TrainingLog
+from deployments.builtin.world import draw, sample_example
 
 SQUARE = (256, 256)
 OTHER_SIZES = ((224, 288), (288, 224), (192, 320), (320, 192))
@@ -127,7 +129,11 @@ class TrainingRun:
 
     def _stream(self, name: str, chunk: int) -> StreamSettings:
         options = self.options
-        kinds = (("core", options.core), ("hard", options.hard), ("terse", options.terse))
+        kinds: tuple[tuple[Kind, float], ...] = (
+            ("core", options.core),
+            ("hard", options.hard),
+            ("terse", options.terse),
+        )
         return StreamSettings(
             seed=options.seed,
             name=name,
@@ -165,7 +171,7 @@ class TrainingRun:
         """Trained now, or taken from an earlier run; with its latent statistics in its config."""
         options = self.options
         vae = build_vae(self.spec).to(self.device)
-        earlier: Path | None = options.resume or options.init
+        earlier: Path | None = options.resume or options.init or options.vae_from
         if earlier is not None:
             vae.load_state_dict(load_file(earlier / "vae" / _VAE_FILE))
             record = json.loads((earlier / "vae" / "vae.json").read_text(encoding="utf-8"))
@@ -191,13 +197,11 @@ class TrainingRun:
 
     def _measure(self, vae: AutoencoderKL) -> dict[str, float]:
         """Latent statistics over all sizes, and PSNR on unseen frames."""
-        from deployments.builtin.world import draw, sample_example
-
         rng = random.Random(f"{self.options.seed}:measure")
         count = 8 if self.smoke else _STATISTICS_SCENES
         batches = []
         for (height, width), _ in self._sizes():
-            kinds = ("core", "hard", "terse")
+            kinds: tuple[Kind, ...] = ("core", "hard", "terse")
             scenes = [
                 sample_example(rng, kinds[index % 3], "train", height, width).scene
                 for index in range(count)

@@ -53,14 +53,15 @@ def velocity_loss(parts: Parts, step: StepInput) -> torch.Tensor:
     ):
         embeds, pooled = encode_tokens(parts, step.clip_ids, step.t5_ids)
         sigmas = step.sigmas[:, None, None, None]
-        predicted = parts.transformer(
+        predicted: torch.Tensor = parts.transformer(
             hidden_states=(1 - sigmas) * step.latents + sigmas * step.noise,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             timestep=step.sigmas * 1000,
             return_dict=False,
         )[0]
-    return (predicted.float() - (step.noise - step.latents)).square().mean()
+    loss: torch.Tensor = (predicted.float() - (step.noise - step.latents)).square().mean()
+    return loss
 
 
 class StepRunner:
@@ -77,7 +78,7 @@ class StepRunner:
         self.use_graphs = use_graphs and parts.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], Callable[[StepInput], torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.use_graphs else None
-        self._stream = torch.cuda.Stream() if self.use_graphs else None
+        self._stream = torch.cuda.Stream() if self.use_graphs else None  # type: ignore[no-untyped-call]
 
     def __call__(self, step: StepInput) -> torch.Tensor:
         """Gradients of one step; the loss float32 [] is valid until the next call."""
