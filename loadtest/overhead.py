@@ -33,7 +33,7 @@ from serve.requests import GenerateRequest, GenerateResult
 LONGEST_MEDIAN_S = 4.0
 LONGEST_OVERHEAD_S = 0.150
 _MODEL_STAGES = ("text", "denoise", "decode")
-_PROMPT = "a large red circle left of a small blue square"
+_COLORS = ("red", "green", "blue", "yellow", "white", "orange", "purple")
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def measure(client: KelvinClient, number: int, warm_up: int = 2) -> list[Timing]
     """Send requests one after the other and return the timings of all but the first ones."""
     timings = []
     for index in range(warm_up + number):
-        # Another prompt each time, or the text encoder's cache would hide its work.
-        prompt = f"{_PROMPT}, on a {('white', 'black', 'gray')[index % 3]} background"
-        request = GenerateRequest(prompt=prompt, num_inference_steps=20, seed=index)
+        request = GenerateRequest(prompt=_prompt(index), num_inference_steps=20, seed=index)
         begun = time.perf_counter()
         result = client.generate(request)
         finished = time.perf_counter()
@@ -104,6 +102,13 @@ def measure(client: KelvinClient, number: int, warm_up: int = 2) -> list[Timing]
         if index >= warm_up:
             timings.append(timing_of(result, fetched - begun, fetched - finished))
     return timings
+
+
+def _prompt(index: int) -> str:
+    # Another one each time, or the text encoder's cache would hide its work.
+    first = _COLORS[index % len(_COLORS)]
+    second = _COLORS[(index + 1 + index // len(_COLORS)) % len(_COLORS)]
+    return f"a large {first} circle left of a small {second} square"
 
 
 def report_of(timings: Sequence[Timing], model: str) -> dict[str, Any]:
