@@ -18,6 +18,7 @@ from serve.commands.hardware import (
     check_driver,
     check_gpus,
     check_torch,
+    find_gpus,
     find_torch,
 )
 from serve.commands.model_files import check_model, weights_of
@@ -141,3 +142,12 @@ def test_the_table_shows_each_remedy(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().err
     assert "away [x]" in shown
     assert "start it" in shown
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not find_gpus().cards, reason="no NVIDIA GPU")
+def test_the_cards_of_this_machine_are_found() -> None:
+    gpus = find_gpus()
+    assert gpus.driver is not None
+    assert all(card.memory_bytes > 1 << 30 and card.capability >= (5, 0) for card in gpus.cards)
+    assert check_driver(find_torch(), gpus).verdict == "ok"
