@@ -1,25 +1,17 @@
-"""The sorts of scenes, each drawn together with the claims that its caption will make.
+"""Scenes of shapes, each drawn together with the claims that its caption will make.
 
 Every composer takes a Draft and returns a scene and its claims, or None when the drawn sizes do
 not fit the frame.
 """
 
-import math
 import random
 from dataclasses import dataclass
 
 from deployments.builtin import layout
-from deployments.builtin.claims import WORD, Claims, RelationClaim, ThingClaim
-from deployments.builtin.looks import (
-    Forced,
-    Look,
-    draw_background,
-    draw_looks,
-    draw_size,
-    draw_word,
-)
-from deployments.builtin.scene import Scene, Thing, Word, frame_scale, word_half_extents
-from deployments.builtin.vocabulary import COLORS, POSITIONS, RELATIONS
+from deployments.builtin.claims import Claims, RelationClaim, ThingClaim
+from deployments.builtin.looks import Forced, Look, draw_background, draw_looks, draw_size
+from deployments.builtin.scene import Scene, Thing, Word
+from deployments.builtin.vocabulary import POSITIONS, RELATIONS
 
 Composed = tuple[Scene, Claims]
 
@@ -58,7 +50,7 @@ class Draft:
         ]
 
 
-def _finish(
+def finish(
     draft: Draft,
     looks: list[Look],
     half_widths: list[float],
@@ -68,6 +60,7 @@ def _finish(
     word: Word | None = None,
     background_chance: float = 0.5,
 ) -> Composed | None:
+    """The scene on a background that all stand out on, and its claims; None without either."""
     if centers is None:
         return None
     colors = [color for _, color in looks]
@@ -83,9 +76,10 @@ def _finish(
     return scene, Claims(things, relations, stated)
 
 
-def _scatter(
+def scatter(
     draft: Draft, positions: list[str | None], half_widths: list[float]
 ) -> list[layout.Center] | None:
+    """Centres at the positions, or anywhere for None."""
     halves = [(half, half) for half in half_widths]
     return layout.scatter(positions, halves, draft.height, draft.width, draft.rng)
 
@@ -95,7 +89,7 @@ def one_thing(draft: Draft) -> Composed | None:
     (look,), ((size, half),) = draft.looks(1), draft.sizes(1, 0.5)
     position = draft.rng.choice(POSITIONS) if draft.rng.random() < 0.6 else None
     claim = ThingClaim(1, *look, size, position)
-    return _finish(draft, [look], [half], _scatter(draft, [position], [half]), (claim,))
+    return finish(draft, [look], [half], scatter(draft, [position], [half]), (claim,))
 
 
 def several_placed(draft: Draft) -> Composed | None:
@@ -110,7 +104,7 @@ def several_placed(draft: Draft) -> Composed | None:
         ThingClaim(1, *look, size, position)
         for look, (size, _), position in zip(looks, sizes, positions, strict=True)
     )
-    return _finish(draft, looks, halves, _scatter(draft, positions, halves), claims)
+    return finish(draft, looks, halves, scatter(draft, positions, halves), claims)
 
 
 def two_related(draft: Draft) -> Composed | None:
@@ -136,7 +130,7 @@ def two_related(draft: Draft) -> Composed | None:
             column.reverse()
     claims = tuple(ThingClaim(1, *look, size) for look, (size, _) in zip(looks, sizes, strict=True))
     related = (RelationClaim(subject, relation, 1 - subject),)
-    return _finish(draft, looks, halves, centers, claims, related)
+    return finish(draft, looks, halves, centers, claims, related)
 
 
 def in_a_row(draft: Draft) -> Composed | None:
@@ -159,7 +153,7 @@ def in_a_row(draft: Draft) -> Composed | None:
     )
     claims = tuple(ThingClaim(1, *look, size) for look, (size, _) in zip(looks, sizes, strict=True))
     chain = tuple(RelationClaim(i, relation, i + 1) for i in range(number - 1))
-    return _finish(draft, looks, halves, centers, claims, chain)
+    return finish(draft, looks, halves, centers, claims, chain)
 
 
 def related_to_two(draft: Draft) -> Composed | None:
@@ -180,7 +174,7 @@ def related_to_two(draft: Draft) -> Composed | None:
     centers = layout.beside_and_across(boxes, sides, draft.height, draft.width, draft.rng)
     claims = tuple(ThingClaim(1, *look, size) for look, (size, _) in zip(looks, sizes, strict=True))
     both = (RelationClaim(0, beside, 1), RelationClaim(0, across, 2))
-    return _finish(draft, looks, halves, centers, claims, both)
+    return finish(draft, looks, halves, centers, claims, both)
 
 
 def counted(draft: Draft) -> Composed | None:
@@ -192,146 +186,5 @@ def counted(draft: Draft) -> Composed | None:
         looks += [look] * count
         halves += [half] * count
         claims.append(ThingClaim(count, *look, size))
-    centers = _scatter(draft, [None] * len(looks), halves)
-    return _finish(draft, looks, halves, centers, tuple(claims))
-
-
-def _letters(
-    draft: Draft, low: float, high: float, most_height: float = math.inf
-) -> tuple[str, float, layout.Extents] | None:
-    """A word, its letter height and half extents in pixels; None if the frame is too narrow."""
-    text = draw_word(draft.rng, draft.forced)
-    scale = frame_scale(draft.height, draft.width)
-    unit_width = 2 * word_half_extents(len(text), 1.0)[0]
-    most = min(high * scale, (draft.width - 2 * layout.MARGIN_PX) / unit_width, most_height)
-    if most < 40.0:
-        return None
-    height = max(40.0, min(low * scale, most))
-    height += (most - height) * draft.rng.random()
-    return text, height, word_half_extents(len(text), height)
-
-
-def written(draft: Draft) -> Composed | None:
-    """A coloured word alone, or with one thing above, below or somewhere beside it."""
-    rng = draft.rng
-    letters = _letters(draft, 46.0, 72.0, 0.45 * draft.height)
-    if letters is None:
-        return None
-    text, letter_height, extents = letters
-    color = rng.choice(COLORS)
-    if rng.random() < 0.5:
-        position = rng.choice(("top", "center", "bottom")) if rng.random() < 0.5 else None
-        center = layout.place(position, extents, draft.height, draft.width, rng)
-        if center is None:
-            return None
-        word = Word(text, color, letter_height, *center)
-        claim = ThingClaim(1, WORD, color, None, position, text)
-        return _finish(draft, [], [], [], (claim,), word=word)
-    (look,), ((size, half),) = draft.looks(1), draft.sizes(1, 0.2)
-    boxes = [extents, (half, half)]
-    relation = rng.choice(("above", "below")) if rng.random() < 0.6 else None
-    if relation is None:
-        centers = layout.scatter([None, None], boxes, draft.height, draft.width, rng)
-    else:
-        order = 1 if relation == "above" else -1
-        centers = layout.row(boxes[::order], False, draft.height, draft.width, rng)
-        centers = None if centers is None else centers[::order]
-    if centers is None:
-        return None
-    word = Word(text, color, letter_height, *centers[0])
-    claims = [ThingClaim(1, WORD, color, None, None, text), ThingClaim(1, *look, size)]
-    subject = 0
-    if rng.random() < 0.5:
-        claims.reverse()
-        subject = 1
-    related: tuple[RelationClaim, ...] = ()
-    if relation is not None:
-        flipped = "below" if relation == "above" else "above"
-        stated = relation if subject == 0 else flipped
-        related = (RelationClaim(0, stated, 1),)
-    return _finish(draft, [look], [half], centers[1:], tuple(claims), related, word=word)
-
-
-def keywords(draft: Draft) -> Composed | None:
-    """One to three things of which only a feature or two is said, with no count."""
-    rng = draft.rng
-    if draft.forced.pair is None and rng.random() < 0.12:
-        return _some_text(draft)
-    number = rng.choice((1, 1, 2, 3))
-    looks, sizes = draft.looks(number), draft.sizes(number, 1.0)
-    claims: list[ThingClaim] = []
-    mentioned = looks[:] if draft.forced.pair is None else [draft.forced.pair]
-    for look in mentioned[: rng.choice((1, 1, 2))]:
-        (shape, color), size = look, sizes[looks.index(look)][0]
-        sort = rng.random() if draft.forced.pair is None else 0.7
-        claim = ThingClaim(
-            None,
-            None if sort < 0.35 else shape,
-            None if 0.35 <= sort < 0.65 else color,
-            size if rng.random() < 0.15 else None,
-        )
-        if claim not in claims:
-            claims.append(claim)
-    halves = [half for _, half in sizes]
-    centers = _scatter(draft, [None] * number, halves)
-    return _finish(draft, looks, halves, centers, tuple(claims), background_chance=0.15)
-
-
-def _some_text(draft: Draft) -> Composed | None:
-    letters = _letters(draft, 46.0, 72.0)
-    if letters is None:
-        return None
-    text, height, extents = letters
-    center = layout.place(None, extents, draft.height, draft.width, draft.rng)
-    if center is None:
-        return None
-    color = draft.rng.choice(COLORS)
-    claim = ThingClaim(None, WORD, color if draft.rng.random() < 0.4 else None)
-    word = Word(text, color, height, *center)
-    return _finish(draft, [], [], [], (claim,), word=word, background_chance=0.15)
-
-
-def bare_count(draft: Draft) -> Composed | None:
-    """A star, two hearts, three small shapes: exact in number, silent in most else."""
-    rng = draft.rng
-    number = rng.choice((1, 1, 1, 2, 2, 3, 4))
-    looks, (size, half) = draft.looks(number), draft.sizes(1, 0.3)[0]
-    shape, color = looks[0] if draft.forced.pair is None else draft.forced.pair
-    sort = rng.random() if draft.forced.pair is None else 0.9
-    if sort < 0.4:
-        looks = [(shape, look[1]) for look in looks]
-        claim = ThingClaim(number, shape, None, size)
-    elif sort < 0.6:
-        looks = [(look[0], color) for look in looks]
-        claim = ThingClaim(number, None, color, size)
-    elif sort < 0.7:
-        claim = ThingClaim(number, None, None, size)
-    else:
-        looks = [(shape, color)] * number
-        claim = ThingClaim(number, shape, color, size)
-    halves = [half] * number
-    centers = _scatter(draft, [None] * number, halves)
-    return _finish(draft, looks, halves, centers, (claim,), background_chance=0.15)
-
-
-def bare_word(draft: Draft) -> Composed | None:
-    """A written word of which no colour is said."""
-    letters = _letters(draft, 46.0, 72.0)
-    if letters is None:
-        return None
-    text, height, extents = letters
-    center = layout.place(None, extents, draft.height, draft.width, draft.rng)
-    if center is None:
-        return None
-    word = Word(text, draft.rng.choice(COLORS), height, *center)
-    claim = ThingClaim(1, WORD, None, None, None, text)
-    return _finish(draft, [], [], [], (claim,), word=word, background_chance=0.15)
-
-
-def only_background(draft: Draft) -> Composed | None:
-    """Any scene of one or two things, of which only the background is said."""
-    number = draft.rng.choice((1, 2))
-    looks, sizes = draft.looks(number), draft.sizes(number, 0.0)
-    halves = [half for _, half in sizes]
-    centers = _scatter(draft, [None] * number, halves)
-    return _finish(draft, looks, halves, centers, (), background_chance=1.0)
+    centers = scatter(draft, [None] * len(looks), halves)
+    return finish(draft, looks, halves, centers, tuple(claims))

@@ -7,10 +7,11 @@ does not fit its frame or its split is thrown away and drawn again.
 
 import random
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from deployments.builtin import compose
+from deployments.builtin import compose, compose_terse, compose_words
 from deployments.builtin.caption import write
+from deployments.builtin.compose import Composed, Draft
 from deployments.builtin.held_out import HELD_OUT_WORDS, contains_held_out, states_held_out
 from deployments.builtin.looks import NOTHING_FORCED, Forced, force_held_out
 from deployments.builtin.scene import Example
@@ -18,26 +19,32 @@ from deployments.builtin.scene import Example
 Kind = Literal["core", "hard", "terse"]
 Split = Literal["train", "held_out"]
 
-_Composer = Callable[[compose.Draft], compose.Composed | None]
-# kind -> (share, composer, whether it can state a relation, whether it writes a word)
-_COMPOSERS: dict[str, tuple[tuple[float, _Composer, bool, bool], ...]] = {
+
+class _Sort(NamedTuple):
+    share: float
+    compose: Callable[[Draft], Composed | None]
+    states: Literal["pair", "pair or triple", "word", "nothing"] = "pair"
+
+
+_SORTS: dict[Kind, tuple[_Sort, ...]] = {
     "core": (
-        (0.42, compose.one_thing, False, False),
-        (0.28, compose.two_related, True, False),
-        (0.30, compose.several_placed, False, False),
+        _Sort(0.42, compose.one_thing),
+        _Sort(0.28, compose.two_related, "pair or triple"),
+        _Sort(0.30, compose.several_placed),
     ),
     "hard": (
-        (0.28, compose.counted, False, False),
-        (0.20, compose.in_a_row, True, False),
-        (0.10, compose.related_to_two, True, False),
-        (0.17, compose.several_placed, False, False),
-        (0.25, compose.written, False, True),
+        _Sort(0.28, compose.counted),
+        _Sort(0.20, compose.in_a_row, "pair or triple"),
+        _Sort(0.10, compose.related_to_two, "pair or triple"),
+        _Sort(0.17, compose.several_placed),
+        _Sort(0.25, compose_words.written, "word"),
     ),
     "terse": (
-        (0.42, compose.keywords, False, False),
-        (0.38, compose.bare_count, False, False),
-        (0.10, compose.only_background, False, False),
-        (0.10, compose.bare_word, False, True),
+        _Sort(0.37, compose_terse.keywords),
+        _Sort(0.38, compose_terse.bare_count),
+        _Sort(0.10, compose_terse.only_background, "nothing"),
+        _Sort(0.05, compose_words.some_text, "nothing"),
+        _Sort(0.10, compose_words.bare_word, "word"),
     ),
 }
 _MAXIMUM_TRIES = 1000
@@ -66,22 +73,23 @@ def sample_example(
         KeyError: unknown kind.
         ValueError: nothing of this kind fits the frame.
     """
-    composers = _COMPOSERS[kind]
+    sorts = _SORTS[kind]
     held_out = split == "held_out"
     for _ in range(_MAXIMUM_TRIES):
         point = rng.random()
-        for share, composer, relates, writes in composers:  # noqa: B007
-            point -= share
+        for sort in sorts:
+            point -= sort.share
             if point < 0:
                 break
         forced = NOTHING_FORCED
         if held_out:
-            if composer is compose.only_background:
+            if sort.states == "nothing":
                 continue
-            forced = force_held_out(rng, triples=relates)
-            if writes:
+            if sort.states == "word":
                 forced = Forced(word=rng.choice(HELD_OUT_WORDS))
-        composed = composer(compose.Draft(rng, kind, forced, held_out, height, width))
+            else:
+                forced = force_held_out(rng, triples=sort.states == "pair or triple")
+        composed = sort.compose(Draft(rng, kind, forced, held_out, height, width))
         if composed is None:
             continue
         scene, claims = composed
