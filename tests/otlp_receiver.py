@@ -1,0 +1,92 @@
+"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps the spans for tests."""
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+
+@dataclass(frozen=True)
+class ReceivedSpan:
+    """One span as it arrived."""
+
+    name: str
+    service: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    attributes: dict[str, Any]
+    is_error: bool
+    raw: str  # everything, to look for what must not be there
+
+
+class OtlpReceiver:
+    """The spans received so far, and where to send them."""
+
+    def __init__(self) -> None:
+        self.endpoint = ""
+        self.spans: list[ReceivedSpan] = []
+
+    def wait(self, enough: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
+        """Return the spans once `enough` of them says so; fail after a minute."""
+        deadline = time.monotonic() + 60
+        while not enough(self.spans):
+            assert time.monotonic() < deadline, [span.name for span in self.spans]
+            time.sleep(0.05)
+        return list(self.spans)
+
+
+@contextmanager
+def otlp_receiver() -> Iterator[OtlpReceiver]:
+    """Run a receiver on a free loopback port."""
+    receiver = OtlpReceiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            if self.path == "/v1/traces":
+                receiver.spans.extend(_decode(body))
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.endpoint = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _decode(body: bytes) -> Iterator[ReceivedSpan]:
+    for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+        about = _values(resource.resource.attributes)
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                yield ReceivedSpan(
+                    name=span.name,
+                    service=str(about.get("service.name")),
+                    trace_id=span.trace_id.hex(),
+                    span_id=span.span_id.hex(),
+                    parent_id=span.parent_span_id.hex(),
+                    attributes=_values(span.attributes),
+                    is_error=span.status.code == 2,
+                    raw=str(span),
+                )
+
+
+def _values(attributes: Any) -> dict[str, Any]:
+    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in attributes}

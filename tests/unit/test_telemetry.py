@@ -1,0 +1,185 @@
+"""Traces as a collector receives them; nothing at all when tracing is off."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+
+from serve import telemetry
+from serve.config import Settings, TelemetrySettings
+from serve.errors import StorageUnavailable
+from serve.requests import GenerateRequest
+from tests.otlp_receiver import OtlpReceiver, otlp_receiver
+
+_REQUEST = GenerateRequest(
+    prompt="a very private prompt",
+    negative_prompt="another private one",
+    model="builtin",
+    width=256,
+    height=128,
+    num_inference_steps=20,
+    guidance_scale=4.5,
+    sampler="euler",
+    scheduler="normal",
+    seed=2**64 - 1,
+    num_images=2,
+)
+
+
+@pytest.fixture
+def receiver():
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def traced(receiver, monkeypatch):
+    """This process traces into the receiver, set up as Ray Serve does it in its own."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    for name, value in telemetry.environment(_settings(receiver)).items():
+        monkeypatch.setenv(name, value)
+    provider = TracerProvider()
+    for processor in telemetry.span_processors():
+        provider.add_span_processor(processor)
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    yield receiver
+    provider.shutdown()
+
+
+def _settings(receiver: OtlpReceiver) -> Settings:
+    return Settings(
+        telemetry=TelemetrySettings(otlp_endpoint=receiver.endpoint, service_name="kelvin-test")
+    )
+
+
+def test_off_by_default():
+    assert telemetry.environment(Settings()) == {}
+    assert telemetry.span_processors() == []
+    with telemetry.generate_span("id", _REQUEST) as span, telemetry.span("kelvin.text") as child:
+        assert not span.is_recording()
+        assert not child.is_recording()
+
+
+def test_off_costs_no_import_of_the_exporter():
+    code = (
+        "import sys\n"
+        "from serve import telemetry\n"
+        "with telemetry.span('kelvin.text', **{'kelvin.image': 0}): pass\n"
+        "telemetry.Metrics().images()\n"
+        "names = ('ray', 'opentelemetry.sdk', 'opentelemetry.exporter')\n"
+        "print([name for name in names if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_environment_is_what_ray_serve_reads(receiver):
+    environment = telemetry.environment(_settings(receiver))
+    code = (
+        "from ray.serve._private import constants\n"
+        "from ray.serve._private.tracing_utils import setup_tracing\n"
+        "from serve import telemetry\n"
+        "assert setup_tracing('proxy', 'component-1')\n"
+        "with telemetry.span('kelvin.text'): pass\n"
+        "from opentelemetry import trace\n"
+        "trace.get_tracer_provider().shutdown()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+    [span] = receiver.wait(lambda spans: len(spans) == 1)
+    assert span.name == "kelvin.text"
+    assert span.service == "kelvin-test"
+
+
+def test_one_trace_a_request(traced):
+    with telemetry.generate_span("0" * 32, _REQUEST):
+        for stage in ("text", "denoise", "decode", "store"):
+            with telemetry.span(f"kelvin.{stage}", **{"kelvin.image": 0, "kelvin.none": None}):
+                pass
+    spans = {span.name: span for span in traced.wait(lambda spans: len(spans) == 5)}
+    root = spans.pop("generate_content builtin")
+    assert root.parent_id == ""
+    assert root.attributes == {
+        "gen_ai.operation.name": "generate_content",
+        "gen_ai.provider.name": "kelvin",
+        "gen_ai.output.type": "image",
+        "gen_ai.request.model": "builtin",
+        "gen_ai.request.seed": -1,  # 2**64 - 1 in the signed 64 bits that OTLP has
+        "gen_ai.request.choice.count": 2,
+        "gen_ai.response.id": "0" * 32,
+        "kelvin.job.id": "0" * 32,
+        "kelvin.width": 256,
+        "kelvin.height": 128,
+        "kelvin.num_inference_steps": 20,
+        "kelvin.guidance_scale": 4.5,
+        "kelvin.sampler": "euler",
+        "kelvin.scheduler": "normal",
+        "kelvin.output_format": "png",
+    }
+    for span in spans.values():
+        assert span.parent_id == root.span_id
+        assert span.trace_id == root.trace_id
+        assert span.attributes == {"kelvin.image": 0}
+
+
+async def test_requests_at_the_same_time_do_not_mix(traced):
+    async def one(number: int) -> None:
+        with telemetry.generate_span(f"{number:032x}", _REQUEST):
+            await asyncio.gather(*(stage(number) for _ in range(3)))
+
+    async def stage(number: int) -> None:
+        with telemetry.span("kelvin.denoise", **{"kelvin.image": number}):
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(one(number) for number in range(8)))
+    spans = traced.wait(lambda spans: len(spans) == 8 * 4)
+    roots = {span.span_id: span for span in spans if not span.parent_id}
+    assert len({root.trace_id for root in roots.values()}) == 8
+    for span in spans:
+        if span.parent_id:
+            root = roots[span.parent_id]
+            assert int(root.attributes["kelvin.job.id"], 16) == span.attributes["kelvin.image"]
+
+
+def test_failure_is_marked_by_its_code_and_prompts_stay_private(traced):
+    for error in (StorageUnavailable(_REQUEST.prompt), ValueError(_REQUEST.prompt)):
+        with (
+            pytest.raises(type(error)),
+            telemetry.generate_span("0" * 32, _REQUEST),
+            telemetry.span("kelvin.store"),
+        ):
+            raise error
+    spans = traced.wait(lambda spans: len(spans) == 4)
+    assert all(span.is_error for span in spans)
+    assert [span.attributes["error.type"] for span in spans] == [
+        "storage_unavailable",
+        "storage_unavailable",
+        "ValueError",
+        "ValueError",
+    ]
+    assert not any("private" in span.raw for span in spans)
+
+
+def test_collector_that_is_down_raises_nothing(monkeypatch):
+    # A port that nobody listens on: sending fails in the exporter's own thread.
+    from opentelemetry.sdk.trace import TracerProvider
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    provider = TracerProvider()
+    [processor] = telemetry.span_processors()
+    provider.add_span_processor(processor)
+    with provider.get_tracer("x").start_as_current_span("y"):
+        pass
+    provider.shutdown()
+
+
+def test_metrics_do_nothing_outside_a_replica():
+    metrics = telemetry.Metrics()
+    metrics.stage_seconds("text", 0.1)
+    metrics.queue_length("denoise", 3)
+    metrics.images(2)
+    metrics.job_ended("stored", 1.0)
+    assert metrics._instruments() is None
