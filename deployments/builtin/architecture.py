@@ -58,7 +58,7 @@ class ModelSpec:
     clip_layers: int = 2
     clip_length: int = 32
     t5_width: int = 256
-    t5_hidden: int = 384
+    t5_hidden: int = 320
     t5_layers: int = 4
     t5_length: int = 48
     vae_channels: tuple[int, int, int, int] = (32, 64, 96, 96)

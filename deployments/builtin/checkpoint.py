@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from deployments.builtin.architecture import Parts
 from deployments.builtin.optimizer import Optimizer, WeightAverage
 
-MAX_SHARD_BYTES = 15 * 1024 * 1024
+# of tensors, so that a file with its header stays under 15 MiB
+MAX_SHARD_BYTES = 15 * 1024 * 1024 - 128 * 1024
 
 
 def shards(

@@ -1,10 +1,10 @@
 """Writes a trained model as a Diffusers directory with FP8 weights.
 
-Linear weights of the transformer's blocks and of T5 are float8 E4M3 with one float32 scale for
-each output channel (``X.weight`` [out, in], ``X.weight_scale`` [out]); everything else is
-float16. Shards stay under 15 MiB, beside the index that diffusers and transformers write. The
-small file ``kelvin.json`` says what a server cannot guess: default and largest sizes, steps,
-guidance and prompt lengths.
+Linear weights of the transformer's blocks, of its last modulation and of T5 are float8 E4M3 with
+one float32 scale for each output channel (``X.weight`` [out, in], ``X.weight_scale`` [out]);
+everything else is float16. Shards stay under 15 MiB, beside the index that diffusers and
+transformers write. The small file ``kelvin.json`` says what a server cannot guess: default and
+largest sizes, steps, guidance and prompt lengths.
 """
 
 import copy
@@ -24,24 +24,27 @@ from deployments.builtin.conditioning import PromptEncoder
 from deployments.sd3.fp8 import quantize_per_channel
 
 STORAGE_DTYPE = torch.float16
-_FP8_PREFIXES = {"transformer": "transformer_blocks.", "text_encoder_3": "encoder.block."}
+_FP8_PREFIXES = {
+    "transformer": ("transformer_blocks.", "norm_out."),
+    "text_encoder_3": ("encoder.block.",),
+}
 
 
-def fp8_weight_names(module: nn.Module, prefix: str) -> set[str]:
-    """Names of the Linear weights under ``prefix``."""
+def fp8_weight_names(module: nn.Module, prefixes: tuple[str, ...]) -> set[str]:
+    """Names of the Linear weights under any of ``prefixes``."""
     return {
         f"{name}.weight"
         for name, child in module.named_modules()
-        if isinstance(child, nn.Linear) and name.startswith(prefix)
+        if isinstance(child, nn.Linear) and name.startswith(prefixes)
     }
 
 
-def quantised_state(module: nn.Module, prefix: str | None) -> dict[str, torch.Tensor]:
-    """State of a module for storage: Linear weights under ``prefix`` in FP8, the rest float16.
+def quantised_state(module: nn.Module, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """State of a module for storage: Linear weights under ``prefixes`` in FP8, others float16.
 
     Shared tensors appear once, under their first name.
     """
-    chosen = set() if prefix is None else fp8_weight_names(module, prefix)
+    chosen = fp8_weight_names(module, prefixes)
     state: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict().items():
@@ -61,10 +64,7 @@ def quantised_state(module: nn.Module, prefix: str | None) -> dict[str, torch.Te
 def write_weights(directory: Path, stem: str, state: dict[str, torch.Tensor]) -> None:
     """Write one part's tensors: one file, or shards and their index."""
     groups = shards(state, MAX_SHARD_BYTES)
-    holds_fp8 = any(tensor.dtype == torch.float8_e4m3fn for tensor in state.values())
-    metadata = {"format": "pt"}
-    if holds_fp8:
-        metadata["quantization"] = "float8_e4m3fn, weight_scale per output channel"
+    metadata = {"format": "pt"}  # a second key would make the bytes depend on its place
     if len(groups) == 1:
         save_file(groups[0], directory / f"{stem}.safetensors", metadata=metadata)
         return
@@ -95,6 +95,7 @@ def kelvin_defaults(spec: ModelSpec) -> dict[str, Any]:
         "sampler": "euler",
         "scheduler": "normal",
         "shift": 3.0,
+        "quantization": {"format": "float8_e4m3fn", "scale": "weight_scale, per output channel"},
     }
 
 
@@ -111,7 +112,7 @@ def write_model(
         _write_config(module, folder, name)
         is_diffusers = name in ("transformer", "vae")
         stem = "diffusion_pytorch_model" if is_diffusers else "model"
-        write_weights(folder, stem, quantised_state(module, _FP8_PREFIXES.get(name)))
+        write_weights(folder, stem, quantised_state(module, _FP8_PREFIXES.get(name, ())))
     for name, tokenizer in (
         ("tokenizer", encoder.clip),
         ("tokenizer_2", encoder.clip),
