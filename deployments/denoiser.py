@@ -7,7 +7,6 @@ its events onto the event loop and away.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,6 +15,8 @@ from typing import Any
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from serve.config import ModelSettings, PoolSettings
+from serve.errors import StageUnavailable
+from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 
 # Each item of the stream costs a message between processes. Steps that follow one another faster
@@ -34,6 +35,7 @@ class Denoiser:
         self._device = prepare_torch(pool)
         self._mmdit = Mmdit.load(resolve_model_dir(model), self._device, pool.precision)
         self._engine = Engine(self._mmdit, max_waiting=pool.max_ongoing_requests)
+        self._metrics = Metrics()
 
     async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
         """Yield what happened since the last item; the last event of the last item is Latents.
@@ -45,11 +47,10 @@ class Denoiser:
         events: asyncio.Queue[StepProgress | Latents | BaseException] = asyncio.Queue()
 
         def from_engine(event: StepProgress | Latents | BaseException) -> None:
-            # The loop is closed only when the replica is on its way out.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put_nowait, event)
 
         ticket = self._engine.submit(job, from_engine)
+        self._metrics.queue_length("denoise", self._engine.queue_length)
         try:
             async for together in _grouped(events):
                 yield tuple(self._stamped(event) for event in together)
@@ -60,8 +61,24 @@ class Denoiser:
     def _stamped(self, event: StepProgress | Latents) -> StepProgress | Latents:
         if isinstance(event, StepProgress):
             return event
-        stamp = replace(event.stamp, replica=self._identity.replica, pid=self._identity.pid)
+        self._metrics.stage_seconds("denoise", event.stamp.seconds)
+        self._metrics.queue_length("denoise", self._engine.queue_length)
+        stamp = replace(
+            event.stamp,
+            replica=self._identity.replica,
+            pid=self._identity.pid,
+            precision=self._mmdit.precision.label,
+        )
         return replace(event, stamp=stamp)
+
+    def check_health(self) -> None:
+        """Tell Serve to replace this replica once its engine's thread is gone.
+
+        Raises:
+            StageUnavailable: The engine takes no more work.
+        """
+        if not self._engine.is_alive:
+            raise StageUnavailable("The denoising engine has ended.")
 
     def status(self) -> dict[str, Any]:
         """Return this replica's line of `/v1/status`."""

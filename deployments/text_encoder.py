@@ -17,6 +17,7 @@ from deployments.embedding_cache import EmbeddingCache
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from serve.config import ModelSettings, PoolSettings
+from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 
 _LARGEST_BATCH_ON_GPU = 8
@@ -44,6 +45,7 @@ class TextEncoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._queue: deque[_Waiting] = deque()
         self._under_way: dict[TextJob, asyncio.Future[PromptEmbedding]] = {}
+        self._metrics = Metrics()
         self._worker: asyncio.Task[None] | None = None
 
     async def encode(self, jobs: tuple[TextJob, ...]) -> tuple[PromptEmbedding, ...]:
@@ -60,6 +62,7 @@ class TextEncoder:
             answer = asyncio.get_running_loop().create_future()
             self._under_way[job] = answer
             self._queue.append(_Waiting(job, arrived, answer))
+            self._metrics.queue_length("text", len(self._queue))
             if self._worker is None or self._worker.done():
                 self._worker = asyncio.create_task(self._work())
         # Shielded: one caller who gives up must not take the answer from the others.
@@ -70,6 +73,7 @@ class TextEncoder:
         while self._queue:
             count = min(self._largest_batch, len(self._queue))
             batch = [self._queue.popleft() for _ in range(count)]
+            self._metrics.queue_length("text", len(self._queue))
             try:
                 embeddings = await loop.run_in_executor(self._thread, self._compute, batch)
             except Exception as error:
@@ -96,6 +100,7 @@ class TextEncoder:
         started = time.monotonic()
         encoded = self._encoders.encode([waiting.job for waiting in batch])
         seconds = time.monotonic() - started
+        self._metrics.stage_seconds("text", seconds)
         return [
             PromptEmbedding(
                 prompt_embeds=prompt.prompt_embeds,

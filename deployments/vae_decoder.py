@@ -10,6 +10,7 @@ from typing import Any
 from deployments.payloads import Latents, Pixels, Stamp
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from serve.config import ModelSettings, PoolSettings
+from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 
 
@@ -25,27 +26,34 @@ class VaeDecoder:
         # One thread: torch already uses every core for one picture.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._unfinished = 0
+        self._metrics = Metrics()
 
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture off the event loop."""
         arrived = time.monotonic()
-        self._unfinished += 1
+        self._count(1)
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._decode, latents, arrived
             )
         finally:
-            self._unfinished -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._unfinished += change
+        self._metrics.queue_length("decode", self._unfinished)
 
     def _decode(self, latents: Latents, arrived: float) -> Pixels:
         started = time.monotonic()
         pixels = self._decoder.decode(latents.latents)
+        seconds = time.monotonic() - started
+        self._metrics.stage_seconds("decode", seconds)
         stamp = Stamp(
             replica=self._identity.replica,
             pid=self._identity.pid,
             precision=self._decoder.precision.label,
             queue_s=started - arrived,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
         return Pixels(pixels=pixels, stamp=stamp)
 

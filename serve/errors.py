@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 _LONGEST_VALUE_SHOWN = 200
+_LONGEST_INTEGER_BITS = 256
 
 
 class KelvinError(Exception):
@@ -34,11 +35,11 @@ class KelvinError(Exception):
         value: Any = None,
         allowed: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = _encodable(message)
+        super().__init__(self.message)
+        self.field = None if field is None else _shorten_text(field)
         self.value = _shorten(value)
-        self.allowed = allowed
+        self.allowed = None if allowed is None else _encodable(allowed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword-only arguments need help to cross process boundaries.
@@ -46,9 +47,11 @@ class KelvinError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body that every route answers with."""
+        # Through a handle, Ray raises a subclass it made itself; its name is nobody's business.
+        kind = next(cls for cls in type(self).__mro__ if "code" in vars(cls))
         return {
             "error": {
-                "type": type(self).__name__,
+                "type": kind.__name__,
                 "code": self.code,
                 "message": self.message,
                 "field": self.field,
@@ -73,7 +76,8 @@ class InvalidRequest(KelvinError):
             allowed: Field name -> what is allowed there, in words.
         """
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or None
+        # A field's name is the caller's too, where the field is unknown.
+        field = _shorten_text(".".join(str(part) for part in first["loc"])) or None
         if first["type"] == "extra_forbidden":
             return cls(
                 f"Unknown field {field!r}.",
@@ -174,11 +178,29 @@ def _rebuild(
 
 def _shorten(value: Any) -> Any:
     """Return a JSON-able value, with long text cut so that an error never echoes a huge body."""
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        # Python refuses to write an integer of thousands of digits.
+        bits = value.bit_length()
+        return value if bits <= _LONGEST_INTEGER_BITS else f"an integer of {bits} bits"
     if isinstance(value, float):
         # NaN and infinity are not JSON.
         return value if value == value and abs(value) != float("inf") else str(value)
-    text = value if isinstance(value, str) else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST_VALUE_SHOWN else text[:_LONGEST_VALUE_SHOWN] + "…"
+    if isinstance(value, str):
+        return _shorten_text(value)
+    try:
+        return _shorten_text(repr(value))
+    except Exception:  # whatever a stranger's object raises, too deep a nesting included
+        return f"a {type(value).__name__}"
+
+
+def _shorten_text(text: str) -> str:
+    # Cut first: what is sent may be megabytes.
+    cut = _encodable(text[: _LONGEST_VALUE_SHOWN + 1])
+    return cut if len(cut) <= _LONGEST_VALUE_SHOWN else cut[:_LONGEST_VALUE_SHOWN] + "…"
+
+
+def _encodable(text: str) -> str:
+    """Return the text with lone surrogates spelt out: JSON may name them, UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -7,6 +7,7 @@ that cluster instead and only the application is removed at the end.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import time
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray import serve
@@ -31,13 +33,13 @@ from serve.storage import ObjectStore
 
 # What passes through it at once is some embeddings and pictures, a few MiB each.
 _OBJECT_STORE_BYTES = 256 << 20
-_POLL_S = 0.1
+_POLL_S = 0.25
+_BETWEEN_STATUS_S = 3.0
+_READY_ANSWER_S = 15.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Its table of prestarted workers is one per CPU; replicas are few and start their own.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -113,10 +115,13 @@ class LocalKelvin:
             _probe(self.settings)
 
     def _start_ray(self) -> None:
-        self._cleanup.enter_context(exported({**_QUIET, **telemetry.environment(self.settings)}))
+        self._cleanup.enter_context(exported(telemetry.environment(self.settings)))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        # It warns that a new cluster is protected by a token, which is as it should be.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if not _joins_cluster():
+            self._cleanup.enter_context(exported(_QUIET))
             # Unix sockets below this folder must stay under 107 characters.
             folder = tempfile.mkdtemp(prefix="kelvin-", dir="/tmp")
             self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -141,29 +146,50 @@ class LocalKelvin:
         )
         if _joins_cluster():
             self._cleanup.callback(serve.delete, APP_NAME)
-        else:
-            self._cleanup.callback(serve.shutdown)
         target = RunTarget(app, name=APP_NAME, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_running(APP_NAME)
+        self._wait_until_running(APP_NAME)
+
+    def _wait_until_running(self, name: str) -> None:
+        # Serve's own status costs 40 ms of CPU a call and as much in the controller, which is busy
+        # starting us: so the front door is asked often and Serve seldom, until the door opens.
+        asked_serve = -math.inf
+        while True:
+            is_open = _joins_cluster() or _answers_ready(self.url)
+            if is_open or time.monotonic() - asked_serve > _BETWEEN_STATUS_S:
+                if _is_running(name):
+                    return
+                asked_serve = time.monotonic()
+            time.sleep(_POLL_S)
+
+
+def _answers_ready(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port, timeout=_READY_ANSWER_S
+    )
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _is_running(name: str) -> bool:
+    app = serve.status().applications.get(name)
+    if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        reasons = [app.message, *(deployment.message for deployment in app.deployments.values())]
+        raise ConfigurationError(
+            "The application does not start: " + " ".join(filter(None, reasons)),
+            allowed="`kelvin doctor` says what this machine lacks",
+        )
+    return app is not None and app.status == "RUNNING"
 
 
 def _joins_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _wait_until_running(name: str) -> None:
-    while True:
-        app = serve.status().applications.get(name)
-        if app is not None and app.status == "RUNNING":
-            return
-        if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [app.message, *(d.message for d in app.deployments.values())]
-            raise ConfigurationError(
-                "The application does not start: " + " ".join(filter(None, reasons)),
-                allowed="`kelvin doctor` says what this machine lacks",
-            )
-        time.sleep(_POLL_S)
 
 
 def _probe(settings: Settings) -> None:

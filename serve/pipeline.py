@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -223,13 +224,13 @@ class Pipeline:
     async def _run(self, job: RunningJob) -> None:
         watch = asyncio.create_task(self._watch_for_cancel(job))
         try:
-            with telemetry.span("kelvin.job", **{"kelvin.job.id": job.id}):
+            with telemetry.generate_span(job.id, job.request):
                 last = await self._outcome(job)
         finally:
             watch.cancel()
             del self._live[job.id]
         job.publish(last)
-        self._metrics.job_ended(last.event)
+        self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._ended[job.id] = job
         while len(self._ended) > _ENDED_JOBS_KEPT:
             self._ended.popitem(last=False)

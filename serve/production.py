@@ -163,8 +163,8 @@ class Production:
             _report("decode", pixels.stamp, index),
             _report("store", stored, index),
         )
-        for report in reports:
-            self._metrics.stage_seconds(report.stage, report.seconds)
+        self._metrics.stage_seconds("store", stored.seconds)
+        self._metrics.images()
         return _Picture(ref, reports)
 
     async def _stored(

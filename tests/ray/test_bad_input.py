@@ -1,0 +1,177 @@
+"""Everything a caller can get wrong: one typed error, the same over HTTP and by handle."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from serve.errors import InvalidRequest, KelvinError
+from serve.requests import LONGEST_PROMPT, GenerateRequest
+from tests.ray.world import FAST, World
+
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "empty prompt": ({"prompt": ""}, "prompt"),
+    "blank prompt": ({"prompt": " \n\t"}, "prompt"),
+    "over-long prompt": ({"prompt": "a" * (LONGEST_PROMPT + 1)}, "prompt"),
+    "over-long negative prompt": (
+        {"negative_prompt": "a" * (LONGEST_PROMPT + 1)},
+        "negative_prompt",
+    ),
+    "lone surrogate": ({"prompt": "a \ud800 b"}, "prompt"),
+    "prompt of the wrong type": ({"prompt": 7}, "prompt"),
+    "width no multiple of 16": ({"width": 65}, "width"),
+    "height no multiple of 16": ({"height": 100}, "height"),
+    "zero width": ({"width": 0}, "width"),
+    "negative height": ({"height": -16}, "height"),
+    "too wide for the model": ({"width": 1 << 20}, "width"),
+    "too high for the model": ({"height": 1 << 20}, "height"),
+    "too many pixels for the model": ({"width": 256, "height": 256}, "width"),
+    "width as text": ({"width": "64"}, "width"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
+    "a billion steps": ({"num_inference_steps": 10**9}, "num_inference_steps"),
+    "half a step": ({"num_inference_steps": 2.5}, "num_inference_steps"),
+    "guidance not a number": ({"guidance_scale": float("nan")}, "guidance_scale"),
+    "infinite guidance": ({"guidance_scale": float("inf")}, "guidance_scale"),
+    "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale"),
+    "infinite shift": ({"shift": float("-inf")}, "shift"),
+    "zero shift": ({"shift": 0.0}, "shift"),
+    "unknown sampler": ({"sampler": "ddim"}, "sampler"),
+    "unknown scheduler": ({"scheduler": "karras"}, "scheduler"),
+    "unknown field": ({"promt": "a cat"}, "promt"),
+    "unknown format": ({"output_format": "gif"}, "output_format"),
+    "negative seed": ({"seed": -1}, "seed"),
+    "seed out of range": ({"seed": 2**64}, "seed"),
+    "no pictures": ({"num_images": 0}, "num_images"),
+    "too many pictures": ({"num_images": 17}, "num_images"),
+    "quality out of range": ({"quality": 101}, "quality"),
+    "unknown model": ({"model": "sdxl"}, "model"),
+    "sequence too long": ({"max_sequence_length": 513}, "max_sequence_length"),
+}
+RESERVED = {name: ({name: 1}, name) for name in GenerateRequest.RESERVED}
+
+
+def by_handle(world: World, fields: dict[str, Any]) -> KelvinError:
+    with pytest.raises(KelvinError) as caught:
+        world.handle.generate.remote(GenerateRequest(**fields)).result()
+    return caught.value
+
+
+@pytest.mark.parametrize(("fields", "field"), (INVALID | RESERVED).values(), ids=INVALID | RESERVED)
+@pytest.mark.parametrize("route", ["/v1/generate", "/v1/jobs"])
+def test_a_wrong_field_is_named(world: World, route: str, fields: dict[str, Any], field: str):
+    # Python's json writes NaN, Infinity and lone surrogates, as careless clients do.
+    answer = world.http.post(
+        route,
+        content=json.dumps(FAST | fields).encode(),
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == ("NotSupportedYet" if field in RESERVED else "InvalidRequest")
+    assert error["field"] == field
+    assert error["value"] is not None
+    assert error["allowed"]
+    assert error["message"]
+    if route == "/v1/generate":
+        assert by_handle(world, FAST | fields).body() == answer.json()
+
+
+def test_a_missing_prompt_is_named(world: World):
+    answer = world.http.post("/v1/generate", json={})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == "prompt"
+    assert by_handle(world, {}).body() == answer.json()
+
+
+def test_the_handle_raises_the_typed_class(world: World):
+    with pytest.raises(InvalidRequest) as caught:
+        world.handle.generate.remote(GenerateRequest(prompt="a", width=1 << 20)).result()
+    assert caught.value.field == "width"
+    assert caught.value.status == 400
+
+
+def test_an_unknown_model_is_told_the_known_ones(world: World):
+    answer = world.http.post("/v1/generate", json=FAST | {"model": "sdxl"})
+    name = world.http.get("/v1/status").json()["model"]["name"]
+    assert name in answer.json()["error"]["allowed"]
+
+
+def test_bodies_that_are_not_json(world: World):
+    for body in (b"", b"{", b"prompt=cat", b'{"prompt": "\xff\xfe"}', b"\x80", b"[" * 100_000):
+        answer = world.http.post(
+            "/v1/generate", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 400, body
+        assert answer.json()["error"]["type"] == "InvalidRequest"
+        assert answer.json()["error"]["field"] == "body"
+
+
+@pytest.mark.parametrize("body", ["null", "3", '"a cat"', "[]"])
+def test_json_that_is_no_object(world: World, body: str):
+    answer = world.http.post("/v1/generate", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "InvalidRequest"
+
+
+def test_no_content_type_is_taken_as_json(world: World):
+    answer = world.http.post("/v1/generate", content=json.dumps(FAST).encode())
+    assert "content-type" not in answer.request.headers
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "image/png", "json", ";"]
+)
+def test_a_wrong_content_type_is_refused(world: World, content_type: str):
+    answer = world.http.post(
+        "/v1/generate", content=json.dumps(FAST), headers={"content-type": content_type}
+    )
+    assert answer.status_code == 415
+    assert answer.json()["error"]["type"] == "UnsupportedMediaType"
+    assert answer.json()["error"]["value"] == content_type
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["with length", "chunked"])
+def test_a_huge_body_is_refused(world: World, announced: bool):
+    body = b'{"prompt": "' + b"a" * (2 << 20) + b'"}'
+    content: Any = (
+        body if announced else iter([body[at : at + 65536] for at in range(0, len(body), 65536)])
+    )
+    answer = world.http.post("/v1/generate", content=content)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "PayloadTooLarge"
+    # The server goes on.
+    assert world.http.get("/healthz").status_code == 200
+
+
+def test_unknown_routes_and_methods_answer_alike(world: World):
+    unknown = world.http.get("/v2/everything")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["code"] == "route_not_found"
+    method = world.http.put("/v1/generate", json={})
+    assert method.status_code == 405
+    assert method.json()["error"]["code"] == "method_not_allowed"
+    assert "POST" in method.headers["allow"]
+
+
+def test_openapi_lists_every_route(world: World):
+    document = world.http.get("/openapi.json").json()
+    assert {path: set(methods) for path, methods in document["paths"].items()} == {
+        "/v1/generate": {"post"},
+        "/v1/jobs": {"post"},
+        "/v1/jobs/{job_id}": {"get", "delete"},
+        "/v1/jobs/{job_id}/events": {"get"},
+        "/v1/status": {"get"},
+        "/healthz": {"get"},
+        "/readyz": {"get"},
+    }
+    body = document["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]
+    assert set(GenerateRequest.model_fields) == set(body["schema"]["properties"])
+
+
+def test_a_request_id_comes_back(world: World):
+    answer = world.http.get("/healthz", headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert world.http.get("/healthz").headers["x-request-id"]
