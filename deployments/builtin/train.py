@@ -23,7 +23,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default=None, help="cuda where there is one, else cpu")
     add("--smoke", action="store_true", help="everything in miniature, seconds on a CPU")
     add("--resume", type=Path, help="DIR of an earlier run: its autoencoder and its last state")
-    add("--init", type=Path, help="DIR of an earlier run: its weights, a fresh schedule")
+    add(
+        "--init",
+        type=Path,
+        help="DIR of an earlier run, or an exported model: its weights, a fresh schedule",
+    )
     add("--vae-from", type=Path, help="DIR of an earlier run: its autoencoder only")
     add("--vae-steps", type=int, help="bound of the autoencoder's training, instead of seconds")
     add("--vae-seconds", type=float, default=200.0)

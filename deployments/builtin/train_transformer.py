@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import _dynamo
 
 from deployments.builtin.architecture import LATENT_CHANNELS, LATENT_SCALE, Parts
 from deployments.builtin.checkpoint import load_resume, save_average, save_resume
@@ -321,7 +322,7 @@ class FlowTrainer:
             return self.runner(rows)
         except RuntimeError as error:
             self.log.write("compiler_off", error=repr(error)[:1500])
-        torch._dynamo.config.suppress_errors = True
+        _dynamo.config.suppress_errors = True
         return self.runner(rows)
 
     def _time_parts(self, stream: ExampleStream, filler: PoolFiller) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import _dynamo
 
 from deployments.builtin.architecture import BUILTIN, PICO, ModelSpec, Parts, build_parts, build_vae
 from deployments.builtin.checkpoint import load_average
@@ -33,6 +34,32 @@ SQUARE = (256, 256)
 OTHER_SIZES = ((224, 288), (288, 224), (192, 320), (320, 192))
 _STATISTICS_SCENES = 96  # of each size
 _VAE_FILE = "vae.safetensors"
+
+
+def _is_model(directory: Path) -> bool:
+    return (directory / "model_index.json").exists()
+
+
+def _weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Float32 weights by parameter name, of an earlier run or of an exported model."""
+    if not _is_model(directory):
+        return load_average(directory / "ema")
+    return {
+        f"{part}.{name}": tensor
+        for part in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+        for name, tensor in dequantised(read_weights(directory / part), torch.float32).items()
+    }
+
+
+def _load_autoencoder(vae: AutoencoderKL, directory: Path) -> dict[str, Any]:
+    """Load the autoencoder of an earlier run or of an exported model; returns its record."""
+    folder = directory / "vae"
+    if not _is_model(directory):
+        vae.load_state_dict(load_file(folder / _VAE_FILE))
+        return dict(json.loads((folder / "vae.json").read_text(encoding="utf-8")))
+    vae.load_state_dict(dequantised(read_weights(folder), torch.float32))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: config[name] for name in ("scaling_factor", "shift_factor")}
 
 
 class TrainingRun:
@@ -64,7 +91,7 @@ class TrainingRun:
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         # One code object serves all blocks, at every token count, with and without gradients.
-        torch._dynamo.config.recompile_limit = 64
+        _dynamo.config.recompile_limit = 64
         self.log.write(
             "start",
             torch=torch.__version__,
@@ -103,7 +130,7 @@ class TrainingRun:
         if self.options.resume:
             trainer.resume(self.options.resume / "resume" / "flow.safetensors")
         elif self.options.init:
-            trainer.start_from(load_average(self.options.init / "ema"))
+            trainer.start_from(_weights_of(self.options.init))
         flow_record = trainer.train()
         self._record(vae_record, flow_record, evaluation.last)
         evaluation.final(trainer.step)
@@ -173,8 +200,7 @@ class TrainingRun:
         vae = build_vae(self.spec).to(self.device)
         earlier: Path | None = options.resume or options.init or options.vae_from
         if earlier is not None:
-            vae.load_state_dict(load_file(earlier / "vae" / _VAE_FILE))
-            record = json.loads((earlier / "vae" / "vae.json").read_text(encoding="utf-8"))
+            record = _load_autoencoder(vae, earlier)
         else:
             training = VaeTraining(
                 steps=options.vae_steps or (8 if self.smoke else None),
@@ -188,6 +214,8 @@ class TrainingRun:
             trainer = VaeTrainer(vae, training, stream, self.log, self.stop)
             record = {"steps": trainer.train(), "batch": training.batch, "lr": training.lr}
             record |= self._measure(vae)
+        # Later batches have many shapes; a search for the best algorithm of each would not pay.
+        torch.backends.cudnn.benchmark = False
         vae.requires_grad_(False).eval()
         vae.register_to_config(
             scaling_factor=record["scaling_factor"], shift_factor=record["shift_factor"]

@@ -172,8 +172,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
     run(resumed, range(2, 4))
     for mine, expected in zip(resumed[0].parameters(), whole[0].parameters(), strict=True):
         assert torch.equal(mine, expected)
-    for mine, expected in zip(resumed[2].average, whole[2].average, strict=True):
-        assert torch.equal(mine, expected)
+    for mean, expected_mean in zip(resumed[2].average, whole[2].average, strict=True):
+        assert torch.equal(mean, expected_mean)
 
 
 def test_steps_lower_the_loss_of_what_they_see():
