@@ -15,11 +15,14 @@ class Stop(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise Stop in the main thread on SIGINT or SIGTERM, while inside."""
+    """Raise Stop in the main thread on SIGINT or SIGTERM, while inside; catch it outside."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _install()
     try:
         yield
+    except SystemExit:
+        # While Ray starts, a handler of its own for SIGTERM stands in the place of ours.
+        raise Stop from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,8 +22,8 @@ def up(settings: Settings, *, as_json: bool) -> int:
         StorageUnavailable: The store that is set does not do what Kelvin needs.
     """
     out = console()
-    with stdout_is_for_json() as stdout, stoppable():
-        try:
+    try:
+        with stdout_is_for_json() as stdout, stoppable():
             check_before_start(settings)
             from serve.local import LocalKelvin
 
@@ -40,8 +40,8 @@ def up(settings: Settings, *, as_json: bool) -> int:
                 )
                 out.print("Ctrl-C stops it.")
                 wait_for_stop()
-        except Stop:
-            out.print("Stopped.")
+    except Stop:
+        out.print("Stopped.")
     return EXIT_OK
 
 
