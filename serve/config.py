@@ -16,6 +16,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from serve.errors import ConfigurationError
@@ -153,9 +154,12 @@ def load_settings(
     if path is not None:
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigurationError(
-                f"Cannot read settings file: {error}", field="config", value=str(path)
+                f"Cannot read settings file: {error}",
+                field="config",
+                value=str(path),
+                allowed="a readable YAML file in UTF-8, such as cluster/local.yaml",
             ) from None
         if not isinstance(loaded, dict | None):
             raise ConfigurationError(
@@ -195,5 +199,13 @@ def load_settings(
             field=".".join(map(str, first["loc"])),
             value=None if first["type"] == "missing" else first["input"],
             allowed="see the table of settings in README.md",
+        ) from None
+    except SettingsError as error:
+        # A whole section in one variable. The message names the section, not what was in it.
+        section = str(error).split('"')[1]
+        raise ConfigurationError(
+            f"The environment variable for the settings section {section!r} is not JSON.",
+            field=section,
+            allowed="JSON, or one variable a setting: KELVIN_STORAGE__BUCKET=pictures",
         ) from None
     return Settings.model_validate(merged.model_dump())
