@@ -5,11 +5,10 @@ dropped captions; so a run bounded by steps can be repeated, up to the rounding 
 changing summation orders bring.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,159 +20,13 @@ from deployments.builtin.architecture import LATENT_CHANNELS, LATENT_SCALE, Part
 from deployments.builtin.checkpoint import load_resume, save_average, save_resume
 from deployments.builtin.conditioning import PromptEncoder
 from deployments.builtin.example_stream import ExampleStream, StreamSettings
+from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
+from deployments.builtin.loss_watch import LossWatch
 from deployments.builtin.optimizer import Optimizer, WeightAverage
 from deployments.builtin.train_vae import encode_means
 from deployments.builtin.training_log import Budget, StopRequest, TrainingLog
 from deployments.builtin.velocity_step import StepInput, StepRunner
-
-_MAX_RESTORES = 8
-_RESTORE_DAMPING = 0.7
-_REPORT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class FlowTraining:
-    """How the transformer and the text encoders are trained.
-
-    Attributes:
-        steps: bound in steps, or None for a bound in seconds.
-        seconds: bound in seconds.
-        batch: rows in a step.
-        muon_lr: peak learning rate of block and text matrices.
-        adam_lr: peak learning rate of everything else.
-        weight_decay: of the matrices, decoupled.
-        warmup_steps: until the peak.
-        hold: share of the budget at the peak; a cosine to zero follows.
-        ema_decay: of the weight average that is exported.
-        caption_dropout: share of rows whose prompts become empty, for guidance.
-        time_mean: of the logit-normal distribution of times.
-        time_std: of the same.
-        reuse: how often a drawn row is used on average.
-        pool_chunks: chunks kept of the most frequent size; the others keep a quarter.
-        workers: processes that make scenes.
-        compile_blocks: compile each transformer block.
-        graphs: capture forward and backward as CUDA graphs.
-        checkpoint_seconds: between checkpoints.
-        evaluate_seconds: between evaluations.
-        time_parts: log how long the parts of a step take, before the first; moments of the
-            optimizers then begin a little warm.
-    """
-
-    steps: int | None
-    seconds: float
-    batch: int = 512
-    muon_lr: float = 2.5e-3
-    adam_lr: float = 1.5e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 150
-    hold: float = 0.4
-    ema_decay: float = 0.999
-    caption_dropout: float = 0.1
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    reuse: int = 5
-    pool_chunks: int = 16
-    workers: int = 6
-    compile_blocks: bool = True
-    graphs: bool = True
-    checkpoint_seconds: float = 120.0
-    evaluate_seconds: float = 150.0
-    time_parts: bool = False
-
-
-def learning_rate_factor(step: int, progress: float, training: FlowTraining) -> float:
-    """Share of the peak learning rate: warm-up, constant, cosine to zero."""
-    warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
-    if progress <= training.hold:
-        return warm
-    fall = (progress - training.hold) / (1 - training.hold)
-    return warm * (0.5 + 0.5 * math.cos(math.pi * fall))
-
-
-class Snapshot:
-    """Copies of live tensors, to go back to when a loss stops being finite."""
-
-    def __init__(self, live: list[torch.Tensor]) -> None:
-        self._live = live
-        self._copies = [tensor.detach().clone() for tensor in live]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Remember the tensors as they are."""
-        torch._foreach_copy_(self._copies, self._live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the remembered values back."""
-        torch._foreach_copy_(self._live, self._copies)
-
-
-class _LossWatch:
-    """Adds losses up on the device, reports now and then, and goes back when one is not finite.
-
-    Reading a loss waits for the GPU, so it happens every few seconds only.
-    """
-
-    def __init__(self, trainer: "FlowTrainer", budget: Budget) -> None:
-        self.trainer, self.budget = trainer, budget
-        self.damping, self.restores, self.waited = 1.0, 0, 0.0
-        self._sum = torch.zeros((), device=trainer.device)
-        self._norm = torch.zeros((), device=trainer.device)
-        self._snapshot: Snapshot | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new window."""
-        self._sum.zero_()
-        self._steps, self.waited, self._began = 0, 0.0, time.monotonic()
-
-    def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Take in one step."""
-        self._sum += loss
-        self._norm = norm
-        self._steps += 1
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to report."""
-        return self._snapshot is None or time.monotonic() - self._began > _REPORT_SECONDS
-
-    def report(self, factor: float, progress: float) -> None:
-        """Log the window.
-
-        Raises:
-            FloatingPointError: the loss is not finite and going back has not helped.
-        """
-        if self._steps == 0:
-            return
-        trainer = self.trainer
-        loss, norm = float(self._sum.item()) / self._steps, float(self._norm.item())
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        trainer.log.write(
-            "flow",
-            step=trainer.step,
-            loss=loss,
-            norm=norm,
-            factor=factor,
-            ms_per_step=1000 * seconds / self._steps,
-            samples_per_s=self._steps * trainer.training.batch / seconds,
-            waited_s=self.waited,
-            elapsed_s=self.budget.elapsed_seconds,
-            left_s=(1 - progress) * self.budget.elapsed_seconds / max(progress, 1e-6),
-        )
-        if math.isfinite(loss) and math.isfinite(norm):
-            if self._snapshot is None:
-                self._snapshot = Snapshot(trainer.live())
-            self._snapshot.take()
-        elif self._snapshot is None or self.restores >= _MAX_RESTORES:
-            raise FloatingPointError(f"the loss is {loss} at step {trainer.step}")
-        else:
-            self._snapshot.restore()
-            self.restores += 1
-            self.damping *= _RESTORE_DAMPING
-            trainer.log.write("restored", step=trainer.step, damping=self.damping)
-        self.restart()
 
 
 class FlowTrainer:
@@ -377,7 +230,7 @@ class FlowTrainer:
         training = self.training
         budget = Budget(training.steps, training.seconds, self.spent_seconds)
         every = max(1, training.reuse * self.stream_settings.chunk // training.batch)
-        watch = _LossWatch(self, budget)
+        watch = LossWatch(self.live, self.log, budget, training.batch)
         checkpointed = looked = time.monotonic()
         while (progress := budget.progress(self.step)) < 1 and not self.stop.asked:
             loss = self.runner(self._rows(self._size(self.step), self.step))
@@ -392,7 +245,7 @@ class FlowTrainer:
             checkpoint_due = now - checkpointed > training.checkpoint_seconds
             look_due = now - looked > training.evaluate_seconds
             if checkpoint_due or look_due or watch.due:
-                watch.report(factor, progress)
+                watch.report(self.step, factor, progress)
             if checkpoint_due:
                 self.checkpoint(budget.elapsed_seconds)
                 checkpointed = time.monotonic()
@@ -401,7 +254,7 @@ class FlowTrainer:
                 looked = time.monotonic()
             if checkpoint_due or look_due:
                 watch.restart()
-        watch.report(0.0, budget.progress(self.step))
+        watch.report(self.step, 0.0, budget.progress(self.step))
         elapsed = budget.elapsed_seconds
         self.checkpoint(elapsed)
         self._look()
@@ -435,16 +288,16 @@ class FlowTrainer:
             self.log.write("look_failed", error=repr(error)[:500])
 
     def checkpoint(self, seconds: float) -> None:
-        """Save averages, resume state and an exported model."""
+        """Save averages, resume state and an exported model; a full disk must not end a run."""
         began = time.monotonic()
         self._load_average()
-        save_average(self.out / "ema", self.parts, self.average)
-        save_resume(
-            self.out / "resume" / "flow.safetensors",
-            self.parts,
-            self.average,
-            self.optimizer,
-            {"step": self.step, "chunks": self.chunks, "seconds": seconds},
-        )
-        self.export()
-        self.log.write("checkpoint", step=self.step, seconds=time.monotonic() - began)
+        progress = {"step": self.step, "chunks": self.chunks, "seconds": seconds}
+        resume = self.out / "resume" / "flow.safetensors"
+        try:
+            self.export()
+            save_average(self.out / "ema", self.parts, self.average)
+            save_resume(resume, self.parts, self.average, self.optimizer, progress)
+        except Exception as error:  # the next checkpoint may fare better
+            self.log.write("checkpoint_failed", step=self.step, error=repr(error)[:500])
+        else:
+            self.log.write("checkpoint", step=self.step, seconds=time.monotonic() - began)

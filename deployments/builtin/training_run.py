@@ -19,8 +19,9 @@ from deployments.builtin.dequantise import dequantised, read_weights
 from deployments.builtin.evaluation import Evaluation, reconstruction_adherence
 from deployments.builtin.example_stream import StreamSettings
 from deployments.builtin.export import write_model
+from deployments.builtin.flow_training import FlowTraining
 from deployments.builtin.sample import Kind
-from deployments.builtin.train_transformer import FlowTrainer, FlowTraining
+from deployments.builtin.train_transformer import FlowTrainer
 from deployments.builtin.train_vae import (
     VaeTrainer,
     VaeTraining,

@@ -12,10 +12,12 @@ from torch import nn
 from deployments.builtin.architecture import Parts
 from deployments.builtin.checkpoint import load_average, load_resume, save_average, save_resume
 from deployments.builtin.example_stream import ChunkMaker, ExampleStream, StreamSettings, chunk_size
+from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
+from deployments.builtin.loss_watch import LossWatch
 from deployments.builtin.optimizer import BatchedMuon, Optimizer, WeightAverage, orthogonalise
 from deployments.builtin.pico import build_pico
-from deployments.builtin.train_transformer import FlowTraining, learning_rate_factor
+from deployments.builtin.training_log import Budget, TrainingLog
 from deployments.builtin.velocity_step import StepInput, StepRunner
 
 SIZES = (((128, 128), 0.75), ((112, 144), 0.25))
@@ -204,3 +206,17 @@ def test_crops_and_captions_use_no_global_randomness():
     random.seed(3)
     ChunkMaker(SETTINGS).make(0)
     assert random.random() == expected
+
+
+def test_a_broken_loss_brings_back_the_last_good_weights(tmp_path: Path):
+    weight = torch.ones(3)
+    log = TrainingLog(tmp_path / "log.jsonl")
+    watch = LossWatch(lambda: [weight], log, Budget(10, 0.0), batch=1)
+    watch.add(torch.tensor(0.5), torch.tensor(1.0))
+    watch.report(1, 1.0, 0.1)
+    weight.fill_(float("nan"))
+    watch.add(torch.tensor(float("nan")), torch.tensor(1.0))
+    watch.report(2, 1.0, 0.2)
+    assert torch.equal(weight, torch.ones(3))
+    assert watch.damping < 1
+    assert watch.restores == 1

@@ -1,0 +1,63 @@
+"""How the transformer and the text encoders are trained: the numbers, and the learning rate."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTraining:
+    """How the transformer and the text encoders are trained.
+
+    Attributes:
+        steps: bound in steps, or None for a bound in seconds.
+        seconds: bound in seconds.
+        batch: rows in a step.
+        muon_lr: peak learning rate of block and text matrices.
+        adam_lr: peak learning rate of everything else.
+        weight_decay: of the matrices, decoupled.
+        warmup_steps: until the peak.
+        hold: share of the budget at the peak; a cosine to zero follows.
+        ema_decay: of the weight average that is exported.
+        caption_dropout: share of rows whose prompts become empty, for guidance.
+        time_mean: of the logit-normal distribution of times.
+        time_std: of the same.
+        reuse: how often a drawn row is used on average.
+        pool_chunks: chunks kept of the most frequent size; the others keep a quarter.
+        workers: processes that make scenes.
+        compile_blocks: compile each transformer block.
+        graphs: capture forward and backward as CUDA graphs.
+        checkpoint_seconds: between checkpoints.
+        evaluate_seconds: between evaluations.
+        time_parts: log how long the parts of a step take, before the first; moments of the
+            optimizers then begin a little warm.
+    """
+
+    steps: int | None
+    seconds: float
+    batch: int = 512
+    muon_lr: float = 2.5e-3
+    adam_lr: float = 1.5e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 150
+    hold: float = 0.4
+    ema_decay: float = 0.999
+    caption_dropout: float = 0.1
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    reuse: int = 5
+    pool_chunks: int = 16
+    workers: int = 6
+    compile_blocks: bool = True
+    graphs: bool = True
+    checkpoint_seconds: float = 120.0
+    evaluate_seconds: float = 150.0
+    time_parts: bool = False
+
+
+def learning_rate_factor(step: int, progress: float, training: FlowTraining) -> float:
+    """Share of the peak learning rate: warm-up, constant, cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
+    if progress <= training.hold:
+        return warm
+    fall = (progress - training.hold) / (1 - training.hold)
+    return warm * (0.5 + 0.5 * math.cos(math.pi * fall))
