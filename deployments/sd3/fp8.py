@@ -102,7 +102,9 @@ class Fp8Linear(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.arithmetic = arithmetic
+        # FP8 tensor cores take sides that are multiples of 16.
+        fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
+        self.arithmetic: Fp8Arithmetic = arithmetic if fits else "dequantize"
         self.register_buffer("weight_fp8", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
@@ -121,12 +123,16 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., in]; returns [..., out] in x's dtype."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        # As one matrix: given slices of a batch, torch would multiply row by row of the batch.
+        rows = x.reshape(-1, self.in_features)
         if self.arithmetic == "scaled_mm":
-            return self._scaled_mm(x, bias)
-        return F.linear(x, self.dequantized(x.dtype), bias)
+            out = self._scaled_mm(rows, bias)
+        else:
+            out = F.linear(rows, self.dequantized(x.dtype), bias)
+        return out.reshape(*x.shape[:-1], self.out_features)
 
     def _scaled_mm(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        rows, row_scales = quantize_rows(x.reshape(-1, self.in_features))
+        rows, row_scales = quantize_rows(x)
         # The kernels add a bias in bfloat16 only, and return bfloat16.
         out: Tensor = torch._scaled_mm(
             rows,
@@ -136,7 +142,7 @@ class Fp8Linear(nn.Module):
             bias=None if bias is None else bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
         )
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        return out.to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # `.to(dtype)` counts FP8 as floating point; the weight and its scale only ever move.

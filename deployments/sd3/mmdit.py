@@ -13,6 +13,8 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from deployments.sd3.checkpoint import load_component, resident_bytes
+from deployments.sd3.cpu_attention import BmmJointAttention
+from deployments.sd3.host_memory import keep_freed_memory
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.sigmas import TRAIN_TIMESTEPS
 from deployments.sd3.stored_tensors import read_json
@@ -59,6 +61,10 @@ class Mmdit:
                 return SD3Transformer2DModel.from_config(config)
 
         model = load_component(folder, build, device, precision, "transformer_blocks.")
+        if device.type == "cpu":
+            keep_freed_memory()
+            if precision.compute_dtype == torch.bfloat16:
+                model.set_attn_processor(BmmJointAttention())
         return cls(model, device, precision)
 
     @property

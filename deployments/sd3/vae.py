@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deployments.sd3.checkpoint import load_component, resident_bytes
+from deployments.sd3.host_memory import keep_freed_memory
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
 from serve.errors import StageFailed
@@ -62,7 +63,12 @@ class VaeDecoder:
             with torch.device("meta"):
                 return AutoencoderKL.from_config(config)
 
-        return cls(load_component(folder, build, device, precision), device, precision)
+        model = load_component(folder, build, device, precision)
+        if device.type == "cpu":
+            keep_freed_memory()
+            # 1.3 to 1.6 times as fast there; on an H100 it is slower.
+            model.to(memory_format=torch.channels_last)
+        return cls(model, device, precision)
 
     @property
     def resident_bytes(self) -> int:
