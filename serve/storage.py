@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
 import random
 import threading
 import time
@@ -18,24 +17,20 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypedDict, TypeVar
-from urllib.parse import urlsplit
 
-import boto3
-import botocore.session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError
 
 from serve.checks import Check
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
-from serve.storage_errors import error_code, explain, host_of
+from serve.s3_client import s3_client
+from serve.storage_errors import error_code, explain
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CONNECTIONS = 16  # threads and pooled connections: one for one
 _LONGEST_KEY = 1024  # bytes, S3's limit
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WRITER = "kelvin-writer"  # user metadata: which try of which process wrote the object
 _Result = TypeVar("_Result")
 
@@ -252,62 +247,9 @@ class ObjectStore:
                 endpoint = (
                     self.settings.public_endpoint_url if public else self.settings.endpoint_url
                 )
-                client = _client(self.settings, endpoint)
+                client = s3_client(self.settings, endpoint, connections=_CONNECTIONS)
                 if public:
                     self._public_client = client
                 else:
                     self._client = client
             return client
-
-
-def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
-    session = _session(settings)
-    try:
-        config = Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path" if endpoint_url else "auto"},
-            connect_timeout=settings.connect_timeout_s,
-            read_timeout=settings.read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-            max_pool_connections=_CONNECTIONS,
-            # boto3's own CRC trailers are unknown to some stores; Content-MD5 is known to all.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # A proxy from the environment cannot reach this machine's loopback.
-            proxies={} if _is_loopback(endpoint_url) else None,
-        )
-        return session.client(
-            "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
-        )
-    except ValueError:
-        # boto3's own words repeat the URL, which may hold a password.
-        where = host_of(endpoint_url)
-        raise StorageUnavailable(
-            f"{where} is no S3 endpoint.",
-            field="storage.endpoint_url",
-            value=where,
-            allowed="a URL such as http://127.0.0.1:8333; absent means AWS",
-        ) from None
-
-
-def _is_loopback(endpoint_url: str | None) -> bool:
-    return endpoint_url is not None and urlsplit(endpoint_url).hostname in _LOOPBACK
-
-
-def _session(settings: StorageSettings) -> boto3.Session:
-    if settings.credentials_file is None:
-        return boto3.Session()
-    # This file alone: neither AWS_ACCESS_KEY_ID nor a role in ~/.aws/config may take its place.
-    core = botocore.session.get_session()
-    core.set_config_variable("credentials_file", settings.credentials_file)
-    core.set_config_variable("config_file", os.devnull)
-    try:
-        return boto3.Session(botocore_session=core, profile_name="default")
-    except ProfileNotFound:
-        raise StorageUnavailable(
-            "storage.credentials_file cannot be read, or has no profile [default].",
-            field="storage.credentials_file",
-            value=settings.credentials_file,
-            allowed="an AWS shared-credentials file, the same path on every node; absent for "
-            "boto3's usual chain",
-        ) from None
