@@ -19,7 +19,7 @@ from tests.ray.world import ENDLESS, FAST, World, wait_until
 def idle(world: World) -> bool:
     status = world.http.get("/v1/status").json()
     queued = sum(replica["queue_length"] for replica in status["stages"]["denoise"])
-    return status["pipeline"]["running_jobs"] == 0 and queued == 0
+    return bool(status["pipeline"]["running_jobs"] == 0 and queued == 0)
 
 
 def pending(world: World) -> list[str]:

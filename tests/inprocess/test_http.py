@@ -1,0 +1,147 @@
+"""The HTTP routes around a stand-in for the Pipeline: what only the front door decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.config import Settings
+from serve.errors import JobNotFound, Overloaded, StageUnavailable
+from serve.http.body import read_json
+from serve.http.native import build_app
+from serve.http.server_sent_events import event_response
+from serve.requests import JobEvent
+
+
+class StandIn:
+    """Raises what it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.settings = Settings()
+        self.error = error
+
+    async def generate(self, request: Any) -> Any:
+        raise self.error or RuntimeError("the secret cause")
+
+    async def job(self, job_id: str) -> Any:
+        raise JobNotFound("No job has this id.", field="id", value=job_id)
+
+    async def events(self, job_id: str) -> AsyncIterator[JobEvent]:
+        raise JobNotFound("No job has this id.", field="id", value=job_id)
+        yield
+
+    async def ready(self) -> dict[str, Any]:
+        return {"ready": False, "checks": [{"name": "store", "ok": False, "detail": "gone"}]}
+
+
+def client(pipeline: StandIn) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(build_app(pipeline), raise_app_exceptions=False)  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=transport, base_url="http://kelvin")
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), StageUnavailable("gone")])
+async def test_what_passes_by_itself_says_when_to_come_back(error: Any):
+    async with client(StandIn(error)) as http:
+        answer = await http.post("/v1/generate", json={"prompt": "a"})
+    assert answer.status_code == error.status
+    assert answer.json() == error.body()
+    assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_bug_answers_without_its_insides():
+    async with client(StandIn()) as http:
+        answer = await http.post("/v1/generate", json={"prompt": "a"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+
+
+async def test_not_ready_is_503_and_says_why():
+    async with client(StandIn()) as http:
+        answer = await http.get("/readyz")
+        alive = await http.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["checks"][0]["detail"] == "gone"
+    assert alive.status_code == 200
+
+
+async def test_events_of_an_unknown_job_are_no_stream():
+    async with client(StandIn()) as http:
+        answer = await http.get("/v1/jobs/7/events")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "JobNotFound"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "APPLICATION/JSON",
+        "application/json; charset=utf-8",
+        'application/json; charset="UTF-8"',
+        "application/problem+json",
+    ],
+)
+async def test_json_by_any_of_its_names_is_taken(content_type: str | None):
+    headers = {} if content_type is None else {"content-type": content_type}
+    async with client(StandIn(Overloaded("reached"))) as http:
+        answer = await http.post("/v1/generate", content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == 429
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", "x"],
+)
+async def test_other_content_types_are_refused(content_type: str):
+    async with client(StandIn()) as http:
+        answer = await http.post(
+            "/v1/generate", content=b"{}", headers={"content-type": content_type}
+        )
+    assert answer.status_code == 415
+
+
+async def test_reading_stops_once_too_much_has_come():
+    chunks_taken = 0
+
+    async def stream() -> AsyncIterator[bytes]:
+        nonlocal chunks_taken
+        while True:
+            chunks_taken += 1
+            yield b"x" * 100
+
+    request: Any = SimpleNamespace(headers={}, stream=stream)
+    from serve.errors import PayloadTooLarge
+
+    with pytest.raises(PayloadTooLarge) as caught:
+        await read_json(request, 1000)
+    assert caught.value.field == "body"
+    assert chunks_taken == 11
+
+
+async def test_silence_is_filled_with_heartbeats():
+    go = asyncio.Event()
+
+    async def rest() -> AsyncIterator[JobEvent]:
+        await go.wait()
+        yield JobEvent(event="cancelled", id="1")
+
+    response = event_response(JobEvent(event="queued", id="1"), rest(), heartbeat_s=0.01)
+    sent: list[str] = []
+    async for part in response.body_iterator:
+        sent.append(str(part))
+        if len(sent) == 4:
+            go.set()
+    assert sent[0].startswith("event: queued\ndata: ")
+    assert ": heartbeat\n\n" in sent[1:4]
+    assert sent[-1].startswith("event: cancelled\n")
+    assert json.loads(sent[-1].split("data: ")[1]) == {"event": "cancelled", "id": "1"}
+    assert all(part.endswith("\n\n") for part in sent)

@@ -1,0 +1,246 @@
+"""The Pipeline on a real store with stand-ins for the stages: who decides how a job ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.payloads import Latents, Pixels, PromptEmbedding, Stamp, StepProgress
+from serve import pipeline as pipeline_module
+from serve.config import PoolSettings, Settings, StorageSettings
+from serve.errors import JobCancelled, JobConflict, JobNotFound, Overloaded, StageFailed
+from serve.jobs import JobJournal
+from serve.models import ModelSpec
+from serve.pipeline import Pipeline
+from serve.production import PipelineIdentity
+from serve.requests import GenerateRequest, JobEvent
+from serve.storage import ObjectStore
+
+STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
+ARRAY = np.zeros((2, 2), np.float32)
+REQUEST = GenerateRequest(prompt="a", seed=5)
+
+
+class Response:
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __await__(self) -> Any:
+        return self.answer.__await__()
+
+    def __aiter__(self) -> Any:
+        return self.answer
+
+    def cancel(self) -> None:
+        pass
+
+
+class StandIn:
+    """All three stages; the denoiser waits at its gate after the first step."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_gate = asyncio.Event()
+        self.error: Exception | None = None
+        self.encoded: list[Any] = []
+        self.denoised: list[Any] = []
+
+    def options(self, **_: Any) -> StandIn:
+        return self
+
+    def __getattr__(self, stage: str) -> Any:
+        class Method:
+            def remote(method, payload: Any) -> Response:  # noqa: N805
+                return Response(getattr(self, f"_{stage}")(payload))
+
+        return Method()
+
+    async def _encode(self, jobs: Any) -> Any:
+        self.encoded.extend(jobs)
+        return tuple(PromptEmbedding(ARRAY, ARRAY[0], (job.prompt,), STAMP) for job in jobs)
+
+    async def _denoise(self, job: Any) -> AsyncIterator[Any]:
+        self.denoised.append(job)
+        yield (StepProgress(1, 2, 0.1),)
+        self.at_gate.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        yield (StepProgress(2, 2, 0.1), Latents(np.zeros((16, 2, 2), np.float32), STAMP))
+
+    async def _decode(self, latents: Latents) -> Pixels:
+        return Pixels(np.zeros((16, 16, 3), np.uint8), STAMP)
+
+
+@pytest.fixture
+def stages() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def pipeline(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> Pipeline:
+    return new_pipeline(stages, storage, monkeypatch)
+
+
+def new_pipeline(
+    stages: Any, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> Pipeline:
+    monkeypatch.setattr(
+        PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
+    )
+    monkeypatch.setattr(pipeline_module, "_CANCEL_POLL_S", 0.05)
+    monkeypatch.setattr(pipeline_module, "_FOREIGN_JOB_POLL_S", 0.05)
+    denoiser = PoolSettings(name="denoiser", max_ongoing_requests=2, max_queued_requests=1)
+    spec = ModelSpec(
+        name="m",
+        licence="",
+        defaults={"width": 16, "height": 16},
+        latent_channels=16,
+        size_multiple=16,
+        largest_width=64,
+        largest_height=64,
+        largest_area=4096,
+    )
+    settings = Settings(storage=storage, denoiser=(denoiser,))
+    return Pipeline(settings, spec, stages, stages, stages)
+
+
+async def follow(pipeline: Pipeline, job_id: str) -> list[JobEvent]:
+    return [event async for event in pipeline.events(job_id)]
+
+
+async def test_a_job_from_queued_to_stored(pipeline: Pipeline, stages: StandIn):
+    result = await pipeline.generate(REQUEST)
+    assert [job.prompt for job in stages.encoded] == ["a", ""]
+    assert result.warnings == ("a", "")
+    names = [event.event for event in await follow(pipeline, result.id)]
+    assert names == ["queued", "text", "step", "step", "decode", "stored"]
+    record = await pipeline.job(result.id)
+    assert record.status == "succeeded"
+    assert record.result is not None
+    assert record.result.images[0].sha256 == result.images[0].sha256
+
+
+async def test_without_guidance_no_negative_prompt_is_encoded(pipeline: Pipeline, stages: StandIn):
+    await pipeline.generate(REQUEST.model_copy(update={"guidance_scale": 1.0}))
+    assert [job.prompt for job in stages.encoded] == ["a"]
+    assert stages.denoised[0].negative is None
+
+
+async def test_another_process_reads_and_follows_the_job(
+    pipeline: Pipeline,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    other = new_pipeline(StandIn(), storage, monkeypatch)
+    stages.gate.clear()
+    job_id = (await pipeline.submit(REQUEST)).id
+    assert (await pipeline.job(job_id)).status == "running"
+    assert (await other.job(job_id)).status == "pending"
+    following = asyncio.create_task(follow(other, job_id))
+    await stages.at_gate.wait()
+    stages.gate.set()
+    events = await following
+    assert [event.event for event in events] == ["queued", "stored"]
+    assert events[-1].result is not None
+    assert events[-1].result.images[0].url
+
+
+async def test_another_process_cancels_the_job(
+    pipeline: Pipeline,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    other = new_pipeline(StandIn(), storage, monkeypatch)
+    stages.gate.clear()
+    waiting = asyncio.create_task(pipeline.generate(REQUEST))
+    await stages.at_gate.wait()
+    (job_id,) = await JobJournal(ObjectStore(storage)).pending()
+    assert (await other.cancel(job_id)).status == "cancelled"
+    # The gate stays shut: only the cancellation ends this.
+    with pytest.raises(JobCancelled):
+        await waiting
+    assert (await follow(pipeline, job_id))[-1].event == "cancelled"
+
+
+async def test_a_cancellation_wins_over_a_picture_that_comes_too_late(
+    pipeline: Pipeline,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    other = new_pipeline(StandIn(), storage, monkeypatch)
+    monkeypatch.setattr(pipeline_module, "_CANCEL_POLL_S", 3600)
+    stages.gate.clear()
+    waiting = asyncio.create_task(pipeline.generate(REQUEST))
+    await stages.at_gate.wait()
+    (job_id,) = await JobJournal(ObjectStore(storage)).pending()
+    await other.cancel(job_id)
+    stages.gate.set()
+    with pytest.raises(JobCancelled):
+        await waiting
+    for reader in (pipeline, other):
+        assert (await reader.job(job_id)).status == "cancelled"
+
+
+async def test_a_failure_is_recorded_as_it_was_raised(pipeline: Pipeline, stages: StandIn):
+    stages.error = ValueError("out of memory")
+    with pytest.raises(StageFailed, match="out of memory") as caught:
+        await pipeline.generate(REQUEST)
+    job_id = next(iter(pipeline._ended))
+    record = await pipeline.job(job_id)
+    assert record.status == "failed"
+    assert record.error == caught.value.body()
+    assert (await follow(pipeline, job_id))[-1].error == caught.value.body()
+    with pytest.raises(JobConflict):
+        await pipeline.cancel(job_id)
+
+
+async def test_more_than_the_denoisers_take_is_refused_before_it_is_accepted(
+    pipeline: Pipeline, stages: StandIn, storage: StorageSettings
+):
+    stages.gate.clear()
+    two = REQUEST.model_copy(update={"num_images": 2})
+    first = await pipeline.submit(two)
+    with pytest.raises(Overloaded) as caught:
+        await pipeline.submit(two)
+    assert caught.value.field == "num_images"
+    second = await pipeline.submit(REQUEST)
+    assert await JobJournal(ObjectStore(storage)).pending() == sorted([first.id, second.id])
+    stages.gate.set()
+    for job in (first, second):
+        assert (await follow(pipeline, job.id))[-1].event == "stored"
+    await pipeline.generate(two)
+
+
+async def test_a_single_large_job_is_taken_when_nothing_else_runs(pipeline: Pipeline):
+    result = await pipeline.generate(REQUEST.model_copy(update={"num_images": 8}))
+    assert [image.seed for image in result.images] == list(range(5, 13))
+
+
+async def test_closing_a_stream_cancels_its_job(pipeline: Pipeline, stages: StandIn):
+    stages.gate.clear()
+    stream: Any = pipeline.stream(REQUEST)
+    job_id = (await anext(stream)).id
+    await stages.at_gate.wait()
+    await stream.aclose()
+    assert (await follow(pipeline, job_id))[-1].event == "cancelled"
+    assert (await pipeline.job(job_id)).status == "cancelled"
+
+
+async def test_unknown_jobs_are_not_found(pipeline: Pipeline):
+    for job_id in ("0" * 32, "../../secret", ""):
+        for call in (pipeline.job, pipeline.cancel):
+            with pytest.raises(JobNotFound):
+                await call(job_id)
+        with pytest.raises(JobNotFound):
+            await follow(pipeline, job_id)

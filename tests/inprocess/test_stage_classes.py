@@ -1,0 +1,231 @@
+"""The stage classes without Ray Serve: batching, caching, grouping of progress, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments import denoiser as denoiser_module
+from deployments.denoiser import Denoiser
+from deployments.payloads import DenoiseJob, Latents, Stamp, StepProgress, TextJob
+from deployments.sd3.text import EncodedPrompt
+from deployments.text_encoder import TextEncoder
+from deployments.vae_decoder import VaeDecoder
+from serve.config import ModelSettings, PoolSettings
+from serve.errors import InvalidRequest
+
+MODEL = ModelSettings(path="pico")
+
+
+def pool(name: str) -> PoolSettings:
+    return PoolSettings(name=name, torch_threads=1)
+
+
+def text(prompt: str) -> TextJob:
+    return TextJob(prompt, prompt, prompt, 16)
+
+
+class FakeEncoders:
+    """Counts calls, can be held up, and fails on prompts that say so."""
+
+    def __init__(self, real: Any) -> None:
+        self.precision = real.precision
+        self.resident_bytes = real.resident_bytes
+        self.batches: list[list[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, jobs: Sequence[TextJob]) -> list[EncodedPrompt]:
+        self.gate.wait(30)
+        self.batches.append([job.prompt for job in jobs])
+        if any(job.prompt == "bad" for job in jobs):
+            raise InvalidRequest("bad prompt")
+        array = np.zeros((2, 2), np.float32)
+        return [EncodedPrompt(array, array[0], (job.prompt,)) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def real_encoder() -> TextEncoder:
+    return TextEncoder(MODEL, pool("text-encoder"))
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> tuple[TextEncoder, FakeEncoders]:
+    encoder = TextEncoder(MODEL, pool("text-encoder"))
+    fake = FakeEncoders(encoder._encoders)
+    encoder._encoders = fake  # type: ignore[assignment]
+    return encoder, fake
+
+
+async def test_equal_prompts_are_encoded_once(encoder: tuple[TextEncoder, FakeEncoders]):
+    stage, fake = encoder
+    fake.gate.clear()
+    together = asyncio.gather(*(stage.encode((text("a"), text("b"))) for _ in range(5)))
+    await asyncio.sleep(0)
+    fake.gate.set()
+    answers = await together
+    assert [[one.warnings for one in answer] for answer in answers] == [[("a",), ("b",)]] * 5
+    assert fake.batches == [["a"], ["b"]]
+    (cached,) = await stage.encode((text("a"),))
+    assert cached.stamp.seconds == 0
+    assert fake.batches == [["a"], ["b"]]
+    assert stage.status()["cache_hits"] == 1
+
+
+async def test_what_waits_is_batched_and_one_bad_prompt_spoils_nothing(
+    encoder: tuple[TextEncoder, FakeEncoders],
+):
+    stage, fake = encoder
+    stage._largest_batch = 3
+    fake.gate.clear()
+    prompts = ["first", "x", "bad", "y", "z"]
+    together = asyncio.gather(
+        *(stage.encode((text(prompt),)) for prompt in prompts), return_exceptions=True
+    )
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    fake.gate.set()
+    answers = await together
+    assert isinstance(answers[2], InvalidRequest)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if prompt != "bad":
+            assert not isinstance(answer, BaseException)
+            assert answer[0].warnings == (prompt,)
+    assert max(len(batch) for batch in fake.batches) == 3
+    # The failure is not remembered.
+    with pytest.raises(InvalidRequest):
+        await stage.encode((text("bad"),))
+    assert stage.status()["queue_length"] == 0
+
+
+async def test_who_gives_up_leaves_the_answer_to_the_others(
+    encoder: tuple[TextEncoder, FakeEncoders],
+):
+    stage, fake = encoder
+    fake.gate.clear()
+    leaving = asyncio.create_task(stage.encode((text("a"),)))
+    staying = asyncio.create_task(stage.encode((text("a"),)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    fake.gate.set()
+    (answer,) = await staying
+    assert answer.warnings == ("a",)
+
+
+async def test_the_bytes_of_an_embedding_do_not_depend_on_company(real_encoder: TextEncoder):
+    crowd = tuple(text(f"a red circle number {number}") for number in range(6))
+    alone = TextEncoder(MODEL, pool("text-encoder"))
+    (expected,) = await alone.encode((crowd[3],))
+    got = (await real_encoder.encode(crowd))[3]
+    assert got.prompt_embeds.tobytes() == expected.prompt_embeds.tobytes()
+    assert got.pooled_prompt_embeds.tobytes() == expected.pooled_prompt_embeds.tobytes()
+
+
+@dataclass
+class FakeTicket:
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class FakeEngine:
+    """Hands its callback to the test."""
+
+    queue_length = 0
+    is_alive = True
+
+    def __init__(self) -> None:
+        self.ticket = FakeTicket()
+        self.tell: Callable[[Any], None] | None = None
+
+    def submit(self, job: DenoiseJob, on_event: Callable[[Any], None]) -> FakeTicket:
+        self.tell = on_event
+        return self.ticket
+
+
+@pytest.fixture(scope="module")
+def loaded_denoiser() -> Denoiser:
+    return Denoiser(MODEL, pool("denoiser"))
+
+
+@pytest.fixture
+def denoiser(loaded_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> Denoiser:
+    monkeypatch.setattr(loaded_denoiser, "_engine", FakeEngine())
+    return loaded_denoiser
+
+
+LATENTS = Latents(np.zeros((16, 2, 2), np.float32), Stamp("", 0, "fp8", 0.0, 1.0))
+JOB: Any = object()
+
+
+async def test_fast_steps_travel_together_and_none_is_lost(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(denoiser_module, "_BETWEEN_ITEMS_S", 30.0)
+    stream = denoiser.denoise(JOB)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    engine: Any = denoiser._engine
+    engine.tell(StepProgress(1, 40, 0.1))
+    assert await first == (StepProgress(1, 40, 0.1),)
+    for step in range(2, 41):
+        engine.tell(StepProgress(step, 40, 0.1))
+    engine.tell(LATENTS)
+    rest = [event async for item in stream for event in item]
+    assert rest[:-1] == [StepProgress(step, 40, 0.1) for step in range(2, 41)]
+    assert isinstance(rest[-1], Latents)
+    assert rest[-1].stamp.pid > 0
+    assert "arithmetic" in rest[-1].stamp.precision
+
+
+async def test_an_engines_error_is_raised(denoiser: Denoiser):
+    stream = denoiser.denoise(JOB)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    engine: Any = denoiser._engine
+    engine.tell(InvalidRequest("no such sampler", field="sampler"))
+    with pytest.raises(InvalidRequest, match="sampler"):
+        await first
+
+
+async def test_a_cancelled_stream_cancels_its_ticket(denoiser: Denoiser):
+    stream = denoiser.denoise(JOB)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    engine: Any = denoiser._engine
+    assert not engine.ticket.is_cancelled
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert engine.ticket.is_cancelled
+
+
+async def test_pictures_are_decoded_off_the_event_loop():
+    decoder = VaeDecoder(MODEL, pool("vae-decoder"))
+    latents = Latents(
+        np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32), LATENTS.stamp
+    )
+    first, second = await asyncio.gather(decoder.decode(latents), decoder.decode(latents))
+    assert first.pixels.shape == (32, 48, 3)
+    assert first.pixels.dtype == np.uint8
+    assert first.pixels.tobytes() == second.pixels.tobytes()
+    status = decoder.status()
+    assert status["queue_length"] == 0
+    assert status["resident_bytes"] > 0
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Any:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)

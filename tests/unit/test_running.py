@@ -1,0 +1,93 @@
+"""A live job's events: everybody sees all of them, in order, whenever they come."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve.errors import StageFailed
+from serve.requests import GenerateRequest, JobEvent
+from serve.running import RunningJob
+
+
+def event(name: str, step: int | None = None) -> JobEvent:
+    return JobEvent.model_validate({"event": name, "id": "1", "step": step})
+
+
+def new_job() -> RunningJob:
+    return RunningJob("1", GenerateRequest(prompt="a"))
+
+
+async def collect(job: RunningJob) -> list[JobEvent]:
+    return [event async for event in job.follow()]
+
+
+async def test_early_and_late_followers_see_the_same():
+    job = new_job()
+    early = asyncio.create_task(collect(job))
+    await asyncio.sleep(0)
+    job.publish(event("queued"))
+    await asyncio.sleep(0)
+    middle = asyncio.create_task(collect(job))
+    for step in range(1, 50):
+        job.publish(event("step", step))
+        if step % 7 == 0:
+            await asyncio.sleep(0)
+    job.publish(event("failed"))
+    late = await collect(job)
+    assert [seen.event for seen in late] == ["queued", *["step"] * 49, "failed"]
+    assert await early == await middle == late
+
+
+async def test_nothing_follows_the_last_event():
+    job = new_job()
+    job.publish(event("cancelled"))
+    job.publish(event("step", 1))
+    assert [seen.event for seen in await collect(job)] == ["cancelled"]
+    assert job.is_over
+
+
+async def test_a_follower_who_leaves_disturbs_nobody():
+    job = new_job()
+    leaving = asyncio.create_task(collect(job))
+    staying = asyncio.create_task(collect(job))
+    job.publish(event("queued"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    job.publish(event("failed"))
+    assert [seen.event for seen in await staying] == ["queued", "failed"]
+
+
+async def test_the_result_waits_and_raises_as_the_job_failed():
+    job = new_job()
+    waiting = asyncio.create_task(job.result())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    job.error = StageFailed("boom")
+    job.publish(event("failed"))
+    with pytest.raises(StageFailed, match="boom"):
+        await waiting
+
+
+async def test_work_that_is_cancelled_at_once_still_cleans_up():
+    job = new_job()
+    cleaned: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # A second cancellation must not break into this.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            cleaned.append("yes")
+            job.publish(event("cancelled"))
+
+    job.start(work())
+    job.cancel()
+    job.cancel()
+    seen = await collect(job)
+    job.cancel()
+    assert [one.event for one in seen] == ["cancelled"]
+    assert cleaned == ["yes"]

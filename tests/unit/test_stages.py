@@ -1,0 +1,163 @@
+"""Calls to the stages: retried where a replica died, typed otherwise, cancelled to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import exceptions as ray_exceptions
+from ray.serve.exceptions import BackPressureError
+
+from deployments.payloads import Latents, Pixels, Stamp, StepProgress
+from serve import stages as stages_module
+from serve.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
+from serve.stages import Stages
+
+STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
+LATENTS = Latents(np.zeros((16, 2, 2), np.float32), STAMP)
+PIXELS = Pixels(np.zeros((16, 16, 3), np.uint8), STAMP)
+DEAD = ray_exceptions.ActorDiedError()
+Outcome = Any
+
+
+class FakeResponse:
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.is_cancelled = False
+
+    def __await__(self) -> Any:
+        return self._answer().__await__()
+
+    async def _answer(self) -> Any:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        if self.outcome is None:
+            await asyncio.Event().wait()
+        return self.outcome
+
+    async def __aiter__(self) -> Any:
+        for item in self.outcome:
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                await asyncio.Event().wait()
+            yield item
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class FakeHandle:
+    """Answers call after call from a list, whatever the method."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self.outcomes = list(outcomes)
+        self.responses: list[FakeResponse] = []
+
+    def options(self, **_: Any) -> FakeHandle:
+        return self
+
+    def __getattr__(self, method: str) -> FakeHandle:
+        return self
+
+    def remote(self, *_: Any) -> FakeResponse:
+        self.responses.append(FakeResponse(self.outcomes.pop(0)))
+        return self.responses[-1]
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "_PAUSE_BEFORE_RETRY_S", 0.0)
+
+
+def stages(retries: int = 2, **handles: Any) -> Stages:
+    names = ("text_encoder", "denoiser", "vae_decoder")
+    given: dict[str, Any] = {name: handles.get(name, FakeHandle()) for name in names}
+    return Stages(**given, retries=retries)
+
+
+async def test_a_death_is_retried():
+    decoder = FakeHandle(DEAD, ray_exceptions.ActorUnavailableError("x", None), PIXELS)
+    assert await stages(vae_decoder=decoder).decode(LATENTS) is PIXELS
+    assert decoder.outcomes == []
+
+
+async def test_deaths_without_end_are_typed():
+    decoder = FakeHandle(*[DEAD] * 9)
+    with pytest.raises(StageUnavailable, match="decode"):
+        await stages(vae_decoder=decoder, retries=3).decode(LATENTS)
+    assert len(decoder.responses) == 4
+
+
+def task_error(cause: Exception) -> Exception:
+    error: Exception = ray_exceptions.RayTaskError("f", "traceback", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (task_error(InvalidRequest("no", field="shift")), InvalidRequest),
+        (task_error(task_error(InvalidRequest("no", field="shift"))), InvalidRequest),
+        (task_error(ValueError("boom\nand more")), StageFailed),
+        (task_error(BackPressureError(3, 2)), Overloaded),
+        (BackPressureError(3, 2), Overloaded),
+        (RuntimeError("boom"), StageFailed),
+    ],
+)
+async def test_what_a_retry_cannot_help_is_raised_at_once(
+    raised: Exception, expected: type[Exception]
+):
+    decoder = FakeHandle(raised, PIXELS)
+    with pytest.raises(expected) as caught:
+        await stages(vae_decoder=decoder).decode(LATENTS)
+    assert type(caught.value) is expected, "not Ray's wrapper of it"
+    assert len(decoder.responses) == 1
+
+
+async def test_a_bare_death_inside_a_stage_is_a_death():
+    decoder = FakeHandle(task_error(DEAD), PIXELS)
+    assert await stages(vae_decoder=decoder).decode(LATENTS) is PIXELS
+
+
+async def test_the_denoiser_starts_again_on_another_replica():
+    first = [(StepProgress(1, 2, 0.1),), DEAD]
+    second = [(StepProgress(1, 2, 0.1), StepProgress(2, 2, 0.1), LATENTS)]
+    denoiser = FakeHandle(first, second)
+    seen: list[int] = []
+    job: Any = object()
+    made = await stages(denoiser=denoiser).denoise(job, lambda progress: seen.append(progress.step))
+    assert made is LATENTS
+    assert seen == [1, 1, 2]
+    assert denoiser.responses[0].is_cancelled
+
+
+async def test_a_stream_without_latents_is_not_taken_for_a_picture():
+    denoiser = FakeHandle([(StepProgress(1, 2, 0.1),)], [(LATENTS,)])
+    job: Any = object()
+    assert await stages(denoiser=denoiser).denoise(job, lambda _: None) is LATENTS
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "call"),
+    [
+        ("text_encoder", None, lambda made: made.encode(())),
+        ("vae_decoder", None, lambda made: made.decode(LATENTS)),
+        ("denoiser", [None], lambda made: made.denoise(object(), lambda _: None)),
+    ],
+)
+async def test_cancelling_reaches_the_replica(
+    name: str, outcome: Outcome, call: Callable[[Stages], Any]
+):
+    handle = FakeHandle(outcome)
+    task = asyncio.create_task(call(stages(2, **{name: handle})))
+    while not handle.responses:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert handle.responses[0].is_cancelled
