@@ -25,7 +25,7 @@ from rich.table import Table
 
 from serve.client import KelvinClient
 from serve.commands.output import stdout_is_for_json, write_json
-from serve.commands.stopping import stoppable
+from serve.commands.stopping import local_kelvin, stoppable
 from serve.config import load_settings
 from serve.errors import KelvinError
 from serve.requests import GenerateRequest, GenerateResult
@@ -178,8 +178,6 @@ def main() -> int:
     options = parser.parse_args()
     if options.n < 1:
         parser.error("--n: at least 1")
-    from serve.local import LocalKelvin
-
     try:
         with (
             stdout_is_for_json() as stdout,
@@ -193,7 +191,7 @@ def main() -> int:
                     "embedded_store": {"data_dir": folder},
                 }
             )
-            with LocalKelvin(settings) as kelvin, KelvinClient(kelvin.url) as client:
+            with local_kelvin(settings) as kelvin, KelvinClient(kelvin.url) as client:
                 report = report_of(measure(client, options.n), options.model)
             Console(stderr=True).print(table_of(report))
             if options.json:

@@ -1,12 +1,15 @@
 """The README's table of settings, from the settings themselves.
 
-`python -m serve.commands.settings_table` prints it; a test compares it with the README.
+`python -m serve.commands.settings_table README.md` writes it between the README's two marks; a test
+compares the two.
 """
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -15,6 +18,8 @@ from pydantic.fields import FieldInfo
 
 from serve.config import PoolSettings, Settings
 
+_BEGIN = "<!-- settings: python -m serve.commands.settings_table README.md -->"
+_END = "<!-- /settings -->"
 _STAGES = ("text_encoder", "denoiser", "vae_decoder")
 _BOUNDS = ((Ge, ">= {.ge}"), (Gt, "> {.gt}"), (Le, "<= {.le}"), (Lt, "< {.lt}"))
 
@@ -73,5 +78,15 @@ def _shown(default: Any) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
+def write_into(file: Path) -> None:
+    """Replace what lies between the marks of a Markdown file."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{file} lacks the marks {_BEGIN} and {_END}")
+    text = f"{before}{begin}\n{settings_table()}\n{end}{after}"
+    file.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(settings_table())
+    write_into(Path(sys.argv[1]))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
 from serve.commands.finding import Finding
 from serve.commands.model_files import check_model
 from serve.commands.output import EXIT_OK, console, stdout_is_for_json, write_json
-from serve.commands.stopping import Stop, stoppable, wait_for_stop
+from serve.commands.stopping import Stop, end_process, local_kelvin, stoppable, wait_for_stop
 from serve.commands.store_check import check_store, uses_embedded_store
 from serve.config import Settings
 from serve.errors import ConfigurationError, StorageUnavailable
 
 
-def up(settings: Settings, *, as_json: bool) -> int:
-    """Serve until SIGINT or SIGTERM, then stop every process that was started.
+def up(settings: Settings, *, as_json: bool) -> NoReturn:
+    """Serve until SIGINT or SIGTERM, then stop every process that was started, and end this one.
 
     Raises:
         ConfigurationError: The port is taken, or the model cannot be read.
@@ -25,10 +25,8 @@ def up(settings: Settings, *, as_json: bool) -> int:
     try:
         with stdout_is_for_json() as stdout, stoppable():
             check_before_start(settings)
-            from serve.local import LocalKelvin
-
             out.print("Starting Ray and the three stages ...")
-            with LocalKelvin(settings) as kelvin:
+            with local_kelvin(settings, may_join_cluster=True) as kelvin:
                 if as_json:
                     write_json({"url": kelvin.url, **_facts(kelvin.settings)}, stdout)
                 out.print(f"[green]Kelvin is up:[/] [bold]{kelvin.url}[/]  (docs at /docs)")
@@ -42,7 +40,7 @@ def up(settings: Settings, *, as_json: bool) -> int:
                 wait_for_stop()
     except Stop:
         out.print("Stopped.")
-    return EXIT_OK
+    end_process(EXIT_OK)
 
 
 def check_before_start(settings: Settings) -> None:

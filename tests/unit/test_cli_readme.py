@@ -13,7 +13,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_settings_is_the_generated_one() -> None:
-    assert settings_table() in README, "paste: python -m serve.commands.settings_table"
+    assert settings_table() in README, "run: python -m serve.commands.settings_table README.md"
 
 
 def test_every_setting_is_in_the_generated_table() -> None:
