@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from serve.__main__ import main
 from serve.config import StorageSettings
@@ -131,6 +132,30 @@ def test_a_server_of_another_kind_is_said(cli: Cli, s3: StorageSettings) -> None
     code, said = cli("generate", "x", "--url", str(s3.endpoint_url))
     assert code == 1
     assert said["error"]["code"] == "unexpected_answer"
+
+
+def test_the_readme_lists_every_route(kelvin: LocalKelvin) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    paths = httpx.get(f"{kelvin.url}/openapi.json", trust_env=False).json()["paths"]
+    assert len(paths) > 3
+    for path, methods in paths.items():
+        for method in methods:
+            assert f"`{method.upper()} {path.replace('job_id', 'id')}" in readme
+
+
+def test_the_python_of_the_readme_runs(kelvin: LocalKelvin) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```python")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        capture_output=True,
+        cwd=ROOT,
+        # "auto" takes this one; another Ray may run on the machine that runs the tests.
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert "http://" in done.stdout.decode()
+    assert "stored" in done.stdout.decode()
 
 
 def _closed_port() -> Iterator[int]:
