@@ -46,6 +46,8 @@ def make_sigmas(scheduler: str, num_inference_steps: int, shift: float) -> NDArr
         )
     with np.errstate(all="ignore"):  # what overflows is refused below, in words
         levels = _SCHEDULERS[scheduler](num_inference_steps, shift).astype(np.float32)
+    # With some shifts the float32 table ends a rounding above 1: less than nothing of the image.
+    levels = np.minimum(levels, np.float32(1))
     if not (np.isfinite(levels).all() and (np.diff(levels) < 0).all()):
         raise InvalidRequest(
             f"With shift {shift} and {num_inference_steps} steps, scheduler {scheduler!r} has"

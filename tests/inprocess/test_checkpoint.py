@@ -101,7 +101,12 @@ def test_fp8_files_are_dequantised_where_asked(model_dir, precision, dtype):
 def test_an_ordinary_directory_is_quantised_for_fp8(model_dir, tmp_path):
     plain = dequantized_directory(model_dir, tmp_path / "plain", torch.float32)
     ours = Mmdit.load(plain, "cpu", FP8_IN_FLOAT32)
-    assert fp8_layers(ours.model) == fp8_layers(Mmdit.load(model_dir, "cpu", "fp8").model)
+    blocks = [
+        name
+        for name, layer in ours.model.named_modules()
+        if name.startswith("transformer_blocks.") and hasattr(layer, "in_features")
+    ]
+    assert fp8_layers(ours.model) == blocks
     # Quantising what was dequantised finds the same codes again.
     assert torch.allclose(
         velocity(ours), velocity(Mmdit.load(model_dir, "cpu", FP8_IN_FLOAT32)), atol=1e-5
