@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deployments.sd3.noise import request_generator
@@ -179,3 +181,16 @@ def test_an_unknown_sampler_is_refused_by_name():
         Sampler("ddim", [1.0, 0.0])
     assert caught.value.field == "sampler"
     assert "dpmpp_2m_sde" in str(caught.value.allowed)
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(SAMPLERS),
+    scheduler=st.sampled_from(SCHEDULERS),
+    steps=st.integers(1, 60),
+    shift=st.floats(0.05, 20.0),
+)
+def test_no_schedule_makes_a_run_that_is_not_finite(name, scheduler, steps, shift):
+    latents = run(name, make_sigmas(scheduler, steps, shift)).latents
+    assert latents.dtype == torch.float32
+    assert torch.isfinite(latents).all()
