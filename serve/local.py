@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import logging
 import math
-import os
-import shutil
 import socket
-import tempfile
 import time
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
-import ray
 from ray import serve
 from ray.serve.api import RunTarget
 
-from serve import telemetry
 from serve.config import Settings
 from serve.embedded_store import EmbeddedStore
-from serve.environment import exported
 from serve.errors import ConfigurationError, StorageUnavailable
+from serve.local_ray import joins_cluster, running_ray
 from serve.storage import ObjectStore
 
-# What passes through it at once is some embeddings and pictures, a few MiB each.
-_OBJECT_STORE_BYTES = 256 << 20
 _POLL_S = 0.25
 _BETWEEN_STATUS_S = 3.0
 _READY_ANSWER_S = 15.0
-
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-}
 
 
 class LocalKelvin:
@@ -75,7 +61,7 @@ class LocalKelvin:
         try:
             self._choose_port()
             self._start_store()
-            self._start_ray()
+            self._cleanup.enter_context(running_ray(self.settings))
             self._start_app()
         except BaseException:
             self.stop()
@@ -114,27 +100,6 @@ class LocalKelvin:
         else:
             _probe(self.settings)
 
-    def _start_ray(self) -> None:
-        self._cleanup.enter_context(exported(telemetry.environment(self.settings)))
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        # It warns that a new cluster is protected by a token, which is as it should be.
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-        if not _joins_cluster():
-            self._cleanup.enter_context(exported(_QUIET))
-            # Unix sockets below this folder must stay under 107 characters.
-            folder = tempfile.mkdtemp(prefix="kelvin-", dir="/tmp")
-            self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-            options |= {
-                "num_cpus": max(os.cpu_count() or 1, math.ceil(_planned(self.settings)[0])),
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": folder,
-            }
-        self._cleanup.callback(ray.shutdown)
-        ray.init(**options)
-        _check_resources(self.settings)
-
     def _start_app(self) -> None:
         from serve.app import APP_NAME, build
 
@@ -144,7 +109,7 @@ class LocalKelvin:
             http_options={"host": self.settings.http.host, "port": self._port},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        if _joins_cluster():
+        if joins_cluster():
             self._cleanup.callback(serve.delete, APP_NAME)
         target = RunTarget(app, name=APP_NAME, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
@@ -155,7 +120,7 @@ class LocalKelvin:
         # starting us: so the front door is asked often and Serve seldom, until the door opens.
         asked_serve = -math.inf
         while True:
-            is_open = _joins_cluster() or _answers_ready(self.url)
+            is_open = joins_cluster() or _answers_ready(self.url)
             if is_open or time.monotonic() - asked_serve > _BETWEEN_STATUS_S:
                 if _is_running(name):
                     return
@@ -180,16 +145,14 @@ def _answers_ready(url: str) -> bool:
 def _is_running(name: str) -> bool:
     app = serve.status().applications.get(name)
     if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-        reasons = [app.message, *(deployment.message for deployment in app.deployments.values())]
+        said = [app.message, *(deployment.message for deployment in app.deployments.values())]
+        whole = "\n".join(filter(None, said)).strip() or "Serve does not say why."
+        # A traceback from another process; its last line is what a person needs.
         raise ConfigurationError(
-            "The application does not start: " + " ".join(filter(None, reasons)),
+            f"The application does not start: {whole.splitlines()[-1]}",
             allowed="`kelvin doctor` says what this machine lacks",
-        )
+        ) from RuntimeError(whole)
     return app is not None and app.status == "RUNNING"
-
-
-def _joins_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _probe(settings: Settings) -> None:
@@ -205,28 +168,6 @@ def _probe(settings: Settings) -> None:
                 field="storage",
                 value=settings.storage.endpoint_url or "AWS",
                 allowed=check.remedy,
-            )
-
-
-def _planned(settings: Settings) -> tuple[float, float]:
-    """Return the CPUs and GPUs that the settings reserve."""
-    pools = (*settings.text_encoder, *settings.denoiser, *settings.vae_decoder)
-    cpus = sum(pool.num_replicas * pool.num_cpus for pool in pools)
-    gpus = sum(pool.num_replicas * pool.num_gpus for pool in pools)
-    return cpus + settings.pipeline.num_replicas * settings.pipeline.num_cpus, gpus
-
-
-def _check_resources(settings: Settings) -> None:
-    """Refuse a plan that could never be placed; Serve would wait for ever."""
-    present = ray.cluster_resources()
-    for resource, planned in zip(("CPU", "GPU"), _planned(settings), strict=True):
-        if planned > present.get(resource, 0.0):
-            raise ConfigurationError(
-                f"The pools reserve {planned:g} {resource}s; there are "
-                f"{present.get(resource, 0.0):g}.",
-                field=f"num_{resource.lower()}s",
-                value=planned,
-                allowed=f"at most {present.get(resource, 0.0):g} over all replicas",
             )
 
 

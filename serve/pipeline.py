@@ -8,7 +8,6 @@ whoever waits for a result in one call takes the job along when they go.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -18,13 +17,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve import telemetry
 from serve.config import Settings
-from serve.errors import (
-    JobCancelled,
-    JobConflict,
-    KelvinError,
-    Overloaded,
-    StorageUnavailable,
-)
+from serve.endings import Endings, last_event
+from serve.errors import JobConflict, Overloaded
 from serve.job_ids import new_job_id, not_found
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
@@ -38,12 +32,9 @@ from serve.storage import ObjectStore
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_log = logging.getLogger("ray.serve")
-
 # Jobs whose events are kept after their end, for followers who come late.
 _ENDED_JOBS_KEPT = 128
 _FOREIGN_JOB_POLL_S = 1.0
-_CANCEL_POLL_S = 5.0
 
 
 class Pipeline:
@@ -67,6 +58,7 @@ class Pipeline:
         self._metrics = telemetry.Metrics()
         self._identity = PipelineIdentity.of_this_process()
         self._production = Production(self._stages, self._store, self._metrics, self._identity)
+        self._endings = Endings(self._production, self._journal)
         self._readiness = Readiness(self._stages, self._store)
         self._most_pictures = _most_pictures(settings)
         self._live: dict[str, RunningJob] = {}
@@ -164,7 +156,7 @@ class Pipeline:
             async for event in job.follow():
                 if event.is_last and was_over:
                     # Asked of the store, for URLs that have not expired.
-                    event = _last_event(await self.job(job_id))
+                    event = last_event(await self.job(job_id))
                 yield event
             return
         record = await self.job(job_id)
@@ -172,7 +164,7 @@ class Pipeline:
         while record.status not in ("succeeded", "failed", "cancelled"):
             await asyncio.sleep(_FOREIGN_JOB_POLL_S)
             record = await self.job(job_id)
-        yield _last_event(record)
+        yield last_event(record)
 
     async def status(self) -> dict[str, Any]:
         """Return the model, limits, store and every replica of every stage."""
@@ -222,10 +214,10 @@ class Pipeline:
             )
 
     async def _run(self, job: RunningJob) -> None:
-        watch = asyncio.create_task(self._watch_for_cancel(job))
+        watch = asyncio.create_task(self._endings.watch_for_cancel(job))
         try:
             with telemetry.generate_span(job.id, job.request):
-                last = await self._outcome(job)
+                last = await self._endings.reach(job)
         finally:
             watch.cancel()
             del self._live[job.id]
@@ -234,68 +226,6 @@ class Pipeline:
         self._ended[job.id] = job
         while len(self._ended) > _ENDED_JOBS_KEPT:
             self._ended.popitem(last=False)
-
-    async def _outcome(self, job: RunningJob) -> JobEvent:
-        """Do the job and publish how it ended; return the event that says so."""
-        ended: JobRecord | None
-        try:
-            result = await self._production.make(job)
-            ended = JobRecord(id=job.id, status="succeeded", request=job.request, result=result)
-            if not await self._journal.publish(job.id, ended):
-                # Somebody else was first: a cancellation, or whoever took the job over.
-                ended = await self._journal.read(job.id)
-        except asyncio.CancelledError:
-            ended = await self._cancelled(job)
-        except KelvinError as error:
-            ended = await self._failed(job, error)
-        except Exception as error:
-            _log.exception("Job %s failed in a way nobody foresaw.", job.id)
-            ended = await self._failed(job, KelvinError(f"Internal error: {error!r}"))
-        if ended is None:
-            ended = await self._failed(job, KelvinError("The job's records have been removed."))
-        if ended.status == "succeeded":
-            job.error = None
-        elif ended.status == "cancelled":
-            job.error = JobCancelled("The job was cancelled.", field="id", value=job.id)
-        return _last_event(ended)
-
-    async def _cancelled(self, job: RunningJob) -> JobRecord:
-        try:
-            return await self._journal.request_cancel(job.id)
-        except StorageUnavailable as error:
-            _log.warning("Job %s is cancelled, but cannot say so: %s", job.id, error)
-            return JobRecord(id=job.id, status="cancelled", request=job.request)
-
-    async def _failed(self, job: RunningJob, error: KelvinError) -> JobRecord:
-        job.error = error
-        ended = JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
-        try:
-            if not await self._journal.publish(job.id, ended):
-                ended = await self._journal.read(job.id) or ended
-        except StorageUnavailable as unavailable:
-            # It stays pending in the store, which is the truth: nobody has published an end.
-            _log.warning("Job %s failed, but cannot say so: %s", job.id, unavailable)
-        return ended
-
-    async def _watch_for_cancel(self, job: RunningJob) -> None:
-        """Learn of a cancellation that another Pipeline process wrote down."""
-        while True:
-            await asyncio.sleep(_CANCEL_POLL_S)
-            try:
-                if await self._journal.is_cancelled(job.id):
-                    job.cancel()
-                    return
-            except StorageUnavailable:
-                # Publishing asks again, and decides.
-                continue
-
-
-def _last_event(record: JobRecord) -> JobEvent:
-    if record.status == "succeeded":
-        return JobEvent(event="stored", id=record.id, result=record.result)
-    if record.status == "cancelled":
-        return JobEvent(event="cancelled", id=record.id)
-    return JobEvent(event="failed", id=record.id, error=record.error)
 
 
 def _most_pictures(settings: Settings) -> float:

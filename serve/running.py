@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from serve.detached import detached_context
 from serve.errors import KelvinError
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
+
+_Result = TypeVar("_Result")
 
 
 class RunningJob:
@@ -22,7 +24,8 @@ class RunningJob:
         self.id = job_id
         self.request = request
         self.accepted_at = time.monotonic()
-        self._task: asyncio.Task[None] | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[Any] | None = None
         self._is_cancelled = False
         self.error: KelvinError | None = None
         self._events: list[JobEvent] = []
@@ -38,17 +41,28 @@ class RunningJob:
         """True once the last event has been published."""
         return self.newest is not None and self.newest.is_last
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the job's work in a task that belongs to no request."""
+    def start(self, life: Coroutine[Any, Any, None]) -> None:
+        """Run the job's whole life, its end included, in a task that belongs to no request."""
         loop = asyncio.get_running_loop()
-        self._task = loop.create_task(work, name=f"job-{self.id}", context=detached_context())
+        self._life = loop.create_task(life, name=f"job-{self.id}", context=detached_context())
+
+    async def work(self, making: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do the part of the job that `cancel` stops.
+
+        Raises:
+            asyncio.CancelledError: It was cancelled, before or while it ran.
+        """
+        work = asyncio.get_running_loop().create_task(making)
+        self._work = work
+        if self._is_cancelled:
+            work.cancel()
+        return await work
 
     def cancel(self) -> None:
-        """Stop the work, once: a second cancellation would hit the cleaning up after the first."""
-        if self._task is not None and not self._is_cancelled and not self.is_over:
-            self._is_cancelled = True
-            # Not at once: a task cancelled before its first step would never clean up.
-            asyncio.get_running_loop().call_soon(self._task.cancel)
+        """Stop the work; how the job ends is told by its last event, as ever."""
+        self._is_cancelled = True
+        if self._work is not None:
+            self._work.cancel()
 
     def publish(self, event: JobEvent) -> None:
         """Append an event and wake every follower; events after the last one are dropped."""

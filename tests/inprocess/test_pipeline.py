@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.payloads import Latents, Pixels, PromptEmbedding, Stamp, StepProgress
+from serve import endings as endings_module
 from serve import pipeline as pipeline_module
 from serve.config import PoolSettings, Settings, StorageSettings
 from serve.errors import JobCancelled, JobConflict, JobNotFound, Overloaded, StageFailed
@@ -95,7 +96,7 @@ def new_pipeline(
     monkeypatch.setattr(
         PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
     )
-    monkeypatch.setattr(pipeline_module, "_CANCEL_POLL_S", 0.05)
+    monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 0.05)
     monkeypatch.setattr(pipeline_module, "_FOREIGN_JOB_POLL_S", 0.05)
     denoiser = PoolSettings(name="denoiser", max_ongoing_requests=2, max_queued_requests=1)
     spec = ModelSpec(
@@ -179,7 +180,7 @@ async def test_a_cancellation_wins_over_a_picture_that_comes_too_late(
     monkeypatch: pytest.MonkeyPatch,
 ):
     other = new_pipeline(StandIn(), storage, monkeypatch)
-    monkeypatch.setattr(pipeline_module, "_CANCEL_POLL_S", 3600)
+    monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 3600)
     stages.gate.clear()
     waiting = asyncio.create_task(pipeline.generate(REQUEST))
     await stages.at_gate.wait()

@@ -70,24 +70,30 @@ async def test_the_result_waits_and_raises_as_the_job_failed():
         await waiting
 
 
-async def test_work_that_is_cancelled_at_once_still_cleans_up():
+@pytest.mark.parametrize("turns", range(5))
+async def test_cancelling_stops_the_work_at_any_time_and_never_the_ending(turns: int):
     job = new_job()
-    cleaned: list[str] = []
+    ended: list[str] = []
 
     async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            # A second cancellation must not break into this.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            cleaned.append("yes")
-            job.publish(event("cancelled"))
+        await asyncio.Event().wait()
 
-    job.start(work())
+    async def life() -> None:
+        await asyncio.sleep(0)
+        try:
+            await job.work(work())
+        except asyncio.CancelledError:
+            job.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            ended.append("yes")
+        job.publish(event("cancelled"))
+
+    job.start(life())
+    for _ in range(turns):
+        await asyncio.sleep(0)
     job.cancel()
     job.cancel()
-    seen = await collect(job)
+    assert [one.event for one in await collect(job)] == ["cancelled"]
+    assert ended == ["yes"]
     job.cancel()
-    assert [one.event for one in seen] == ["cancelled"]
-    assert cleaned == ["yes"]
