@@ -198,12 +198,16 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
         "out/demo.png"
     ),
+    seed: Annotated[
+        Any,
+        typer.Option(parser=_integer, metavar="INTEGER", help="Fixed: all see the same picture."),
+    ] = 1,
     as_json: Json = False,
 ) -> int:
     """Start everything on this machine with the built-in model, make one picture, stop."""
     from serve.commands.demo import demo as run
 
-    return run(prompt, output, as_json=as_json)
+    return run(prompt, output, seed, as_json=as_json)
 
 
 # typer carries its own copy of click in newer versions, so click itself may not be asked.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deployments.builtin.claims import Claims
 
 
-def demo(prompt: str, output: Path, *, as_json: bool) -> int:
+def demo(prompt: str, output: Path, seed: Any, *, as_json: bool) -> int:
     """Make one picture with the built-in model and say whether it shows what was asked.
 
     Returns:
@@ -29,7 +29,7 @@ def demo(prompt: str, output: Path, *, as_json: bool) -> int:
     """
     try:
         with stdout_is_for_json() as stdout, stoppable():
-            summary = draw_once(prompt, output)
+            summary = draw_once(prompt, output, seed)
             if as_json:
                 write_json(summary, stdout)
             else:
@@ -40,7 +40,7 @@ def demo(prompt: str, output: Path, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def draw_once(prompt: str, output: Path) -> dict[str, Any]:
+def draw_once(prompt: str, output: Path, seed: Any) -> dict[str, Any]:
     """Start Kelvin, draw one picture, stop Kelvin, and return what `--json` prints."""
     started = time.monotonic()
     out = console()
@@ -54,7 +54,7 @@ def draw_once(prompt: str, output: Path) -> dict[str, Any]:
             value=str(output),
             allowed="a file name in a folder that can be written",
         ) from None
-    request = request_from({"prompt": prompt}, output=output)
+    request = request_from({"prompt": prompt, "seed": seed}, output=output)
     from serve.client import KelvinClient
 
     # Its own port and its own data, and nothing from the environment, so that a demo never meets

@@ -228,6 +228,27 @@ def test_up_serves_and_ctrl_c_stops_everything_it_started(tmp_path: Path) -> Non
     assert _gone(mark), [_command(pid) for pid in _processes(mark)]
 
 
+def test_demo_draws_what_it_was_asked_and_leaves_nothing_running(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    file = tmp_path / "new" / "demo.png"
+    done = subprocess.run(
+        [sys.executable, "-m", "serve", "demo", "--json", "-o", str(file)],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, MARK: mark, "KELVIN_STORAGE__ENDPOINT_URL": "http://not.used.example"},
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert set(said) == {"s3_uri", "url", "file", "prompt", "adherence", "seconds"}
+    assert said["file"] == str(file)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in said["s3_uri"]
+    assert read_request(file).prompt == said["prompt"]
+    stated = {"shape", "color", "size", "relation", "count"}
+    assert stated | {"all_right"} == set(said["adherence"])
+    assert said["adherence"]["all_right"] == all(said["adherence"][name] for name in stated)
+    assert _gone(mark), [_command(pid) for pid in _processes(mark)]
+
+
 def test_sigterm_while_up_is_starting_leaves_nothing_behind(tmp_path: Path) -> None:
     with _up(tmp_path) as (process, mark):
         assert process.stderr is not None
