@@ -46,18 +46,16 @@ def model_name(settings: ModelSettings) -> str | None:
 
 
 def _pico() -> Path:
-    # Imported here: writing weights needs torch, which what only reads settings must not load.
-    from importlib.util import find_spec
+    from deployments import builtin
 
-    spec = find_spec("deployments.builtin.pico")
-    if spec is None or spec.origin is None:
-        raise ConfigurationError("This installation lacks the pico model.", field="model.path")
-    version = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    code = sorted(Path(builtin.__path__[0]).glob("*.py"))
+    version = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kelvin"
     target = cache / f"pico-{version}"
     if target.is_dir():
         return target
 
+    # Imported here: writing weights needs torch, which what only reads settings must not load.
     from deployments.builtin.pico import write_pico
 
     cache.mkdir(parents=True, exist_ok=True)

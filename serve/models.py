@@ -2,7 +2,8 @@
 
 Read from JSON alone, without torch, so that the Pipeline can refuse a request before any stage
 sees it. A `kelvin.json` beside `model_index.json` may state what the Diffusers files cannot:
-`{"name": ..., "licence": ..., "defaults": {"width": ..., "num_inference_steps": ...}}`.
+`name`, `license`, `min_size` and `max_size` (pixels a side), and any field of `Defaults`. What else
+it says is for others.
 """
 
 import json
@@ -54,6 +55,7 @@ class ModelSpec(BaseModel):
     defaults: Defaults
     latent_channels: int
     size_multiple: int = Field(description="width and height are multiples of this")
+    smallest_side: int
     largest_width: int
     largest_height: int
     largest_area: int = Field(description="largest width x height")
@@ -79,7 +81,10 @@ class ModelSpec(BaseModel):
         try:
             scale = 2 ** (len(vae["block_out_channels"]) - 1)
             patch_pixels = int(transformer["patch_size"]) * scale
+            multiple = max(16, patch_pixels)
+            # The table of position embeddings ends there; a model may be worse than its table.
             largest_side = int(transformer["pos_embed_max_size"]) * patch_pixels
+            largest_side = min(largest_side, int(own.get("max_size", largest_side)))
             side = int(transformer["sample_size"]) * scale
             defaults = Defaults(
                 **{
@@ -88,15 +93,16 @@ class ModelSpec(BaseModel):
                     "shift": _shift(path),
                     "max_sequence_length": _t5_tokens(path),
                     **_makers_defaults(transformer, name),
-                    **own.get("defaults", {}),
+                    **{name: own[name] for name in Defaults.model_fields if name in own},
                 }
             )
             return cls(
                 name=name,
-                licence=own.get("licence") or _licence(transformer),
+                licence=own.get("license") or _licence(transformer),
                 defaults=defaults,
                 latent_channels=int(transformer["in_channels"]),
-                size_multiple=max(16, patch_pixels),
+                size_multiple=multiple,
+                smallest_side=max(multiple, int(own.get("min_size", multiple))),
                 largest_width=largest_side,
                 largest_height=largest_side,
                 largest_area=min(largest_side**2, _LARGEST_AREA_FACTOR * side**2),
@@ -145,8 +151,8 @@ class ModelSpec(BaseModel):
             ("width", width, self.largest_width),
             ("height", height, self.largest_height),
         ):
-            allowed = f"a multiple of {self.size_multiple} from {self.size_multiple} to {largest}"
-            if value % self.size_multiple or not 0 < value <= largest:
+            allowed = f"a multiple of {self.size_multiple} from {self.smallest_side} to {largest}"
+            if value % self.size_multiple or not self.smallest_side <= value <= largest:
                 raise InvalidRequest(
                     f"Field {field!r}: model {self.name!r} cannot draw {value} pixels.",
                     field=field,

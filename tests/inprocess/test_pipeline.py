@@ -105,6 +105,7 @@ def new_pipeline(
         defaults={"width": 16, "height": 16},
         latent_channels=16,
         size_multiple=16,
+        smallest_side=16,
         largest_width=64,
         largest_height=64,
         largest_area=4096,

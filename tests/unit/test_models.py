@@ -86,11 +86,22 @@ def test_stabilitys_models_are_known(
 
 
 def test_a_folder_may_state_its_own_defaults(tmp_path: Path):
-    own = {"name": "mine", "licence": "CC0", "defaults": {"width": 320, "sampler": "dpmpp_2m"}}
+    own = {"name": "mine", "license": "CC0", "width": 320, "sampler": "dpmpp_2m", "other": [1]}
     spec = ModelSpec.from_directory(folder(tmp_path, SMALL, kelvin=own))
     assert (spec.name, spec.licence) == ("mine", "CC0")
     resolved = spec.resolve(GenerateRequest(prompt="a"))
     assert (resolved.width, resolved.height, resolved.sampler) == (320, 256, "dpmpp_2m")
+
+
+def test_a_folder_may_state_the_sizes_it_was_trained_for(tmp_path: Path):
+    spec = ModelSpec.from_directory(
+        folder(tmp_path, SMALL, kelvin={"min_size": 128, "max_size": 384})
+    )
+    assert (spec.smallest_side, spec.largest_width, spec.largest_height) == (128, 384, 384)
+    for width in (112, 400):
+        with pytest.raises(InvalidRequest) as caught:
+            spec.resolve(GenerateRequest(prompt="a", width=width))
+        assert "from 128 to 384" in (caught.value.allowed or "")
 
 
 def test_the_t5_length_follows_the_tokenizer(tmp_path: Path):
@@ -158,11 +169,12 @@ def test_every_size_is_taken_or_refused_by_name(width: int, height: int):
         defaults={"width": 256, "height": 256},
         latent_channels=16,
         size_multiple=16,
+        smallest_side=64,
         largest_width=512,
         largest_height=768,
         largest_area=300_000,
     )
-    fits = width <= 512 and height <= 768 and width * height <= 300_000
+    fits = 64 <= width <= 512 and 64 <= height <= 768 and width * height <= 300_000
     request = GenerateRequest(prompt="a", width=width, height=height)
     if fits:
         assert (spec.resolve(request).width, spec.resolve(request).height) == (width, height)
@@ -175,7 +187,7 @@ def test_every_size_is_taken_or_refused_by_name(width: int, height: int):
 
 
 def test_a_size_left_out_meets_the_limits_with_the_default(tmp_path: Path):
-    own = {"defaults": {"height": 512}}
+    own = {"height": 512}
     spec = ModelSpec.from_directory(folder(tmp_path, SMALL | {"sample_size": 16}, kelvin=own))
     with pytest.raises(InvalidRequest) as caught:
         spec.resolve(GenerateRequest(prompt="a", width=256))
