@@ -13,13 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from serve import errors
+from serve.client_errors import (
+    PictureCorrupt,
+    ServerUnreachable,
+    UnexpectedAnswer,
+    error_from_body,
+)
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -28,27 +34,6 @@ _FIRST_PAUSE_S = 0.2
 _CONNECT_TIMEOUT_S = 5.0
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
-
-
-class ServerUnreachable(errors.KelvinError):
-    """No Kelvin answers at the URL."""
-
-    status = 503
-    code = "server_unreachable"
-
-
-class UnexpectedAnswer(errors.KelvinError):
-    """Something answered, but not as Kelvin does."""
-
-    status = 502
-    code = "unexpected_answer"
-
-
-class PictureCorrupt(errors.KelvinError):
-    """The bytes fetched are not the bytes the result names."""
-
-    status = 502
-    code = "picture_corrupt"
 
 
 class KelvinClient:
@@ -63,13 +48,6 @@ class KelvinClient:
         ServerUnreachable: From any method, when nothing answers.
         KelvinError: The typed error the server sent, as the Python handle would raise it.
     """
-
-    # What a Kelvin error body may name; anything else becomes the plain base class.
-    _TYPES: ClassVar[dict[str, type[errors.KelvinError]]] = {
-        kind.__name__: kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.KelvinError)
-    }
 
     def __init__(
         self,
@@ -230,7 +208,7 @@ class KelvinClient:
             return event.result
         if event.event == "cancelled":
             raise errors.JobCancelled("The job was cancelled.", value=event.id)
-        raise self._from_body(event.error)
+        raise error_from_body(event.error)
 
     def _record(self, method: str, path: str, request: GenerateRequest | None = None) -> JobRecord:
         return _parse(JobRecord, self._call(method, path, request).content)
@@ -261,7 +239,7 @@ class KelvinClient:
 
     def _error(self, response: httpx.Response) -> errors.KelvinError:
         try:
-            return self._from_body(response.json())
+            return error_from_body(response.json())
         except (json.JSONDecodeError, UnicodeDecodeError):
             return UnexpectedAnswer(
                 f"{self.url} answered {response.status_code}, and not as Kelvin does.",
@@ -269,19 +247,6 @@ class KelvinClient:
                 value=self.url,
                 allowed="the URL of a Kelvin server",
             )
-
-    @classmethod
-    def _from_body(cls, body: Any) -> errors.KelvinError:
-        told = body.get("error") if isinstance(body, dict) else None
-        if not isinstance(told, dict):
-            return UnexpectedAnswer("The server reported a failure, and not as Kelvin does.")
-        kind = cls._TYPES.get(str(told.get("type")), errors.KelvinError)
-        return kind(
-            str(told.get("message", "The server gave no reason.")),
-            field=told.get("field"),
-            value=told.get("value"),
-            allowed=told.get("allowed"),
-        )
 
 
 def _body(request: GenerateRequest) -> bytes:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from serve import errors
-from serve.client import KelvinClient, PictureCorrupt, ServerUnreachable, UnexpectedAnswer
+from serve.client import KelvinClient
+from serve.client_errors import PictureCorrupt, ServerUnreachable, UnexpectedAnswer
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent
 
 PICTURE = b"the bytes of a picture"
