@@ -1,1 +1,1 @@
-"""Measurements that the README quotes, each one command."""
+"""Load tests, benchmarks against peers, and measurements of what pictures show."""
