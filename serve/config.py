@@ -47,7 +47,9 @@ class PoolSettings(_Section):
     num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
     accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. L4, H100")
     precision: Precision = Field("auto", description="auto chooses by hardware and says why")
-    torch_threads: int | None = Field(None, ge=1, description="CPU threads; all cores if absent")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads; half the cores if absent"
+    )
     max_ongoing_requests: int = Field(16, ge=1)
     max_queued_requests: int = Field(256, ge=-1, description="per caller; -1 is unlimited")
 
