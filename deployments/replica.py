@@ -85,7 +85,7 @@ def prepare_torch(pool: PoolSettings) -> torch.device:
     if not pool.num_gpus:
         torch.use_deterministic_algorithms(True)
         # It also overwrites every new tensor, which finds bugs, costs time and decides no result.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigurationError(
