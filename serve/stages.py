@@ -97,7 +97,9 @@ class Stages:
         while True:
             try:
                 return await attempt()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _asked_to_stop():
+                    raise
                 typed = typed_error(error, stage)
                 if not isinstance(typed, StageUnavailable) or not tries_left:
                     raise typed from None
@@ -129,6 +131,8 @@ def typed_error(error: BaseException, stage: str) -> KelvinError:
         | ray_exceptions.ObjectLostError
         | ray_exceptions.TaskCancelledError
         | ray_exceptions.WorkerCrashedError
+        # Ray's handles turn TaskCancelledError into this; who cancels a job here never gets here.
+        | asyncio.CancelledError
         | DeploymentUnavailableError
         | ReplicaUnavailableError,
     ):
@@ -137,6 +141,12 @@ def typed_error(error: BaseException, stage: str) -> KelvinError:
         )
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return StageFailed(f"Stage {stage!r} failed: {type(error).__name__}: {first_line}")
+
+
+def _asked_to_stop() -> bool:
+    """Tell a cancellation of this very task from one that a replica's end looks like."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _answer(response: Any) -> Any:

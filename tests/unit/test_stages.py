@@ -85,6 +85,17 @@ async def test_a_death_is_retried():
     assert decoder.outcomes == []
 
 
+async def test_a_call_cancelled_on_the_other_side_is_retried():
+    # Ray's handles raise this when the replica's task was cancelled; nobody here asked for it.
+    decoder = FakeHandle(asyncio.CancelledError(), PIXELS)
+    assert await stages(vae_decoder=decoder).decode(LATENTS) is PIXELS
+    denoiser = FakeHandle([asyncio.CancelledError()], [(LATENTS,)])
+    assert await stages(denoiser=denoiser).denoise(None, print) is LATENTS  # type: ignore[arg-type]
+    never = FakeHandle(*[asyncio.CancelledError()] * 3)
+    with pytest.raises(StageUnavailable, match="decode"):
+        await stages(vae_decoder=never).decode(LATENTS)
+
+
 async def test_deaths_without_end_are_typed():
     decoder = FakeHandle(*[DEAD] * 9)
     with pytest.raises(StageUnavailable, match="decode"):
