@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from urllib.parse import urlsplit
 
+import ray
 from ray import serve
 from ray.serve.api import RunTarget
 
@@ -44,6 +45,7 @@ class LocalKelvin:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._cleanup = ExitStack()
+        self._embedded: EmbeddedStore | None = None
 
     @property
     def url(self) -> str:
@@ -62,6 +64,7 @@ class LocalKelvin:
             self._choose_port()
             self._start_store()
             self._cleanup.enter_context(running_ray(self.settings))
+            self._check_reach_of_store()
             self._start_app()
         except BaseException:
             self.stop()
@@ -95,10 +98,22 @@ class LocalKelvin:
         if self.settings.storage.endpoint_url is None and embedded.enabled:
             store = EmbeddedStore(embedded.data_dir, self.settings.storage.bucket)
             self._cleanup.enter_context(store)
+            self._embedded = store
             storage = store.storage_settings(self.settings.storage)
             self.settings = self.settings.model_copy(update={"storage": storage})
         else:
             _probe(self.settings)
+
+    def _check_reach_of_store(self) -> None:
+        """Refuse a store on this machine's loopback for stages on other machines."""
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        if self._embedded is not None and nodes > 1:
+            raise ConfigurationError(
+                f"The cluster has {nodes} nodes, and the embedded store is reached from this one "
+                "alone.",
+                field="storage.endpoint_url",
+                allowed="an S3 endpoint that every node reaches",
+            )
 
     def _start_app(self) -> None:
         from serve.app import APP_NAME, build
