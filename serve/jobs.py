@@ -26,7 +26,6 @@ from serve.storage import ObjectStore
 
 _JSON = "application/json"
 _EMPTY = b"{}\n"
-_ENDED = ("succeeded", "failed", "cancelled")
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +68,7 @@ class JobJournal:
             self._load(_request_key(job_id)),
         )
         if result is not None:
-            return self._with_urls(result)
+            return await self._with_urls(result)
         if accepted is None:
             return None
         if cancel:
@@ -89,7 +88,7 @@ class JobJournal:
             True if this is the job's result now and for ever, False if it had one already: then
             `read` tells it, and nobody refers to the caller's pictures.
         """
-        if record.id != checked(job_id) or record.status not in _ENDED:
+        if record.id != checked(job_id) or not record.is_over:
             raise ValueError(f"not the end of job {job_id}: {record.id} {record.status}")
         data = _without_urls(record).model_dump_json().encode()
         won = await self._store.put(_result_key(job_id), data, _JSON, if_absent=True)
@@ -112,7 +111,7 @@ class JobJournal:
         record = await self.read(job_id)
         if record is None:
             raise not_found(job_id)
-        if record.status in _ENDED:
+        if record.is_over:
             return record
         await self._store.put(_cancel_key(job_id), _EMPTY, _JSON)
         return await self._decide_cancelled(record)
@@ -134,7 +133,7 @@ class JobJournal:
             job_id: The job.
             index: From 0.
             sha256: Hexadecimal, of the stored bytes.
-            ext: png, jpeg or webp.
+            ext: png, jpg or webp.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise ValueError(f"not a sha256: {sha256[:80]!r}")
@@ -147,7 +146,7 @@ class JobJournal:
         if await self.publish(accepted.id, ended):
             return ended
         winner = await self._load(_result_key(accepted.id))
-        return ended if winner is None else self._with_urls(winner)
+        return ended if winner is None else await self._with_urls(winner)
 
     async def _load(self, key: str) -> JobRecord | None:
         data = await self._store.get(key)
@@ -164,17 +163,15 @@ class JobJournal:
                 allowed="a bucket or prefix of Kelvin's own",
             ) from None
 
-    def _with_urls(self, record: JobRecord) -> JobRecord:
+    async def _with_urls(self, record: JobRecord) -> JobRecord:
         if record.result is None:
             return record
-        return _with_result(
-            record,
-            {
-                image.s3_uri: self._store.presign(key)
-                for image in record.result.images
-                if (key := self._store.key_of(image.s3_uri)) is not None
-            },
-        )
+        keys = {image.s3_uri: self._store.key_of(image.s3_uri) for image in record.result.images}
+
+        def presigned() -> dict[str, str]:
+            return {uri: self._store.presign(key) for uri, key in keys.items() if key is not None}
+
+        return _with_result(record, await asyncio.to_thread(presigned))
 
 
 def _request_key(job_id: str) -> str:

@@ -28,12 +28,14 @@ from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 from serve.stages import Stages
 from serve.storage import ObjectStore
+from serve.storage_errors import shown_endpoint
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Jobs whose events are kept after their end, for followers who come late.
-_ENDED_JOBS_KEPT = 128
+# Of jobs that have ended, for followers who come late: about a kilobyte an event, and a large job
+# has three thousand. Who comes later still is told the first and the last, from the store.
+_ENDED_EVENTS_KEPT = 16_384
 _FOREIGN_JOB_POLL_S = 1.0
 
 
@@ -154,14 +156,15 @@ class Pipeline:
         if job is not None:
             was_over = job.is_over
             async for event in job.follow():
-                if event.is_last and was_over:
-                    # Asked of the store, for URLs that have not expired.
+                if event.event == "stored" and was_over:
+                    # Asked of the store, for URLs that have not expired. Other ends stay as they
+                    # were told: where the store was gone, it does not know of them.
                     event = last_event(await self.job(job_id))
                 yield event
             return
         record = await self.job(job_id)
         yield JobEvent(event="queued", id=job_id)
-        while record.status not in ("succeeded", "failed", "cancelled"):
+        while not record.is_over:
             await asyncio.sleep(_FOREIGN_JOB_POLL_S)
             record = await self.job(job_id)
         yield last_event(record)
@@ -177,7 +180,7 @@ class Pipeline:
             },
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "storage": {
-                "endpoint_url": self.settings.storage.endpoint_url,
+                "endpoint_url": shown_endpoint(self.settings.storage.endpoint_url),
                 "bucket": self.settings.storage.bucket,
                 "prefix": self.settings.storage.prefix,
             },
@@ -216,16 +219,20 @@ class Pipeline:
     async def _run(self, job: RunningJob) -> None:
         watch = asyncio.create_task(self._endings.watch_for_cancel(job))
         try:
-            with telemetry.generate_span(job.id, job.request):
+            with telemetry.generate_span(job.id, job.request) as span:
                 last = await self._endings.reach(job)
+                if last.event == "failed" and job.error is not None:
+                    telemetry.mark_failed(span, job.error)
         finally:
             watch.cancel()
             del self._live[job.id]
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._ended[job.id] = job
-        while len(self._ended) > _ENDED_JOBS_KEPT:
-            self._ended.popitem(last=False)
+        kept = sum(ended.num_events for ended in self._ended.values())
+        while kept > _ENDED_EVENTS_KEPT:
+            _, oldest = self._ended.popitem(last=False)
+            kept -= oldest.num_events
 
 
 def _most_pictures(settings: Settings) -> float:

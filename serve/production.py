@@ -179,7 +179,7 @@ class Production:
         ref = ImageRef(
             index=index,
             s3_uri=self._store.s3_uri(key),
-            url=self._store.presign(key),
+            url=await asyncio.to_thread(self._store.presign, key),
             sha256=sha256,
             size_bytes=len(data),
             width=width,

@@ -37,7 +37,11 @@ class GenerateRequest(BaseModel):
         NotSupportedYet: A reserved field was given.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Instances are checked again wherever one is taken: `model_copy(update=...)` checks nothing,
+    # and what comes by handle was built in another process.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, revalidate_instances="always"
+    )
 
     prompt: str = Field(
         min_length=1, max_length=LONGEST_PROMPT, description=f"{_PROMPT}, not empty"
@@ -236,3 +240,8 @@ class JobRecord(BaseModel):
     result: GenerateResult | None = None
     error: dict[str, Any] | None = None
     progress: JobEvent | None = Field(None, description="the newest event, where known")
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing can change how the job ended."""
+        return self.status in ("succeeded", "failed", "cancelled")

@@ -37,6 +37,11 @@ class RunningJob:
         return self._events[-1] if self._events else None
 
     @property
+    def num_events(self) -> int:
+        """How many events it holds."""
+        return len(self._events)
+
+    @property
     def is_over(self) -> bool:
         """True once the last event has been published."""
         return self.newest is not None and self.newest.is_last

@@ -90,7 +90,10 @@ class ObjectStore:
         return await self._run(lambda: self._list_keys(prefix))
 
     def presign(self, key: str, expiry_s: int | None = None) -> str:
-        """Return a URL that a plain HTTP client can GET until it expires. No network is used.
+        """Return a URL that a plain HTTP client can GET until it expires.
+
+        It blocks: nothing is asked of the store, but the first call makes a client, and temporary
+        credentials that have expired are fetched anew.
 
         Args:
             key: Relative to the prefix.

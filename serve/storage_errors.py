@@ -124,6 +124,11 @@ def host_of(endpoint_url: str | None) -> str:
     return f"{parts.scheme}://{shown}" + (f":{port}" if port else "")
 
 
+def shown_endpoint(endpoint_url: str | None) -> str | None:
+    """Return the endpoint as callers may see it; None for AWS."""
+    return None if endpoint_url is None else host_of(endpoint_url)
+
+
 def error_code(error: ClientError) -> str:
     """Return the store's error code, or the HTTP status where the answer had no body."""
     return str(error.response.get("Error", {}).get("Code", "Unknown"))

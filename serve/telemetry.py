@@ -27,7 +27,7 @@ from serve.requests import GenerateRequest
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
-__all__ = ["Metrics", "environment", "generate_span", "span", "span_processors"]
+__all__ = ["Metrics", "environment", "generate_span", "mark_failed", "span", "span_processors"]
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _SEND_EVERY_MS = 1000  # a replica that is stopped loses at most this much
@@ -122,10 +122,15 @@ def _span(name: str, attributes: Mapping[str, Attribute | None]) -> Iterator[Spa
         try:
             yield current
         except BaseException as error:
-            kind = error.code if isinstance(error, KelvinError) else type(error).__name__
-            current.set_attribute("error.type", kind)
-            current.set_status(Status(StatusCode.ERROR))
+            mark_failed(current, error)
             raise
+
+
+def mark_failed(span: Span, error: BaseException) -> None:
+    """Mark a span as failed, by the error's code or class and never by its text."""
+    kind = error.code if isinstance(error, KelvinError) else type(error).__name__
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR))
 
 
 def _signed(seed: int) -> int:

@@ -12,6 +12,7 @@ from serve.commands.stopping import Stop, end_process, local_kelvin, stoppable, 
 from serve.commands.store_check import check_store, uses_embedded_store
 from serve.config import Settings
 from serve.errors import ConfigurationError, StorageUnavailable
+from serve.storage_errors import shown_endpoint
 
 
 def up(settings: Settings, *, as_json: bool) -> NoReturn:
@@ -92,5 +93,5 @@ def _facts(settings: Settings) -> dict[str, Any]:
     return {
         "model": settings.model.path,
         "bucket": settings.storage.bucket,
-        "s3_endpoint": settings.storage.endpoint_url,
+        "s3_endpoint": shown_endpoint(settings.storage.endpoint_url),
     }

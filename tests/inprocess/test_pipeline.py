@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ import pytest
 from deployments.payloads import Latents, Pixels, PromptEmbedding, Stamp, StepProgress
 from serve import endings as endings_module
 from serve import pipeline as pipeline_module
+from serve import telemetry
 from serve.config import PoolSettings, Settings, StorageSettings
-from serve.errors import JobCancelled, JobConflict, JobNotFound, Overloaded, StageFailed
+from serve.errors import (
+    InvalidRequest,
+    JobCancelled,
+    JobConflict,
+    JobNotFound,
+    Overloaded,
+    StageFailed,
+    StorageUnavailable,
+)
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
@@ -205,6 +215,65 @@ async def test_a_failure_is_recorded_as_it_was_raised(pipeline: Pipeline, stages
     assert (await follow(pipeline, job_id))[-1].error == caught.value.body()
     with pytest.raises(JobConflict):
         await pipeline.cancel(job_id)
+
+
+async def test_the_trace_of_a_failed_job_says_so(
+    pipeline: Pipeline, stages: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    marked: list[BaseException] = []
+    monkeypatch.setattr(telemetry, "mark_failed", lambda _, error: marked.append(error))
+    await pipeline.generate(REQUEST)
+    assert marked == []
+    # Raised where it is given to the job, so beneath no span of ours.
+    monkeypatch.setattr(pipeline._production, "make", AsyncMock(side_effect=StageFailed("boom")))
+    with pytest.raises(StageFailed) as caught:
+        await pipeline.generate(REQUEST)
+    assert marked == [caught.value]
+
+
+async def test_a_failure_that_cannot_be_written_down_is_told_to_those_who_come_late(
+    pipeline: Pipeline, stages: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    async def gone(*_: Any) -> bool:
+        raise StorageUnavailable("gone")
+
+    stages.gate.clear()
+    stages.error = ValueError("out of memory")
+    job_id = (await pipeline.submit(REQUEST)).id
+    following = asyncio.create_task(follow(pipeline, job_id))
+    await stages.at_gate.wait()
+    monkeypatch.setattr(JobJournal, "publish", gone)
+    stages.gate.set()
+    told = (await following)[-1]
+    assert told.event == "failed"
+    assert told.error is not None
+    assert (await follow(pipeline, job_id))[-1] == told
+
+
+async def test_a_request_that_was_changed_unchecked_is_checked(pipeline: Pipeline):
+    for wrong in ({"num_inference_steps": 10**9}, {"guidance_scale": float("nan")}, {"seed": -1}):
+        with pytest.raises(InvalidRequest) as caught:
+            await pipeline.submit(REQUEST.model_copy(update=wrong))
+        assert caught.value.field in wrong
+
+
+async def test_events_are_kept_of_the_newest_jobs_only(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "_ENDED_EVENTS_KEPT", 12)
+    ids = [(await pipeline.generate(REQUEST)).id for _ in range(3)]
+    names = [[event.event for event in await follow(pipeline, job_id)] for job_id in ids]
+    assert names[0] == ["queued", "stored"]
+    assert [len(own) for own in names[1:]] == [6, 6]
+
+
+async def test_no_password_of_an_endpoint_is_shown(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    secret = storage.model_copy(update={"endpoint_url": "http://me:secret@127.0.0.1:9/"})
+    pipeline = new_pipeline(stages, secret, monkeypatch)
+    monkeypatch.setattr(pipeline._readiness, "replicas", AsyncMock(return_value={}))
+    assert (await pipeline.status())["storage"]["endpoint_url"] == "http://127.0.0.1:9"
 
 
 async def test_more_than_the_denoisers_take_is_refused_before_it_is_accepted(
