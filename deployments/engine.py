@@ -87,7 +87,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            # Both are states of a thread, so they are set here and not where the model was loaded.
+            # A state of a thread, so it is set here and not where the model was loaded.
             with torch.inference_mode():
                 while self._wait_for_work():
                     self._turn()

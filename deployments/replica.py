@@ -70,7 +70,9 @@ def default_torch_threads() -> int:
     wait: with a thread for every core of two, a step took 80-90 ms against 64 ms with one.
     Ray's own OMP_NUM_THREADS follows the CPUs it reserves, which are bookkeeping here.
     """
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux; a container may be given fewer
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, cores // 2)
 
 
 def prepare_torch(pool: PoolSettings) -> torch.device:

@@ -21,7 +21,8 @@ from serve.pipeline import Pipeline
 APP_NAME = "kelvin"
 PIPELINE_NAME = "pipeline"
 
-# Above the longest denoise plus upload: what is under way when a replica is asked to go, ends.
+# Above the longest denoise plus upload: a call under way when a replica is asked to go, ends. A job
+# of POST /v1/jobs is no call: one that outlives its Pipeline stays pending in the store.
 _GRACEFUL_SHUTDOWN_S = 120.0
 # Beside generate calls, which the Pipeline counts itself, it must still answer status and health.
 _ROOM_FOR_OTHER_CALLS = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -42,7 +42,9 @@ class PoolSettings(_Section):
     """One pool: one stage of one model on one kind of card, exactly one Ray Serve deployment."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="deployment name")
-    num_replicas: int = Field(1, ge=1)
+    num_replicas: int = Field(
+        1, ge=1, description="processes, each with its own copy of the weights"
+    )
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
     num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
     accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. L4, H100")
@@ -50,8 +52,12 @@ class PoolSettings(_Section):
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads; half the cores if absent"
     )
-    max_ongoing_requests: int = Field(16, ge=1)
-    max_queued_requests: int = Field(256, ge=-1, description="per caller; -1 is unlimited")
+    max_ongoing_requests: int = Field(
+        16, ge=1, description="calls that one replica holds at a time; a denoiser works on one"
+    )
+    max_queued_requests: int = Field(
+        256, ge=-1, description="calls that wait for a replica, per caller; -1 is unlimited"
+    )
 
 
 def _one_pool(name: str) -> Any:
@@ -61,9 +67,11 @@ def _one_pool(name: str) -> Any:
 class PipelineSettings(_Section):
     """The deployment that joins the stages; it is also the HTTP ingress."""
 
-    num_replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(0.25, ge=0.0)
-    max_ongoing_requests: int = Field(256, ge=1)
+    num_replicas: int = Field(1, ge=1, description="processes that take requests")
+    num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
+    max_ongoing_requests: int = Field(
+        256, ge=1, description="calls and followed event streams at a time, per replica"
+    )
     max_body_bytes: int = Field(1 << 20, ge=1024, description="largest HTTP request body")
     stage_retries: int = Field(2, ge=0, description="tries after a stage replica died")
 
@@ -75,17 +83,21 @@ class StorageSettings(_Section):
     public_endpoint_url: str | None = Field(
         None, description="endpoint in presigned URLs, where callers see another one"
     )
-    region: str = "us-east-1"
-    bucket: str = Field("kelvin", min_length=3, max_length=63)
+    region: str = Field("us-east-1", description="the bucket's region; own stores mostly ignore it")
+    bucket: str = Field(
+        "kelvin", min_length=3, max_length=63, description="must exist; the embedded store makes it"
+    )
     prefix: str = Field("", description="key prefix inside the bucket, without leading slash")
     credentials_file: str | None = Field(
         None,
         description="AWS shared-credentials file: its [default] profile and nothing else is used; "
         "boto3's usual chain if absent",
     )
-    url_expiry_s: int = Field(3600, ge=1, le=604_800)
-    connect_timeout_s: float = Field(3.0, gt=0)
-    read_timeout_s: float = Field(10.0, gt=0)
+    url_expiry_s: int = Field(
+        3600, ge=1, le=604_800, description="how long presigned URLs work, in seconds"
+    )
+    connect_timeout_s: float = Field(3.0, gt=0, description="seconds for a connection, each try")
+    read_timeout_s: float = Field(10.0, gt=0, description="seconds of silence, each try")
     max_attempts: int = Field(4, ge=1, description="tries per S3 call, with backoff")
 
     @field_validator("prefix")
@@ -105,7 +117,9 @@ class EmbeddedStoreSettings(_Section):
 class HttpSettings(_Section):
     """Where the front doors listen."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 is open to all, without a login"
+    )
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port")
 
 
@@ -115,8 +129,10 @@ class TelemetrySettings(_Section):
     otlp_endpoint: str | None = Field(
         None, description="OTLP over HTTP, e.g. http://127.0.0.1:4318"
     )
-    service_name: str = "kelvin"
-    sampling_ratio: float = Field(1.0, ge=0.0, le=1.0)
+    service_name: str = Field("kelvin", description="`service.name` of every span")
+    sampling_ratio: float = Field(
+        1.0, ge=0.0, le=1.0, description="share of requests that are traced"
+    )
 
 
 class Settings(_Section):
@@ -138,6 +154,16 @@ class Settings(_Section):
         if len(pools) != 1:
             raise ValueError("several pools a stage are not supported yet: give exactly one")
         return pools
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Settings":
+        # Deployment names, and the Pipeline is one of them.
+        names = [pool.name for pool in (*self.text_encoder, *self.denoiser, *self.vae_decoder)]
+        if len({"pipeline", *names}) != 1 + len(names):
+            raise ValueError(
+                f"each pool needs a name of its own, other than pipeline: {', '.join(names)}"
+            )
+        return self
 
 
 def load_settings(
@@ -189,17 +215,20 @@ def load_settings(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            # Not as arguments of the class: pydantic-settings has options of its own among those.
+            given = InitSettingsSource(settings_cls, init_kwargs=dict(overrides or {}))
             file_settings = InitSettingsSource(settings_cls, init_kwargs=from_file)
-            return init_settings, env_settings, file_settings
+            return given, env_settings, file_settings
 
     try:
-        merged = _Sources(**dict(overrides or {}))
+        merged = _Sources()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        setting = ".".join(map(str, first["loc"])) or "pools"  # several, judged together
         raise ConfigurationError(
-            f"Setting {'.'.join(map(str, first['loc']))!r}: {first['msg']}.",
-            field=".".join(map(str, first["loc"])),
-            value=None if first["type"] == "missing" else first["input"],
+            f"Setting {setting!r}: {first['msg']}.",
+            field=setting,
+            value=None if first["type"] == "missing" or not first["loc"] else first["input"],
             allowed="see the table of settings in README.md",
         ) from None
     except SettingsError as error:

@@ -38,14 +38,11 @@ def settings_from_options(
     """
     tree: dict[str, Any] = {}
     for assignment in assignments:
-        _assign(tree, assignment)
-    for section, name, value in (
-        ("model", "path", model),
-        ("http", "host", host),
-        ("http", "port", port),
-    ):
+        path, value = _parsed(assignment)
+        _assign(tree, path, value)
+    for path, value in (("model.path", model), ("http.host", host), ("http.port", port)):
         if value is not None:
-            tree.setdefault(section, {})[name] = value
+            _assign(tree, path, value)
     if any(isinstance(tree.get(stage), dict) for stage in _STAGES):
         # A pool is an element of a list, and lists are replaced rather than merged: begin with
         # what the other sources say about it.
@@ -57,25 +54,29 @@ def settings_from_options(
     return load_settings(config, tree)
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
+def _parsed(assignment: str) -> tuple[str, Any]:
     path, equals, text = assignment.partition("=")
-    parts = path.strip().split(".")
-    if not equals or not all(parts):
+    path = path.strip()
+    if not equals or not all(path.split(".")):
         raise ConfigurationError(
             "--set takes a setting and its value.", field="set", value=assignment, allowed=_ALLOWED
         )
     try:
-        value = yaml.safe_load(text)
+        return path, yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
+        return path, text
+
+
+def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
     node = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
+    for section in sections:
+        node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ConfigurationError(
                 f"Setting {path!r} lies beneath a setting that is a value.",
                 field="set",
-                value=assignment,
+                value=path,
                 allowed=_ALLOWED,
             )
-    node[parts[-1]] = value
+    node[name] = value

@@ -29,6 +29,11 @@ def test_every_setting_is_in_the_generated_table() -> None:
             assert f"`{section}.{name}`" in table
 
 
+def test_every_setting_says_what_it_means() -> None:
+    silent = [row for row in settings_table().splitlines() if row.endswith("|  |")]
+    assert silent == []
+
+
 def test_every_error_a_caller_may_see_is_listed() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.KelvinError):
