@@ -90,7 +90,9 @@ class TrainingRun:
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
+            # The autoencoder's whole frames have a shape for each size, and a search for the best
+            # algorithms of a new one took about ten seconds: a quarter of its training.
+            torch.backends.cudnn.benchmark = False
         # One code object serves all blocks, at every token count, with and without gradients.
         _dynamo.config.recompile_limit = 64
         self.log.write(
@@ -215,8 +217,6 @@ class TrainingRun:
             trainer = VaeTrainer(vae, training, stream, self.log, self.stop)
             record = {"steps": trainer.train(), "batch": training.batch, "lr": training.lr}
             record |= self._measure(vae)
-        # Later batches have many shapes; a search for the best algorithm of each would not pay.
-        torch.backends.cudnn.benchmark = False
         vae.requires_grad_(False).eval()
         vae.register_to_config(
             scaling_factor=record["scaling_factor"], shift_factor=record["shift_factor"]

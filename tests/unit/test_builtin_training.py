@@ -1,15 +1,17 @@
 """The parts of training that can be wrong without anyone seeing it in a loss curve."""
 
+import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from deployments.builtin.architecture import Parts
+from deployments.builtin.architecture import Parts, build_scheduler
 from deployments.builtin.checkpoint import load_average, load_resume, save_average, save_resume
 from deployments.builtin.example_stream import ChunkMaker, ExampleStream, StreamSettings, chunk_size
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
@@ -134,6 +136,18 @@ def test_the_learning_rate_rises_holds_and_falls_to_zero():
     assert learning_rate_factor(300, 0.3, training) == 1.0
     assert learning_rate_factor(700, 0.7, training) == pytest.approx(0.5)
     assert learning_rate_factor(1000, 1.0, training) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_training_times_lie_where_the_sampler_takes_its_steps():
+    training = FlowTraining()
+    normal = NormalDist(training.time_mean, training.time_std)
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(20)
+    sigmas = [float(sigma) for sigma in scheduler.sigmas[:-1]]
+    for bound in (0.5, 0.8, 0.9):
+        trained = 1 - normal.cdf(math.log(bound / (1 - bound)))
+        sampled = sum(sigma > bound for sigma in sigmas) / len(sigmas)
+        assert trained > sampled / 2
 
 
 def _step(seed: int) -> StepInput:
