@@ -7,7 +7,6 @@ accepted job lives in the object store and not in the process that took it.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from serve.client_errors import (
     UnexpectedAnswer,
     error_from_body,
 )
+from serve.loopback import is_loopback
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -68,7 +68,7 @@ class KelvinClient:
         self._first_pause_s = first_pause_s
         self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         self._http = httpx.Client(
-            base_url=self.url, timeout=self._timeout, trust_env=not _is_loopback(parts.hostname)
+            base_url=self.url, timeout=self._timeout, trust_env=not is_loopback(url)
         )
 
     def __enter__(self) -> KelvinClient:
@@ -172,14 +172,13 @@ class KelvinClient:
             PictureCorrupt: The bytes are not the ones the result names.
             StorageUnavailable: The object store refused or did not answer.
         """
-        host = urlsplit(image.url).hostname or ""
         where = f"{urlsplit(image.url).scheme}://{urlsplit(image.url).netloc}"
         try:
             response = httpx.get(
                 image.url,
                 timeout=self._timeout,
                 follow_redirects=True,
-                trust_env=not _is_loopback(host),
+                trust_env=not is_loopback(image.url),
             )
         except httpx.TransportError as error:
             raise errors.StorageUnavailable(
@@ -261,13 +260,3 @@ def _parse(kind: type[_Answer], text: str | bytes) -> _Answer:
             f"The server's {kind.__name__} cannot be read: is it another version of Kelvin?",
             value=str(error).splitlines()[0],
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine, which no proxy from the environment can reach."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

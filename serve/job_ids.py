@@ -40,11 +40,6 @@ def not_found(job_id: object) -> JobNotFound:
     )
 
 
-def accepted_at_s(job_id: str) -> float:
-    """Return the Unix time in seconds at which the id was drawn."""
-    return int(checked(job_id)[:12], 16) / 1000
-
-
 def shard(job_id: str) -> str:
     """Return the two digits under which a pending job is listed.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -17,12 +16,11 @@ from botocore.exceptions import ProfileNotFound
 
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
+from serve.loopback import is_loopback
 from serve.storage_errors import host_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connections: int) -> S3Client:
@@ -50,7 +48,7 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # A proxy from the environment cannot reach this machine's loopback.
-            proxies={} if _is_loopback(endpoint_url) else None,
+            proxies={} if is_loopback(endpoint_url) else None,
         )
         return session.client(
             "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
@@ -64,10 +62,6 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
             value=where,
             allowed="a URL such as http://127.0.0.1:8333; absent means AWS",
         ) from None
-
-
-def _is_loopback(endpoint_url: str | None) -> bool:
-    return endpoint_url is not None and urlsplit(endpoint_url).hostname in _LOOPBACK
 
 
 def _session(settings: StorageSettings) -> boto3.Session:

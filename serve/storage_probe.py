@@ -14,6 +14,7 @@ import httpx
 from serve.checks import Check
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
+from serve.loopback import is_loopback
 from serve.storage import ObjectStore
 from serve.storage_errors import host_of
 
@@ -90,9 +91,10 @@ async def _conditional_put(store: ObjectStore, key: str) -> Check:
 async def _presigned_get(store: ObjectStore, key: str) -> Check:
     name, public = "s3_presigned_get", store.settings.public_endpoint_url
     where = host_of(public or store.settings.endpoint_url)
+    url = store.presign(key)
     try:
-        async with httpx.AsyncClient(timeout=_READ_S) as client:
-            answer = await client.get(store.presign(key))
+        async with httpx.AsyncClient(timeout=_READ_S, trust_env=not is_loopback(url)) as client:
+            answer = await client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if public is not None:
             # A public name often resolves for callers only.

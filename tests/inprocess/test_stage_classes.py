@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from deployments.sd3.text import EncodedPrompt
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import ModelSettings, PoolSettings
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, StageUnavailable
 
 MODEL = ModelSettings(path="pico")
 
@@ -185,6 +186,16 @@ async def test_fast_steps_travel_together_and_none_is_lost(
     assert isinstance(rest[-1], Latents)
     assert rest[-1].stamp.pid > 0
     assert "arithmetic" in rest[-1].stamp.precision
+
+
+def test_a_denoiser_whose_engine_has_ended_is_replaced(
+    loaded_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+):
+    loaded_denoiser.check_health()
+    ended: Any = SimpleNamespace(is_alive=False)
+    monkeypatch.setattr(loaded_denoiser, "_engine", ended)
+    with pytest.raises(StageUnavailable):
+        loaded_denoiser.check_health()
 
 
 async def test_an_engines_error_is_raised(denoiser: Denoiser):

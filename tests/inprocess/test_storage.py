@@ -159,6 +159,13 @@ async def test_probe_of_a_good_store(storage, store):
     assert await store.list_keys("probe/") == []
 
 
+async def test_a_proxy_in_the_environment_does_not_stand_before_loopback(storage, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
+    checks = await ObjectStore(storage).probe()
+    assert [check.name for check in checks if not check.ok] == []
+
+
 async def test_probe_does_not_mind_a_public_name_it_cannot_reach(storage):
     public = storage.model_copy(update={"public_endpoint_url": "http://127.0.0.1:9"})
     checks = await ObjectStore(public).probe()

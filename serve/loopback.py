@@ -1,0 +1,15 @@
+"""Which addresses are this machine itself: no proxy from the environment can reach those."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+
+def is_loopback(url: str | None) -> bool:
+    """Return whether a URL's host is this machine; False for None and for what is no URL."""
+    try:
+        host = urlsplit(url or "").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
