@@ -21,6 +21,7 @@ from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.text import EncodedPrompt, TextEncoders
 from deployments.sd3.vae import VaeDecoder
 from deployments.sd3.wire import from_wire
+from serve.models import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class PictureSettings:
     shift: float
     sampler: str
     max_sequence_length: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> PictureSettings:
+        """The model's own defaults, with Euler steps."""
+        defaults = spec.defaults
+        return cls(
+            width=defaults.width,
+            height=defaults.height,
+            num_inference_steps=defaults.num_inference_steps,
+            guidance_scale=defaults.guidance_scale,
+            shift=defaults.shift,
+            sampler="euler",
+            max_sequence_length=defaults.max_sequence_length,
+        )
 
 
 class PictureBatches:
