@@ -125,13 +125,13 @@ class Engine:
     def _admit(self) -> None:
         while True:
             with self._changed:
-                if not self._waiting or len(self._live) >= _MOST_LIVE:
+                if self._closed or not self._waiting or len(self._live) >= _MOST_LIVE:
                     return
                 ticket = self._waiting.popleft()
             try:
                 live = LiveRequest(ticket, self.model)
             except Exception as error:
-                self._tell(ticket, _typed(error))
+                self._tell(ticket, self._failure(error))
                 continue
             with self._changed:
                 self._live.append(live)
@@ -151,7 +151,7 @@ class Engine:
             )
         except Exception as error:
             for live in chosen:
-                self._retire(live, _typed(error))
+                self._retire(live, self._failure(error))
             return
         end = 0
         for live in chosen:
@@ -160,7 +160,7 @@ class Engine:
                 progress = live.step(velocity[begin:end])
                 finished = live.result() if live.is_finished else None
             except Exception as error:
-                self._retire(live, _typed(error))
+                self._retire(live, self._failure(error))
                 continue
             self._tell(live.ticket, progress)
             if finished is not None:
@@ -179,9 +179,26 @@ class Engine:
             _log.exception("a listener failed on %s", type(event).__name__)
             ticket.cancel()
 
+    def _failure(self, error: Exception) -> KelvinError:
+        """Return what the request is told; an error that outlives it closes the engine as well.
 
-def _typed(error: Exception) -> KelvinError:
-    if isinstance(error, KelvinError):
-        return error
-    _log.error("denoising failed", exc_info=error)
-    return StageFailed(f"The denoiser failed: {type(error).__name__}: {error}")
+        The request itself is not to be tried elsewhere: it may be what broke the card.
+        """
+        if isinstance(error, KelvinError):
+            return error
+        _log.error("denoising failed", exc_info=error)
+        if _is_sticky(error):
+            with self._changed:
+                self._closed = True
+        return StageFailed(f"The denoiser failed: {type(error).__name__}: {error}")
+
+
+def _is_sticky(error: Exception) -> bool:
+    """True after a CUDA error, which every later call in the process may meet again.
+
+    Running out of memory is none: `torch.OutOfMemoryError` neither is an AcceleratorError nor says
+    "CUDA error". Libraries such as cuBLAS report theirs as plain RuntimeErrors.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)

@@ -132,12 +132,17 @@ class KelvinClient:
         raise UnexpectedAnswer("The job's progress ended without an outcome.")
 
     def follow(self, job_id: str) -> Iterator[JobEvent]:
-        """Yield a job's events until its last, reconnecting when the stream breaks."""
-        failures = 0
+        """Yield a job's events until its last, reconnecting when the stream breaks.
+
+        A stream opened again tells the job from its beginning; only what goes further than any
+        before it shows that the job, and not just the connection, is alive.
+        """
+        failures = furthest = 0
         while True:
             try:
-                for event in self.events(job_id):
-                    failures = 0
+                for place, event in enumerate(self.events(job_id), start=1):
+                    if place > furthest:
+                        furthest, failures = place, 0
                     yield event
                     if event.is_last:
                         return
@@ -240,6 +245,11 @@ class KelvinClient:
         try:
             return error_from_body(response.json())
         except (json.JSONDecodeError, UnicodeDecodeError):
+            if response.status_code == errors.Overloaded.status:
+                # Serve's proxy refuses in plain text what the Pipeline never sees.
+                return errors.Overloaded(
+                    f"Too many calls wait at {self.url}.", allowed="trying again later"
+                )
             return UnexpectedAnswer(
                 f"{self.url} answered {response.status_code}, and not as Kelvin does.",
                 field="url",

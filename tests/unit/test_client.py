@@ -178,6 +178,33 @@ def test_a_stream_that_only_ever_ends_is_given_up(kelvin: FakeKelvin, client: Ke
         list(client.follow(JOB))
 
 
+@pytest.mark.parametrize("breaks", [True, False])
+def test_a_stream_that_only_repeats_its_beginning_is_given_up(
+    kelvin: FakeKelvin, client: KelvinClient, breaks: bool
+) -> None:
+    queued = JobEvent(event="queued", id=JOB)
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(queued, breaks=breaks))
+    with pytest.raises(ServerUnreachable if breaks else UnexpectedAnswer):
+        list(client.follow(JOB))
+
+
+def test_a_stream_that_gets_further_each_time_is_not_given_up(
+    kelvin: FakeKelvin, client: KelvinClient
+) -> None:
+    steps = [step(number) for number in range(12)]
+    growing = [streams(*steps[:length], breaks=True) for length in range(1, 12)]
+    kelvin.on("GET", f"/v1/jobs/{JOB}/events", *growing, streams(*steps, stored(kelvin)))
+    assert list(client.follow(JOB))[-1].event == "stored"
+
+
+def test_a_refusal_by_the_proxy_is_told_as_overload(
+    kelvin: FakeKelvin, client: KelvinClient
+) -> None:
+    kelvin.on("POST", "/v1/jobs", sends(429, b"Request dropped", "text/plain"))
+    with pytest.raises(errors.Overloaded):
+        client.submit(GenerateRequest(prompt="a circle"))
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -301,3 +301,40 @@ def test_the_same_job_twice_gives_the_same_bytes(engine):
     for sampler in ("euler", "dpmpp_2m", "dpmpp_2m_sde"):
         each = [finished(submit(engine, job(sampler=sampler))[0]).latents for _ in range(2)]
         assert np.array_equal(each[0], each[1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    ],
+    ids=["accelerator", "library"],
+)
+def test_a_card_that_is_lost_closes_the_engine(engine, model, error):
+    gate = Gate(model)
+    running, waiting = submit(engine, job())[0], submit(engine, job())[0]
+    gate.wait()
+
+    def fail(prompt_embeds: torch.Tensor) -> None:
+        raise error
+
+    model.before = fail
+    gate.opened.set()
+    assert isinstance(failure(running), StageFailed)
+    # At once, so that nothing is taken that could only fail.
+    assert not engine.is_alive
+    assert isinstance(failure(waiting), StageUnavailable)
+    with pytest.raises(StageUnavailable):
+        engine.submit(job(), Listener())
+
+
+def test_running_out_of_memory_does_not_close_the_engine(engine, model):
+    def fail(prompt_embeds: torch.Tensor) -> None:
+        model.before = lambda prompt_embeds: None
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    model.before = fail
+    assert isinstance(failure(submit(engine, job())[0]), StageFailed)
+    finished(submit(engine, job())[0])
+    assert engine.is_alive
