@@ -14,6 +14,7 @@ from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import ModelSettings, PipelineSettings, PoolSettings, Settings
+from serve.errors import Overloaded
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
@@ -26,6 +27,7 @@ PIPELINE_NAME = "pipeline"
 _GRACEFUL_SHUTDOWN_S = 120.0
 # Beside generate calls, which the Pipeline counts itself, it must still answer status and health.
 _ROOM_FOR_OTHER_CALLS = 64
+_RETRY_AFTER_S = 2
 
 
 def build(settings: Settings) -> Application:
@@ -68,9 +70,18 @@ def _pool(stage: type, model: ModelSettings, pool: PoolSettings) -> Application:
 
 
 def _pipeline_options(settings: PipelineSettings) -> dict[str, Any]:
+    room = settings.max_ongoing_requests + _ROOM_FOR_OTHER_CALLS
     return {
         "num_replicas": settings.num_replicas,
-        "max_ongoing_requests": settings.max_ongoing_requests + _ROOM_FOR_OTHER_CALLS,
+        "max_ongoing_requests": room,
+        # In each proxy and each caller by handle, while all replicas are full. Who comes on top is
+        # refused before any Pipeline sees the call, so Serve answers by itself: over HTTP a plain
+        # text without Kelvin's error body, by handle ray.serve's BackPressureError.
+        "max_queued_requests": room,
+        "backpressure_config": {
+            "status_code": Overloaded.status,
+            "retry_after_s": _RETRY_AFTER_S,
+        },
         "graceful_shutdown_timeout_s": _GRACEFUL_SHUTDOWN_S,
         "ray_actor_options": {"num_cpus": settings.num_cpus},
     }

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.sd3.sigmas import make_sigmas
 from serve import telemetry
-from serve.config import Settings
+from serve.config import PoolSettings, Settings
 from serve.endings import Endings, last_event
 from serve.errors import JobConflict, Overloaded
 from serve.job_ids import new_job_id, not_found
@@ -192,6 +193,7 @@ class Pipeline:
 
     async def _accept(self, request: GenerateRequest) -> RunningJob:
         resolved = self.spec.resolve(GenerateRequest.model_validate(request))
+        _check_schedule(resolved)
         self._refuse_if_full(resolved)
         job = RunningJob(new_job_id(), resolved)
         self._live[job.id] = job
@@ -235,9 +237,23 @@ class Pipeline:
             kept -= oldest.num_events
 
 
+def _check_schedule(request: GenerateRequest) -> None:
+    """Refuse now what the denoiser would refuse after the job was accepted.
+
+    Raises:
+        InvalidRequest: The noise levels of this shift, scheduler and number of steps coincide.
+    """
+    if request.scheduler and request.num_inference_steps and request.shift is not None:
+        make_sigmas(request.scheduler, request.num_inference_steps, request.shift)
+
+
 def _most_pictures(settings: Settings) -> float:
-    """Return how many pictures the denoisers take from one Pipeline, waiting ones included."""
-    (pool,) = settings.denoiser
+    """Return how many pictures every stage takes from one Pipeline, waiting ones included."""
+    stages = (settings.text_encoder, settings.denoiser, settings.vae_decoder)
+    return min(_capacity(pool) for (pool,) in stages)
+
+
+def _capacity(pool: PoolSettings) -> float:
     if pool.max_queued_requests < 0:
         return float("inf")
     return pool.num_replicas * pool.max_ongoing_requests + pool.max_queued_requests

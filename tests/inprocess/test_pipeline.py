@@ -101,14 +101,17 @@ def pipeline(
 
 
 def new_pipeline(
-    stages: Any, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+    stages: Any,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    narrowest: str = "denoiser",
 ) -> Pipeline:
     monkeypatch.setattr(
         PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
     )
     monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 0.05)
     monkeypatch.setattr(pipeline_module, "_FOREIGN_JOB_POLL_S", 0.05)
-    denoiser = PoolSettings(name="denoiser", max_ongoing_requests=2, max_queued_requests=1)
+    narrow = PoolSettings(name="narrow", max_ongoing_requests=2, max_queued_requests=1)
     spec = ModelSpec(
         name="m",
         licence="",
@@ -120,7 +123,7 @@ def new_pipeline(
         largest_height=64,
         largest_area=4096,
     )
-    settings = Settings(storage=storage, denoiser=(denoiser,))
+    settings = Settings(storage=storage).model_copy(update={narrowest: (narrow,)})
     return Pipeline(settings, spec, stages, stages, stages)
 
 
@@ -291,6 +294,28 @@ async def test_more_than_the_denoisers_take_is_refused_before_it_is_accepted(
     for job in (first, second):
         assert (await follow(pipeline, job.id))[-1].event == "stored"
     await pipeline.generate(two)
+
+
+@pytest.mark.parametrize("stage", ["text_encoder", "denoiser", "vae_decoder"])
+async def test_the_narrowest_stage_decides_how_much_is_taken(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, stage: str
+):
+    pipeline = new_pipeline(stages, storage, monkeypatch, narrowest=stage)
+    stages.gate.clear()
+    first = await pipeline.submit(REQUEST.model_copy(update={"num_images": 2}))
+    with pytest.raises(Overloaded):
+        await pipeline.submit(REQUEST.model_copy(update={"num_images": 2}))
+    stages.gate.set()
+    assert (await follow(pipeline, first.id))[-1].event == "stored"
+
+
+async def test_a_schedule_the_denoiser_would_refuse_is_not_accepted(
+    pipeline: Pipeline, storage: StorageSettings
+):
+    with pytest.raises(InvalidRequest) as caught:
+        await pipeline.submit(REQUEST.model_copy(update={"shift": 1e-30}))
+    assert caught.value.field == "shift"
+    assert await JobJournal(ObjectStore(storage)).pending() == []
 
 
 async def test_a_single_large_job_is_taken_when_nothing_else_runs(pipeline: Pipeline):
