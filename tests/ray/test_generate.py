@@ -140,8 +140,11 @@ def test_guidance_decides_whether_the_negative_prompt_counts(world: World):
 
 def test_a_long_prompt_is_truncated_with_a_warning(world: World):
     assert world.generate()["warnings"] == []
-    result = world.generate(prompt="red circle " * 300)
+    long = {"prompt": "red circle " * 300}
+    result = world.generate(**long)
     assert result["warnings"]
+    by_handle = world.handle.generate.remote(GenerateRequest(**FAST | long)).result()
+    assert list(by_handle.warnings) == result["warnings"]
 
 
 def test_the_handle_makes_the_same_picture(world: World):

@@ -11,6 +11,7 @@ import pytest
 from serve.errors import StorageUnavailable
 from serve.local import LocalKelvin
 from serve.requests import GenerateRequest
+from serve.s3_client import s3_client
 from tests.ray.world import FAST, World, wait_until
 
 IMPATIENT = {"connect_timeout_s": 0.5, "read_timeout_s": 2.0, "max_attempts": 1}
@@ -76,6 +77,28 @@ def test_while_the_store_is_gone_requests_get_503(world: World):
     assert world.generate()["images"]
     assert world.http.get(f"/v1/jobs/{done}").json()["status"] == "succeeded"
     assert world.http.get("/v1/status").json()["pipeline"]["running_jobs"] == 0
+
+
+def test_a_bucket_removed_while_serving_gets_503(world: World):
+    client = s3_client(world.storage, world.storage.endpoint_url, connections=1)
+    bucket = world.storage.bucket
+    # SeaweedFS deletes a bucket with what is in it.
+    client.delete_bucket(Bucket=bucket)
+    try:
+        answer = world.http.post("/v1/generate", json=FAST)
+        with pytest.raises(StorageUnavailable) as caught:
+            world.handle.generate.remote(GenerateRequest(**FAST)).result()
+    finally:
+        client.create_bucket(Bucket=bucket)
+    assert answer.status_code == 503, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "StorageUnavailable"
+    assert error["field"] == "storage.bucket"
+    assert error["value"] == bucket
+    assert error["allowed"]
+    assert caught.value.body() == answer.json()
+    wait_until(lambda: world.http.get("/readyz").status_code == 200)
+    assert world.generate()["images"]
 
 
 def test_a_store_that_refuses_us_gets_503(world: World):
