@@ -103,12 +103,7 @@ class Both:
 @pytest.fixture(scope="module", params=["pico", "builtin"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "builtin":
-        if not (BUILTIN / "model_index.json").is_file():
-            pytest.skip("the built-in weights are not in this checkout")
-        model_dir = BUILTIN
-    else:
-        model_dir = write_pico(folder / "pico", seed=0)
+    model_dir = BUILTIN if request.param == "builtin" else write_pico(folder / "pico", seed=0)
     plain = dequantized_directory(model_dir, folder / "plain", torch.float32)
     reference = StableDiffusion3Pipeline.from_pretrained(plain, dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)

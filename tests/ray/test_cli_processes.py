@@ -53,7 +53,8 @@ def test_demo_draws_what_it_was_asked_and_leaves_nothing_running(tmp_path: Path)
     assert read_request(file).prompt == said["prompt"]
     stated = {"shape", "color", "size", "relation", "count"}
     assert stated | {"all_right"} == set(said["adherence"])
-    assert said["adherence"]["all_right"] == all(said["adherence"][name] for name in stated)
+    # The demo's prompt and seed are fixed, so this is the same picture everywhere.
+    assert said["adherence"] == dict.fromkeys(said["adherence"], True)
     assert _gone(mark), [_command(pid) for pid in _processes(mark)]
 
 
