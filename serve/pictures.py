@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from serve.errors import InvalidRequest, KelvinError
 from serve.requests import GenerateRequest, OutputFormat
@@ -147,8 +147,10 @@ def _embedded(data: bytes, source: str | Path | bytes) -> str | None:
         OverflowError,
         Image.DecompressionBombError,
     ) as error:
-        # Pillow's plugins raise all of these on damaged files.
-        raise _refused(f"The file is not a readable picture: {error}", source) from None
+        # Pillow's plugins raise all of these on damaged files. An unknown format is named by the
+        # object it was read from, which says nothing to anybody.
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise _refused(f"The file is not a readable picture: {reason}.", source) from None
     if not isinstance(raw, bytes) or not raw.startswith(_ASCII):
         return None
     return raw[len(_ASCII) :].decode("ascii", "replace")
