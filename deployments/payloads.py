@@ -7,11 +7,15 @@ bits of bfloat16 (`deployments.sd3.wire` converts); float32 arrays are themselve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32] | NDArray[np.uint16]
+
+Path = Literal["graph", "eager"]
+"""How a forward ran: replayed from a captured CUDA graph, or launched kernel by kernel."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ class DenoiseJob:
     seed: int
     positive: PromptEmbedding
     negative: PromptEmbedding | None
+    priority: int = 0  # higher first
+    deadline_s: float | None = None  # seconds left when submitted; None: no deadline
+    guidance_interval: tuple[float, float] | None = None
+    """Sigmas, low < high: outside [low, high] only the conditional row is computed."""
+    negative_prompt_range: tuple[float, float] = (0.0, 1.0)
+    """Fractions of sampling: outside it the unconditional row's embeddings are zeros."""
+    preview_every: int = 0  # steps; 0: no previews
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class StepProgress:
     step: int  # finished, 1-based
     steps: int
     seconds: float  # of this step
+    preview: NDArray[np.uint8] | None = None  # [height / 8, width / 8, 3] RGB
+    path: Path = "eager"  # how this step's forward ran
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Latents:
 
     latents: NDArray[np.float32]  # [channels, height / 8, width / 8], as the model samples them
     stamp: Stamp
+    joules: float | None = None  # this picture's share of the card's energy; None: not known
 
 
 @dataclass(frozen=True)
