@@ -1,0 +1,165 @@
+"""What a forward costs: measured seconds by token shape and rows, and guesses between them.
+
+The schedule decides by these figures alone, so they must be those of the card at hand: a recording
+(`loadtest.record_step_costs`) or the warm-up fills them in, and serving goes on observing. A guess
+never claims more gain from batching than its neighbours show, and none where nothing is known.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from serve.errors import ConfigurationError
+
+# Of the last forwards of one shape and row count; the median of nine shrugs off four outliers.
+_REMEMBERED = 9
+# Before anything was measured only the proportion matters: a small MMDiT on two cores.
+_UNMEASURED_SECONDS_PER_TOKEN = 1e-5
+_PATCH = 2  # a token is a 2 x 2 square of latents
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """What rows of one forward have in common."""
+
+    height: int  # of the latents
+    width: int  # of the latents
+    text_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of one row's joint sequence."""
+        return self.height * self.width // _PATCH**2 + self.text_tokens
+
+
+class StepCosts:
+    """Seconds of a forward, by shape and rows. Not thread-safe.
+
+    Within a shape, rows between two measured counts are interpolated and more rows go on at the
+    last slope. A shape never seen is interpolated by tokens between its neighbours; outside of
+    them its rows count as so many rows of the nearest shape. With nothing measured at all, seconds
+    are proportional to rows x tokens, so that no batching looks worth it.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[TokenShape, dict[int, deque[float]]] = {}
+        self._curves: dict[TokenShape, tuple[list[int], list[float]]] = {}
+        self._cache: dict[TokenShape, dict[int, float]] = {}
+
+    def observe(self, shape: TokenShape, rows: int, seconds: float) -> None:
+        """Take note of one forward.
+
+        The median of the last few counts, a recording being one of them.
+
+        Raises:
+            ValueError: rows or seconds is not positive and finite.
+        """
+        if rows < 1 or not (seconds > 0 and math.isfinite(seconds)):
+            raise ValueError(f"a forward of {rows} rows in {seconds} s cannot be")
+        recent = self._recent.setdefault(shape, {}).setdefault(rows, deque(maxlen=_REMEMBERED))
+        recent.append(seconds)
+        by_rows = self._recent[shape]
+        counts = sorted(by_rows)
+        self._curves[shape] = (counts, [median(by_rows[count]) for count in counts])
+        self._cache.clear()
+
+    def seconds(self, shape: TokenShape, rows: int) -> float:
+        """Return what a forward of so many rows of this shape takes.
+
+        Raises:
+            ValueError: rows is not positive.
+        """
+        known = self._cache.get(shape)
+        if known is None:
+            known = self._cache[shape] = {}
+        found = known.get(rows)
+        if found is None:
+            if rows < 1:
+                raise ValueError(f"a forward of {rows} rows cannot be")
+            found = known[rows] = self._guess(shape, rows)
+        return found
+
+    def is_measured(self, shape: TokenShape, rows: int) -> bool:
+        """True if a forward of exactly this kind was recorded or observed."""
+        return rows in self._recent.get(shape, ())
+
+    def _guess(self, shape: TokenShape, rows: int) -> float:
+        if not self._curves:
+            return rows * shape.tokens * _UNMEASURED_SECONDS_PER_TOKEN
+        if shape in self._curves:
+            return _along(self._curves[shape], rows)
+        by_tokens = sorted(self._curves, key=lambda known: (known.tokens, known.height))
+        place = bisect_left([known.tokens for known in by_tokens], shape.tokens)
+        if place == len(by_tokens) or (place == 0 and by_tokens[0].tokens > shape.tokens):
+            nearest = by_tokens[min(place, len(by_tokens) - 1)]
+            return _along(self._curves[nearest], rows * shape.tokens / nearest.tokens)
+        above = by_tokens[place]
+        if above.tokens == shape.tokens:
+            return _along(self._curves[above], rows)
+        below = by_tokens[place - 1]
+        share = (shape.tokens - below.tokens) / (above.tokens - below.tokens)
+        less = _along(self._curves[below], rows)
+        return less + share * (_along(self._curves[above], rows) - less)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads: one entry for each shape and row count."""
+        return {
+            "costs": [
+                {
+                    "height": shape.height,
+                    "width": shape.width,
+                    "text_tokens": shape.text_tokens,
+                    "rows": rows,
+                    "seconds": seconds,
+                }
+                for shape, curve in sorted(
+                    self._curves.items(), key=lambda item: (item[0].tokens, item[0].height)
+                )
+                for rows, seconds in zip(*curve, strict=True)
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, recorded: Mapping[str, Any]) -> StepCosts:
+        """Read a recording; fields beside `costs` say where it comes from and are not used.
+
+        Raises:
+            ConfigurationError: It is no recording.
+        """
+        costs = cls()
+        try:
+            for entry in recorded["costs"]:
+                shape = TokenShape(
+                    int(entry["height"]), int(entry["width"]), int(entry["text_tokens"])
+                )
+                costs.observe(shape, int(entry["rows"]), float(entry["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"This is no recording of step costs: {error!r}") from error
+        return costs
+
+
+def _along(curve: tuple[list[int], list[float]], rows: float) -> float:
+    """Return the seconds of so many rows (a fraction, too) along one shape's measured counts."""
+    counts, seconds = curve
+    place = bisect_left(counts, rows)
+    if place < len(counts) and counts[place] == rows:
+        return seconds[place]
+    if len(counts) == 1:
+        return seconds[0] * rows / counts[0]
+    left = min(max(place - 1, 0), len(counts) - 2)
+    run = counts[left + 1] - counts[left]
+    slope = (seconds[left + 1] - seconds[left]) / run
+    along = seconds[left] + slope * (rows - counts[left])
+    if place == 0:
+        # Fewer rows than ever measured: never dearer, and never a better price a row.
+        return min(max(along, seconds[0] * rows / counts[0]), seconds[0])
+    if place == len(counts):
+        # More rows than ever measured: never cheaper, and never a better price a row.
+        return max(along, seconds[-1] * rows / counts[-1])
+    return along
