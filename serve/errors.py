@@ -163,6 +163,13 @@ class StageFailed(KelvinError):
     code = "stage_failed"
 
 
+class DeadlineExceeded(KelvinError):
+    """The request's deadline passed, or cannot be met any more; the work was given up."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
 class ConfigurationError(KelvinError):
     """Settings, a model folder or the machine do not fit together; raised at start-up."""
 
