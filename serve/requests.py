@@ -4,10 +4,11 @@ A field left out takes the model's own default; `serve.models.ModelSpec.resolve`
 checks what only the model knows (largest size, name).
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -16,13 +17,19 @@ from pydantic import (
 )
 
 from serve.errors import InvalidRequest, NotSupportedYet
+from serve.intervals import Interval
 
 Sampler = Literal["euler", "dpmpp_2m", "dpmpp_2m_sde"]
 Scheduler = Literal["normal", "simple", "sgm_uniform", "beta"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+ForwardPath = Literal["graph", "eager", "mixed"]
 
 LONGEST_PROMPT = 10_000
 LARGEST_SEED = 2**64 - 1
+HIGHEST_PRIORITY = 10
+
+# Jobs journalled when priority was a reserved field say null.
+Priority = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
 
 _PROMPT = f"UTF-8 text of at most {LONGEST_PROMPT} characters"
 _SIZE = "a multiple of 16, within the model's limits; the model's default if absent"
@@ -31,6 +38,11 @@ _RESERVED = "reserved; leave it out"
 
 class GenerateRequest(BaseModel):
     """One request for one or more pictures of one prompt.
+
+    `guidance_interval` is Kynkäänniemi et al. 2024, "Applying guidance in a limited interval":
+    outside it a step costs one row instead of two. `negative_prompt_range` is what Stability AI's
+    own SD3 workflow does with [0, 0.1] (ComfyUI: ConditioningSetTimestepRange,
+    ConditioningZeroOut).
 
     Raises:
         InvalidRequest: On construction, naming the field, the value and what is allowed.
@@ -106,12 +118,36 @@ class GenerateRequest(BaseModel):
         True, description="true or false: write the prompts into the picture's metadata"
     )
 
+    guidance_interval: Interval | None = Field(
+        None,
+        description="[low, high], 0 <= low < high <= 1: guidance only at noise levels (sigmas) "
+        "within; everywhere if absent",
+    )
+    negative_prompt_range: Interval = Field(
+        (0.0, 1.0),
+        description="[start, end], 0 <= start < end <= 1: the share of sampling in which the "
+        "negative prompt holds; zeros take its place outside",
+    )
+    preview_every: int = Field(
+        0, ge=0, le=200, description="steps between previews, 0 to 200; 0 is without previews"
+    )
+    priority: Priority = Field(
+        0,
+        ge=-HIGHEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        description=f"an integer from {-HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}; higher goes first",
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="a finite number of seconds above 0, from acceptance; the job fails once they "
+        "are over; no deadline if absent",
+    )
+
     loras: Any = Field(None, description=_RESERVED)
     init_image: Any = Field(None, description=_RESERVED)
     strength: Any = Field(None, description=_RESERVED)
-    guidance_interval: Any = Field(None, description=_RESERVED)
-    deadline_s: Any = Field(None, description=_RESERVED)
-    priority: Any = Field(None, description=_RESERVED)
     tenant: Any = Field(None, description=_RESERVED)
     idempotency_key: Any = Field(None, description=_RESERVED)
 
@@ -119,9 +155,6 @@ class GenerateRequest(BaseModel):
         "loras",
         "init_image",
         "strength",
-        "guidance_interval",
-        "deadline_s",
-        "priority",
         "tenant",
         "idempotency_key",
     )
@@ -188,6 +221,12 @@ class StageReport(BaseModel):
     queue_s: float = Field(description="seconds waited inside the replica")
     seconds: float = Field(description="seconds of work inside the replica")
     image: int | None = Field(None, description="picture index, where the stage works per picture")
+    path: ForwardPath | None = Field(
+        None, description="denoise: its forwards were CUDA graphs, ran kernel by kernel, or both"
+    )
+    joules: float | None = Field(
+        None, description="denoise: this picture's share of its card's energy, where known"
+    )
 
 
 class GenerateResult(BaseModel):
@@ -201,6 +240,9 @@ class GenerateResult(BaseModel):
     images: tuple[ImageRef, ...]
     stages: tuple[StageReport, ...]
     seconds: float = Field(description="from acceptance to published, in seconds")
+    joules: float | None = Field(
+        None, description="of denoising all pictures, by the cards' counters; null if not known"
+    )
     warnings: tuple[str, ...] = ()
 
 
@@ -217,6 +259,12 @@ class JobEvent(BaseModel):
     image: int | None = Field(None, description="picture index for step and decode")
     step: int | None = Field(None, description="steps finished, for step")
     steps: int | None = Field(None, description="steps in all, for step")
+    path: ForwardPath | None = Field(None, description="how this step's forward ran, for step")
+    preview: str | None = Field(
+        None,
+        description="base64 of a JPEG, one pixel for 8 x 8 of the picture; for every "
+        "preview_every-th step",
+    )
     result: GenerateResult | None = Field(None, description="for stored")
     error: dict[str, Any] | None = Field(None, description="the error body, for failed")
 
