@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -53,11 +60,37 @@ class PoolSettings(_Section):
         None, ge=1, description="CPU threads; half the cores if absent"
     )
     max_ongoing_requests: int = Field(
-        16, ge=1, description="calls that one replica holds at a time; a denoiser works on one"
+        16, ge=1, description="calls that one replica holds at a time; a denoiser's share forwards"
     )
     max_queued_requests: int = Field(
         256, ge=-1, description="calls that wait for a replica, per caller; -1 is unlimited"
     )
+    warm_sizes: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="denoiser only: [width, height] in pixels that start-up makes fast, with the "
+        "prompt length of the model's defaults; the model's own size if empty",
+    )
+    warm_rows: tuple[int, ...] = Field(
+        (),
+        description="denoiser only: rows of the forwards that start-up makes fast and measures, as "
+        "far as more rows still pay; chosen by device if empty",
+    )
+
+    @field_validator("warm_sizes")
+    @classmethod
+    def _sizes_are_whole_tokens(
+        cls, sizes: tuple[tuple[int, int], ...]
+    ) -> tuple[tuple[int, int], ...]:
+        if any(side < 16 or side % 16 for size in sizes for side in size):
+            raise ValueError("sides are multiples of 16 pixels, 16 or more")
+        return sizes
+
+    @field_validator("warm_rows")
+    @classmethod
+    def _rows_are_possible(cls, rows: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= each <= 32 for each in rows):
+            raise ValueError("a forward has 1 to 32 rows")
+        return rows
 
 
 def _one_pool(name: str) -> Any:

@@ -66,6 +66,11 @@ def _words(annotation: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_words(part) for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        parts = get_args(annotation)
+        if parts[-1] is Ellipsis:
+            return f"list of {_words(parts[0])}"
+        return f"[{', '.join(map(_words, parts))}]"
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
     return names.get(annotation, str(annotation))
 
@@ -73,7 +78,7 @@ def _words(annotation: Any) -> str:
 def _shown(default: Any) -> str:
     if default is None:
         return "none"
-    if default == "":
+    if default in ("", ()):
         return "empty"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 

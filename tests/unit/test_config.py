@@ -56,6 +56,23 @@ def test_environment_reaches_every_kind_of_setting(monkeypatch):
     assert loaded.denoiser[0].num_replicas == 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warm_sizes": [[1000, 1024]]},
+        {"warm_sizes": [[0, 16]]},
+        {"warm_sizes": [1024]},
+        {"warm_rows": [0]},
+        {"warm_rows": [33]},
+    ],
+    ids=str,
+)
+def test_what_start_up_warms_must_be_possible(wrong):
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(None, {"denoiser": [{"name": "denoiser", **wrong}]})
+    assert next(iter(wrong)) in str(raised.value.field)
+
+
 def test_unrelated_variables_are_left_alone(monkeypatch):
     monkeypatch.setenv("STORAGE", "x")
     monkeypatch.setenv("KELVINATOR", "x")
