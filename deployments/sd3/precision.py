@@ -1,11 +1,13 @@
 """Which number formats a stage runs in on this machine, and why, in words.
 
-FP8 weights stay FP8 in memory wherever FP8 is chosen; only the arithmetic differs by chip.
+FP8 weights stay FP8 in memory wherever FP8 is chosen; only the arithmetic differs by chip. NVIDIA
+cards are chosen for in `deployments.sd3.cuda_precision`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +17,6 @@ from serve.errors import ConfigurationError
 
 PrecisionName = Literal["fp8", "bf16", "fp32"]
 REQUESTABLE = ("auto", "fp8", "bf16", "fp32")
-
-_SMALLEST_FP8_CAPABILITY = (8, 9)
-_SMALLEST_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class PrecisionChoice:
         """Weights and arithmetic in a few words, e.g. `fp8 weights, bf16 arithmetic`."""
         if self.weights == "fp8" and self.fp8_arithmetic == "scaled_mm":
             return "fp8 weights, fp8 arithmetic"
+        if self.weights == "fp8" and self.fp8_arithmetic == "unit_scaled_mm":
+            return "fp8 weights, fp8 arithmetic scaled afterwards"
         short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.compute_dtype]
         return f"{self.weights} weights, {short} arithmetic"
 
@@ -46,16 +47,29 @@ class PrecisionChoice:
         return replace(self, name=name, weights=name, reason=reason, fp8_arithmetic="dequantize")
 
 
-def choose_precision(requested: str, device: torch.device | str) -> PrecisionChoice:
+def choose_precision(
+    requested: str,
+    device: torch.device | str,
+    *,
+    pretend: str | None = None,
+    fp8_arithmetic: Fp8Arithmetic | None = None,
+    model_bytes_bf16: int | None = None,
+) -> PrecisionChoice:
     """Choose number formats for a device.
 
     Args:
-        requested: `auto`, `fp8`, `bf16` or `fp32`. `auto` is FP8 weights everywhere, with the
-            fastest arithmetic the device has for them.
+        requested: `auto`, `fp8`, `bf16` or `fp32`. `auto` is FP8 weights with the fastest
+            arithmetic the device has for them; on an NVIDIA card without FP8 units it is bf16
+            where that fits and is measured to be faster.
         device: Where the model will run.
+        pretend: `sm_86`, `sm_89`: choose as if the card were of that capability.
+        fp8_arithmetic: Of FP8 weights, instead of the fastest.
+        model_bytes_bf16: Of the model's weights in bf16 (`weight_sizes.bf16_bytes`). Unknown, what
+            does not fit is not refused and bf16 is not preferred to FP8.
 
     Raises:
-        ConfigurationError: The value is unknown, the device is absent or cannot do it.
+        ConfigurationError: The value is unknown, the device is absent or cannot do it, or the
+            weights do not fit its memory.
     """
     if requested not in REQUESTABLE:
         raise ConfigurationError(
@@ -64,27 +78,58 @@ def choose_precision(requested: str, device: torch.device | str) -> PrecisionCho
             value=requested,
             allowed="one of: " + ", ".join(REQUESTABLE),
         )
+    if fp8_arithmetic is not None and requested not in ("auto", "fp8"):
+        raise ConfigurationError(
+            f"{fp8_arithmetic} multiplies by FP8 weights, but {requested} weights were asked for.",
+            field="precision",
+            value=requested,
+            allowed="auto or fp8",
+        )
     device = torch.device(device)
-    asked = "" if requested == "auto" else f"{requested} was asked for; "
-    if requested == "fp32":
-        return PrecisionChoice("fp32", "fp32", torch.float32, asked + "runs anywhere")
-    if device.type == "cpu":
-        return _on_cpu(requested, asked)
     if device.type == "cuda" and torch.cuda.is_available():
-        return _on_cuda(requested, asked, device)
-    raise ConfigurationError(
-        f"This machine has no usable device {str(device)!r}.",
-        field="device",
-        value=str(device),
-        allowed="cpu" + (", cuda" if torch.cuda.is_available() else ""),
-    )
+        from deployments.sd3.cuda_precision import choose_on_cuda
+
+        return choose_on_cuda(
+            requested,
+            device,
+            pretend=pretend,
+            fp8_arithmetic=fp8_arithmetic,
+            model_bytes_bf16=model_bytes_bf16,
+        )
+    if device.type != "cpu":
+        raise ConfigurationError(
+            f"This machine has no usable device {str(device)!r}.",
+            field="device",
+            value=str(device),
+            allowed="cpu" + (", cuda" if torch.cuda.is_available() else ""),
+        )
+    if pretend is not None:
+        raise ConfigurationError(
+            f"A CPU cannot be taken for {pretend}.",
+            field="pretend",
+            value=pretend,
+            allowed="an NVIDIA card of that capability or newer",
+        )
+    return _on_cpu(requested, fp8_arithmetic)
 
 
-def as_choice(precision: PrecisionChoice | str, device: torch.device) -> PrecisionChoice:
-    """Return a choice as it is, and choose where only a name was given."""
+def as_choice(
+    precision: PrecisionChoice | str, device: torch.device, folder: Path | None = None
+) -> PrecisionChoice:
+    """Return a choice as it is, and choose where only a name was given.
+
+    Args:
+        precision: A choice, or what `choose_precision` takes.
+        device: Where the model will run.
+        folder: Of the component, such as `MODEL/transformer`; tells how large it is.
+    """
     if isinstance(precision, PrecisionChoice):
         return precision
-    return choose_precision(precision, device)
+    if folder is None or device.type == "cpu":
+        return choose_precision(precision, device)
+    from deployments.sd3.weight_sizes import bf16_bytes
+
+    return choose_precision(precision, device, model_bytes_bf16=bf16_bytes(folder))
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -92,62 +137,23 @@ def cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _on_cpu(requested: str, asked: str) -> PrecisionChoice:
+def asked_for(requested: str) -> str:
+    """Begin a reason with what was asked for, if it was."""
+    return "" if requested == "auto" else f"{requested} was asked for; "
+
+
+def _on_cpu(requested: str, fp8_arithmetic: Fp8Arithmetic | None) -> PrecisionChoice:
+    asked = asked_for(requested)
+    if requested == "fp32":
+        return PrecisionChoice("fp32", "fp32", torch.float32, asked + "runs anywhere")
+    units = cpu_multiplies_bf16()
     if requested == "bf16":
-        slow = "" if cpu_multiplies_bf16() else " (this CPU has no bfloat16 units: slow)"
+        slow = "" if units else " (this CPU has no bfloat16 units: slow)"
         return PrecisionChoice("bf16", "bf16", torch.bfloat16, asked + "CPU" + slow)
-    if cpu_multiplies_bf16():
-        return PrecisionChoice(
-            "fp8",
-            "fp8",
-            torch.bfloat16,
-            asked + "CPU with bfloat16 units: FP8 weights in memory, made bfloat16 per product",
-        )
-    return PrecisionChoice(
-        "fp8",
-        "fp8",
-        torch.float32,
-        asked + "CPU without bfloat16 units: FP8 weights in memory, made float32 per product",
-    )
-
-
-def _on_cuda(requested: str, asked: str, device: torch.device) -> PrecisionChoice:
-    capability = torch.cuda.get_device_capability(device)
-    card = f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
-    if capability < _SMALLEST_BF16_CAPABILITY:
-        raise ConfigurationError(
-            f"{card} has no bfloat16 units.",
-            field="precision",
-            value=requested,
-            allowed="fp32 on this card, or a card of sm_80 or newer",
-        )
-    if requested == "bf16":
-        return PrecisionChoice("bf16", "bf16", torch.bfloat16, asked + card)
-    if capability >= _SMALLEST_FP8_CAPABILITY:
-        problem = _row_wise_fp8_problem(device)
-        if problem is None:
-            return PrecisionChoice(
-                "fp8", "fp8", torch.bfloat16, f"{asked}{card} has FP8 tensor cores", "scaled_mm"
-            )
-        why = f"{card} has FP8 tensor cores, but this torch cannot use them row-wise ({problem})"
-    else:
-        why = f"{card} has no FP8 tensor cores"
-    return PrecisionChoice(
-        "fp8",
-        "fp8",
-        torch.bfloat16,
-        f"{asked}{why}: FP8 weights in memory, made bfloat16 per product",
-    )
-
-
-def _row_wise_fp8_problem(device: torch.device) -> str | None:
-    """Try one small product: row-wise scaling failed on sm_89 in some torch releases."""
-    ones = torch.ones(16, 16, device=device, dtype=torch.float8_e4m3fn)
-    scale = torch.ones(16, 1, device=device)
-    try:
-        product = torch._scaled_mm(
-            ones, ones.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16
-        )
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return None if bool((product == 16).all()) else "a wrong product"
+    dtype, name = (torch.bfloat16, "bfloat16") if units else (torch.float32, "float32")
+    kind = f"CPU with{'' if units else 'out'} bfloat16 units"
+    if fp8_arithmetic is None or fp8_arithmetic == "dequantize":
+        reason = f"{asked}{kind}: FP8 weights in memory, made {name} per product"
+        return PrecisionChoice("fp8", "fp8", dtype, reason)
+    reason = f"{asked}{fp8_arithmetic} was asked for; {kind} and no FP8 units: slow"
+    return PrecisionChoice("fp8", "fp8", dtype, reason, fp8_arithmetic)
