@@ -63,10 +63,18 @@ def _number(text: str) -> Any:
         return text
 
 
+def _pair(text: str) -> Any:
+    return [_number(part) for part in text.split(",")]
+
+
+_KINDS: dict[Any, str] = {_integer: "INTEGER", _number: "NUMBER", _pair: "LOW,HIGH"}
+
+
 def _field(*names: str, parser: Callable[[str], Any] | None = None, **about: Any) -> Any:
     """Return an option that fills one field of the contract."""
-    kind = "INTEGER" if parser is _integer else "NUMBER" if parser is _number else "TEXT"
-    return typer.Option(*names, parser=parser, metavar=kind, rich_help_panel="Picture", **about)
+    kind = "TEXT" if parser is None else _KINDS[parser]
+    about.setdefault("rich_help_panel", "Picture")
+    return typer.Option(*names, parser=parser, metavar=kind, **about)
 
 
 Json = Annotated[
@@ -136,6 +144,18 @@ def generate(
     guidance_scale: Annotated[
         Any, _field("--guidance-scale", parser=_number, help="0 to 100; 1 is without guidance.")
     ] = None,
+    guidance_interval: Annotated[
+        Any,
+        _field("--guidance-interval", parser=_pair, help="Guide at these noise levels, 0 to 1."),
+    ] = None,
+    negative_prompt_range: Annotated[
+        Any,
+        _field(
+            "--negative-prompt-range",
+            parser=_pair,
+            help="Share of sampling with the negative prompt, 0 to 1.",
+        ),
+    ] = None,
     sampler: Annotated[Any, _field(help="euler, dpmpp_2m or dpmpp_2m_sde.")] = None,
     scheduler: Annotated[Any, _field(help="normal, simple, sgm_uniform or beta.")] = None,
     shift: Annotated[Any, _field(parser=_number, help="Timestep shift.")] = None,
@@ -157,6 +177,29 @@ def generate(
             "--embed-prompt/--no-embed-prompt",
             help="Write the prompts into the file's metadata.",
             rich_help_panel="Picture",
+        ),
+    ] = None,
+    priority: Annotated[
+        Any,
+        _field(parser=_integer, help="-10 to 10; higher goes first.", rich_help_panel="When"),
+    ] = None,
+    deadline_s: Annotated[
+        Any,
+        _field(
+            "--deadline-s",
+            "--deadline",
+            parser=_number,
+            help="Seconds after which it is given up.",
+            rich_help_panel="When",
+        ),
+    ] = None,
+    preview_every: Annotated[
+        Any,
+        _field(
+            "--preview-every",
+            parser=_integer,
+            help="Steps between previews, written beside the output as .preview.jpg.",
+            rich_help_panel="When",
         ),
     ] = None,
     as_json: Json = False,

@@ -25,6 +25,7 @@ class Metrics:
     kelvin_stage_seconds{stage}: work of one stage for one request or picture.
     kelvin_queue_length{stage}: what waits inside this replica.
     kelvin_images_total: pictures stored.
+    kelvin_energy_joules_total: energy of denoising stored pictures, where cards tell it.
     kelvin_jobs_total{status}, kelvin_job_seconds{status}: jobs ended, from acceptance.
     """
 
@@ -47,6 +48,11 @@ class Metrics:
         if count > 0 and (made := self._instruments()) is not None:
             made.images.inc(count)
 
+    def joules(self, joules: float) -> None:
+        """Count the energy of one picture."""
+        if joules > 0 and (made := self._instruments()) is not None:
+            made.joules.inc(joules)
+
     def job_ended(self, event: EventName, seconds: float | None = None) -> None:
         """Count one job by its last event, and its seconds since acceptance where known."""
         if (made := self._instruments()) is not None:
@@ -67,6 +73,7 @@ class _Instruments:
     stage_seconds: Histogram
     queue_length: Gauge
     images: Counter
+    joules: Counter
     jobs: Counter
     job_seconds: Histogram
 
@@ -78,6 +85,9 @@ class _Instruments:
         )
         self.queue_length = Gauge("kelvin_queue_length", "Work waiting in a replica.", ("stage",))
         self.images = Counter("kelvin_images_total", "Pictures stored.")
+        self.joules = Counter(
+            "kelvin_energy_joules_total", "Joules of denoising the pictures stored."
+        )
         self.jobs = Counter("kelvin_jobs_total", "Jobs ended.", ("status",))
         self.job_seconds = Histogram(
             "kelvin_job_seconds", "Seconds from acceptance to the end.", _SECONDS, ("status",)

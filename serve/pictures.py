@@ -1,8 +1,9 @@
 """Pixels to picture files and back to the request that made them.
 
-Every picture carries its own resolved request as JSON, so it can be made again from itself: in
-PNG the international text chunk `kelvin`, in JPEG and WebP the EXIF field UserComment (EXIF 2.32,
-section 4.6.5: eight bytes naming the encoding, then the text).
+Every picture carries its own resolved request as JSON, so it can be made again from itself, less
+what decides when and not what: priority, deadline and previews. In PNG it is the international
+text chunk `kelvin`, in JPEG and WebP the EXIF field UserComment (EXIF 2.32, section 4.6.5: eight
+bytes naming the encoding, then the text).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _PROMPTS = (
     "negative_prompt_2",
     "negative_prompt_3",
 )
+_NOT_OF_THE_PICTURE = ("num_images", "priority", "deadline_s", "preview_every")
 _ALLOWED = "a PNG, JPEG or WebP picture that Kelvin made"
 
 
@@ -98,11 +100,9 @@ def read_request(source: str | Path | bytes, prompt: str | None = None) -> Gener
 
 def _comment(request: GenerateRequest, seed: int, *, with_prompts: bool) -> str:
     parameters = request.model_dump(exclude_defaults=True)
-    parameters.pop("num_images", None)
+    for name in _NOT_OF_THE_PICTURE if with_prompts else (*_NOT_OF_THE_PICTURE, *_PROMPTS):
+        parameters.pop(name, None)
     parameters["seed"] = seed
-    if not with_prompts:
-        for name in _PROMPTS:
-            parameters.pop(name, None)
     # ASCII only: what EXIF's plain encoding takes, and the same text in every format.
     return json.dumps(parameters, ensure_ascii=True, sort_keys=True)
 

@@ -178,6 +178,7 @@ class Pipeline:
             "pipeline": {
                 **self._identity.as_json(),
                 "running_jobs": len(self._live),
+                "joules": self._production.joules,
             },
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "storage": {

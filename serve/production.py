@@ -18,12 +18,21 @@ import ray
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.payloads import DenoiseJob, PromptEmbedding, Stamp, StepProgress, TextJob
+from deployments.payloads import (
+    DenoiseJob,
+    Latents,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+    TextJob,
+)
 from serve import telemetry
 from serve.jobs import JobJournal
 from serve.pictures import CONTENT_TYPES, EXTENSIONS, encode_picture, prompts_fit
+from serve.previews import preview_text
 from serve.requests import (
     LARGEST_SEED,
+    ForwardPath,
     GenerateRequest,
     GenerateResult,
     ImageRef,
@@ -60,10 +69,15 @@ class PipelineIdentity:
 class _Picture:
     ref: ImageRef
     reports: tuple[StageReport, ...]
+    joules: float | None
 
 
 class Production:
-    """Makes the pictures of jobs; keeps nothing of them."""
+    """Makes the pictures of jobs; keeps nothing of them but a sum.
+
+    Attributes:
+        joules: Of denoising all pictures stored so far, where cards told; None as long as none did.
+    """
 
     def __init__(
         self,
@@ -76,13 +90,18 @@ class Production:
         self._store = store
         self._metrics = metrics
         self._identity = identity
+        self.joules: float | None = None
 
     async def make(self, job: RunningJob) -> GenerateResult:
         """Make and store every picture of a job, publishing events on the way.
 
         Raises:
+            DeadlineExceeded: The job's deadline passed, in whichever stage.
             KelvinError: The first failure; the other pictures are given up.
         """
+        return await job.in_time(self._make(job))
+
+    async def _make(self, job: RunningJob) -> GenerateResult:
         request = job.request
         positive, negative = await self._encode(request)
         job.publish(JobEvent(event="text", id=job.id))
@@ -108,6 +127,7 @@ class Production:
                 *(report for picture in pictures for report in picture.reports),
             ),
             seconds=time.monotonic() - job.accepted_at,
+            joules=_sum([picture.joules for picture in pictures]),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
@@ -137,8 +157,10 @@ class Production:
     ) -> _Picture:
         request = job.request
         seed = ((request.seed or 0) + index) % (LARGEST_SEED + 1)
+        paths: set[ForwardPath] = set()
 
         def on_progress(progress: StepProgress) -> None:
+            paths.add(progress.path)
             job.publish(
                 JobEvent(
                     event="step",
@@ -146,26 +168,33 @@ class Production:
                     image=index,
                     step=progress.step,
                     steps=progress.steps,
+                    path=progress.path,
+                    preview=None if progress.preview is None else preview_text(progress.preview),
                 )
             )
 
-        with telemetry.span("kelvin.denoise", **{"kelvin.image": index}):
+        with telemetry.span("kelvin.denoise", **{"kelvin.image": index}) as span:
             latents = await self._stages.denoise(
                 _denoise_job(job, index, seed, positive, negative), on_progress
             )
+            if latents.joules is not None:
+                span.set_attribute("kelvin.joules", latents.joules)
         with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
             pixels = await self._stages.decode(latents)
         job.publish(JobEvent(event="decode", id=job.id, image=index))
         with telemetry.span("kelvin.store", **{"kelvin.image": index}):
             ref, stored = await self._stored(job, index, seed, pixels.pixels)
         reports = (
-            _report("denoise", latents.stamp, index),
+            _denoise_report(latents, paths, index),
             _report("decode", pixels.stamp, index),
             _report("store", stored, index),
         )
         self._metrics.stage_seconds("store", stored.seconds)
         self._metrics.images()
-        return _Picture(ref, reports)
+        if latents.joules is not None:
+            self._metrics.joules(latents.joules)
+            self.joules = (self.joules or 0.0) + latents.joules
+        return _Picture(ref, reports, latents.joules)
 
     async def _stored(
         self, job: RunningJob, index: int, seed: int, pixels: NDArray[np.uint8]
@@ -228,6 +257,11 @@ def _denoise_job(
         seed=seed,
         positive=positive,
         negative=negative,
+        priority=request.priority,
+        deadline_s=job.seconds_left,
+        guidance_interval=request.guidance_interval,
+        negative_prompt_range=request.negative_prompt_range,
+        preview_every=request.preview_every,
     )
 
 
@@ -248,3 +282,15 @@ def _report(
     stage: Literal["text", "denoise", "decode", "store"], stamp: Stamp, image: int | None
 ) -> StageReport:
     return StageReport(stage=stage, image=image, **asdict(stamp))
+
+
+def _denoise_report(latents: Latents, paths: set[ForwardPath], image: int) -> StageReport:
+    path: ForwardPath | None = next(iter(paths)) if len(paths) == 1 else "mixed" if paths else None
+    report = _report("denoise", latents.stamp, image)
+    return report.model_copy(update={"path": path, "joules": latents.joules})
+
+
+def _sum(joules: list[float | None]) -> float | None:
+    """Return the sum, or None as soon as one is not known: a part would pass for the whole."""
+    known = [one for one in joules if one is not None]
+    return sum(known) if len(known) == len(joules) else None

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from serve.detached import detached_context
-from serve.errors import KelvinError
+from serve.errors import DeadlineExceeded, KelvinError
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 
 _Result = TypeVar("_Result")
+
+# Of one job, for followers who lag and who ask for it without following: the newest hundred or so
+# at 1024 x 1024. Older steps are told without their preview.
+_PREVIEW_CHARACTERS_KEPT = 1 << 20
 
 
 class RunningJob:
@@ -24,12 +29,22 @@ class RunningJob:
         self.id = job_id
         self.request = request
         self.accepted_at = time.monotonic()
+        """Seconds of this process's monotonic clock; the deadline counts from here."""
         self._life: asyncio.Task[None] | None = None
         self._work: asyncio.Task[Any] | None = None
         self._is_cancelled = False
         self.error: KelvinError | None = None
         self._events: list[JobEvent] = []
         self._changed = asyncio.Event()
+        self._previews: deque[int] = deque()  # places in _events
+        self._preview_characters = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline, not below 0; None without a deadline."""
+        if self.request.deadline_s is None:
+            return None
+        return max(0.0, self.accepted_at + self.request.deadline_s - time.monotonic())
 
     @property
     def newest(self) -> JobEvent | None:
@@ -63,6 +78,31 @@ class RunningJob:
             work.cancel()
         return await work
 
+    async def in_time(self, making: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do what must be done before the deadline, and give it up then.
+
+        Raises:
+            DeadlineExceeded: The deadline has passed, or a stage says that it cannot be met.
+        """
+        try:
+            async with asyncio.timeout(self.seconds_left) as limit:
+                return await making
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._too_late("The deadline passed before the job was done.") from None
+        except DeadlineExceeded as error:
+            # A stage knows what was left when it was asked; the caller knows what they sent.
+            raise self._too_late(error.message) from None
+
+    def _too_late(self, message: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            message,
+            field="deadline_s",
+            value=self.request.deadline_s,
+            allowed="more seconds, a smaller request, or no deadline",
+        )
+
     def cancel(self) -> None:
         """Stop the work; how the job ends is told by its last event, as ever."""
         self._is_cancelled = True
@@ -74,8 +114,20 @@ class RunningJob:
         if self.is_over:
             return
         self._events.append(event)
+        self._drop_old_previews(event)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _drop_old_previews(self, newest: JobEvent) -> None:
+        if newest.preview is not None:
+            self._previews.append(len(self._events) - 1)
+            self._preview_characters += len(newest.preview)
+        # What is over has its pictures; its events stay longer than its previews are worth.
+        most = 0 if newest.is_last else _PREVIEW_CHARACTERS_KEPT
+        while self._previews and self._preview_characters > most:
+            place = self._previews.popleft()
+            self._preview_characters -= len(self._events[place].preview or "")
+            self._events[place] = self._events[place].model_copy(update={"preview": None})
 
     async def follow(self) -> AsyncIterator[JobEvent]:
         """Yield every event from the first, as they come, up to and with the last."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from time import monotonic
 from typing import Any, TypeVar
 
 from ray import exceptions as ray_exceptions
@@ -65,10 +67,16 @@ class Stages:
     async def denoise(
         self, job: DenoiseJob, on_progress: Callable[[StepProgress], None]
     ) -> Latents:
-        """Denoise one picture; after the death of a replica it starts again from step 1."""
+        """Denoise one picture; after the death of a replica it starts again from step 1.
+
+        Args:
+            job: Its deadline_s counts from this call.
+            on_progress: Called with each step's progress, from step 1 again after a death.
+        """
+        began = monotonic()
 
         async def attempt() -> Latents:
-            stream = self._denoise.remote(job)
+            stream = self._denoise.remote(_with_time_left(job, monotonic() - began))
             try:
                 async for events in _items(stream):
                     for event in events:
@@ -106,6 +114,12 @@ class Stages:
                 _log.warning("Stage %s: %s Trying again.", stage, typed.message)
             tries_left -= 1
             await asyncio.sleep(_PAUSE_BEFORE_RETRY_S)
+
+
+def _with_time_left(job: DenoiseJob, gone_s: float) -> DenoiseJob:
+    if job.deadline_s is None:
+        return job
+    return replace(job, deadline_s=max(0.0, job.deadline_s - gone_s))
 
 
 def typed_error(error: BaseException, stage: str) -> KelvinError:

@@ -106,6 +106,8 @@ def generate_span(job_id: str, request: GenerateRequest) -> Iterator[Span]:
         "kelvin.sampler": request.sampler,
         "kelvin.scheduler": request.scheduler,
         "kelvin.output_format": request.output_format,
+        "kelvin.priority": request.priority,
+        "kelvin.deadline_s": request.deadline_s,
     }
     with _span(f"generate_content {model}", attributes) as current:
         yield current

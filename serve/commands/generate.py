@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.commands.output import EXIT_OK, console, write_json
+from serve.commands.previews import PreviewFiles
 from serve.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ def generate(
     request = request_from(given, output=output, remake=remake)
     with KelvinClient(url) as client:
         with progress_bar() as show:
-            result = client.generate(request, show)
+            previews = PreviewFiles(output, request.num_images)
+
+            def on_event(event: JobEvent) -> None:
+                previews.save(event)
+                show(event)
+
+            result = client.generate(request, on_event)
         files = save(result, output, client.download)
     for warning in result.warnings:
         console().print(f"[yellow]Warning:[/] {warning}", soft_wrap=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import AsyncMock
 
-import numpy as np
 import pytest
 
-from deployments.payloads import Latents, Pixels, PromptEmbedding, Stamp, StepProgress
 from serve import endings as endings_module
 from serve import pipeline as pipeline_module
 from serve import telemetry
-from serve.config import PoolSettings, Settings, StorageSettings
+from serve.config import StorageSettings
 from serve.errors import (
     InvalidRequest,
     JobCancelled,
@@ -25,67 +22,9 @@ from serve.errors import (
     StorageUnavailable,
 )
 from serve.jobs import JobJournal
-from serve.models import ModelSpec
 from serve.pipeline import Pipeline
-from serve.production import PipelineIdentity
-from serve.requests import GenerateRequest, JobEvent
 from serve.storage import ObjectStore
-
-STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
-ARRAY = np.zeros((2, 2), np.float32)
-REQUEST = GenerateRequest(prompt="a", seed=5)
-
-
-class Response:
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    def __await__(self) -> Any:
-        return self.answer.__await__()
-
-    def __aiter__(self) -> Any:
-        return self.answer
-
-    def cancel(self) -> None:
-        pass
-
-
-class StandIn:
-    """All three stages; the denoiser waits at its gate after the first step."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.at_gate = asyncio.Event()
-        self.error: Exception | None = None
-        self.encoded: list[Any] = []
-        self.denoised: list[Any] = []
-
-    def options(self, **_: Any) -> StandIn:
-        return self
-
-    def __getattr__(self, stage: str) -> Any:
-        class Method:
-            def remote(method, payload: Any) -> Response:  # noqa: N805
-                return Response(getattr(self, f"_{stage}")(payload))
-
-        return Method()
-
-    async def _encode(self, jobs: Any) -> Any:
-        self.encoded.extend(jobs)
-        return tuple(PromptEmbedding(ARRAY, ARRAY[0], (job.prompt,), STAMP) for job in jobs)
-
-    async def _denoise(self, job: Any) -> AsyncIterator[Any]:
-        self.denoised.append(job)
-        yield (StepProgress(1, 2, 0.1),)
-        self.at_gate.set()
-        await self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        yield (StepProgress(2, 2, 0.1), Latents(np.zeros((16, 2, 2), np.float32), STAMP))
-
-    async def _decode(self, latents: Latents) -> Pixels:
-        return Pixels(np.zeros((16, 16, 3), np.uint8), STAMP)
+from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
 
 @pytest.fixture
@@ -98,37 +37,6 @@ def pipeline(
     stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Pipeline:
     return new_pipeline(stages, storage, monkeypatch)
-
-
-def new_pipeline(
-    stages: Any,
-    storage: StorageSettings,
-    monkeypatch: pytest.MonkeyPatch,
-    narrowest: str = "denoiser",
-) -> Pipeline:
-    monkeypatch.setattr(
-        PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
-    )
-    monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 0.05)
-    monkeypatch.setattr(pipeline_module, "_FOREIGN_JOB_POLL_S", 0.05)
-    narrow = PoolSettings(name="narrow", max_ongoing_requests=2, max_queued_requests=1)
-    spec = ModelSpec(
-        name="m",
-        licence="",
-        defaults={"width": 16, "height": 16},
-        latent_channels=16,
-        size_multiple=16,
-        smallest_side=16,
-        largest_width=64,
-        largest_height=64,
-        largest_area=4096,
-    )
-    settings = Settings(storage=storage).model_copy(update={narrowest: (narrow,)})
-    return Pipeline(settings, spec, stages, stages, stages)
-
-
-async def follow(pipeline: Pipeline, job_id: str) -> list[JobEvent]:
-    return [event async for event in pipeline.events(job_id)]
 
 
 async def test_a_job_from_queued_to_stored(pipeline: Pipeline, stages: StandIn):

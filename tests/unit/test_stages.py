@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError
 
-from deployments.payloads import Latents, Pixels, Stamp, StepProgress
+from deployments.payloads import (
+    DenoiseJob,
+    Latents,
+    Pixels,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+)
 from serve import stages as stages_module
 from serve.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve.stages import Stages
@@ -19,6 +27,8 @@ from serve.stages import Stages
 STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
 LATENTS = Latents(np.zeros((16, 2, 2), np.float32), STAMP)
 PIXELS = Pixels(np.zeros((16, 16, 3), np.uint8), STAMP)
+PROMPT = PromptEmbedding(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), (), STAMP)
+JOB = DenoiseJob("1", 0, 16, 16, 2, 1.0, "euler", "normal", 3.0, 0, PROMPT, None)
 DEAD = ray_exceptions.ActorDiedError()
 Outcome = Any
 
@@ -39,6 +49,10 @@ class FakeResponse:
         return self.outcome
 
     async def __aiter__(self) -> Any:
+        if hasattr(self.outcome, "__aiter__"):
+            async for item in self.outcome:
+                yield item
+            return
         for item in self.outcome:
             if isinstance(item, BaseException):
                 raise item
@@ -56,6 +70,7 @@ class FakeHandle:
     def __init__(self, *outcomes: Outcome) -> None:
         self.outcomes = list(outcomes)
         self.responses: list[FakeResponse] = []
+        self.sent: list[Any] = []
 
     def options(self, **_: Any) -> FakeHandle:
         return self
@@ -63,7 +78,8 @@ class FakeHandle:
     def __getattr__(self, method: str) -> FakeHandle:
         return self
 
-    def remote(self, *_: Any) -> FakeResponse:
+    def remote(self, *payload: Any) -> FakeResponse:
+        self.sent.extend(payload)
         self.responses.append(FakeResponse(self.outcomes.pop(0)))
         return self.responses[-1]
 
@@ -90,7 +106,7 @@ async def test_a_call_cancelled_on_the_other_side_is_retried():
     decoder = FakeHandle(asyncio.CancelledError(), PIXELS)
     assert await stages(vae_decoder=decoder).decode(LATENTS) is PIXELS
     denoiser = FakeHandle([asyncio.CancelledError()], [(LATENTS,)])
-    assert await stages(denoiser=denoiser).denoise(None, print) is LATENTS  # type: ignore[arg-type]
+    assert await stages(denoiser=denoiser).denoise(JOB, print) is LATENTS
     never = FakeHandle(*[asyncio.CancelledError()] * 3)
     with pytest.raises(StageUnavailable, match="decode"):
         await stages(vae_decoder=never).decode(LATENTS)
@@ -139,8 +155,7 @@ async def test_the_denoiser_starts_again_on_another_replica():
     second = [(StepProgress(1, 2, 0.1), StepProgress(2, 2, 0.1), LATENTS)]
     denoiser = FakeHandle(first, second)
     seen: list[int] = []
-    job: Any = object()
-    made = await stages(denoiser=denoiser).denoise(job, lambda progress: seen.append(progress.step))
+    made = await stages(denoiser=denoiser).denoise(JOB, lambda progress: seen.append(progress.step))
     assert made is LATENTS
     assert seen == [1, 1, 2]
     assert denoiser.responses[0].is_cancelled
@@ -148,8 +163,22 @@ async def test_the_denoiser_starts_again_on_another_replica():
 
 async def test_a_stream_without_latents_is_not_taken_for_a_picture():
     denoiser = FakeHandle([(StepProgress(1, 2, 0.1),)], [(LATENTS,)])
-    job: Any = object()
-    assert await stages(denoiser=denoiser).denoise(job, lambda _: None) is LATENTS
+    assert await stages(denoiser=denoiser).denoise(JOB, lambda _: None) is LATENTS
+
+
+async def test_who_starts_again_has_less_time(monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr(stages_module, "monotonic", lambda: clock[0])
+
+    async def dies_after(seconds: float) -> Any:
+        clock[0] += seconds
+        raise DEAD
+        yield
+
+    denoiser = FakeHandle(dies_after(2.5), dies_after(9.0), [(LATENTS,)])
+    job = replace(JOB, deadline_s=10.0)
+    assert await stages(denoiser=denoiser).denoise(job, print) is LATENTS
+    assert [sent.deadline_s for sent in denoiser.sent] == [10.0, 7.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +186,7 @@ async def test_a_stream_without_latents_is_not_taken_for_a_picture():
     [
         ("text_encoder", None, lambda made: made.encode(())),
         ("vae_decoder", None, lambda made: made.decode(LATENTS)),
-        ("denoiser", [None], lambda made: made.denoise(object(), lambda _: None)),
+        ("denoiser", [None], lambda made: made.denoise(JOB, lambda _: None)),
     ],
 )
 async def test_cancelling_reaches_the_replica(

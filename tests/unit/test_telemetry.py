@@ -117,6 +117,7 @@ def test_one_trace_a_request(traced):
         "kelvin.guidance_scale": 4.5,
         "kelvin.sampler": "euler",
         "kelvin.scheduler": "normal",
+        "kelvin.priority": 0,
         "kelvin.output_format": "png",
     }
     for span in spans.values():
