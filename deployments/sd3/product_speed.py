@@ -57,7 +57,7 @@ def fp8_problem(arithmetic: Fp8Arithmetic, device: torch.device) -> str | None:
         product = layer(x.to(device, torch.bfloat16)).float().cpu()
     except (RuntimeError, ValueError) as error:  # which of them, depends on the release
         return str(error).splitlines()[0]
-    # bfloat16 rounds to 2**-9, here twice; FP8 units may sum to 2**-13 of the largest partial sum.
+    # bfloat16 rounds to 2**-8, here twice; FP8 units may sum to 2**-13 of the largest partial sum.
     allowed = 0.01 * (without_bias.abs() + bias.abs()) + 0.05 * row_scale * weight_scale
     right = (product - (without_bias + bias)).abs() <= allowed
     return None if bool(right.all()) else "a wrong product"
