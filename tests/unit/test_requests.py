@@ -148,6 +148,26 @@ def test_awkward_json_is_a_typed_error_of_a_sane_size(text):
         ("quality", 0),
         ("quality", 101),
         ("model", ""),
+        ("priority", 11),
+        ("priority", -11),
+        ("priority", 1.0),
+        ("priority", True),
+        ("priority", "high"),
+        ("deadline_s", 0),
+        ("deadline_s", -1.0),
+        ("deadline_s", math.nan),
+        ("deadline_s", math.inf),
+        ("deadline_s", "30"),
+        ("guidance_interval", [0.9, 0.1]),
+        ("guidance_interval", [0.5, 0.5]),
+        ("guidance_interval", "0.1,0.9"),
+        ("guidance_interval", {0.1, 0.9}),
+        ("guidance_interval", 0.5),
+        ("negative_prompt_range", [0.1, 0.0]),
+        ("negative_prompt_range", None),
+        ("preview_every", -1),
+        ("preview_every", 201),
+        ("preview_every", 2.5),
         ("embed_prompt", "yes"),
         ("embed_prompt", 1),
     ],
@@ -161,6 +181,41 @@ def test_bad_value_names_field_value_and_what_is_allowed(field, value):
     assert error.allowed
     if isinstance(value, str) and len(value) < 100 and value.isascii():
         assert error.value == value
+
+
+@pytest.mark.parametrize("field", ["guidance_interval", "negative_prompt_range"])
+@pytest.mark.parametrize(
+    "pair", [[-0.1, 1.0], [0.0, 1.5], [math.nan, 1.0], [0.0, math.inf], [0.1], [0.1, 0.2, 0.3]]
+)
+def test_a_bad_interval_names_the_field_its_number_and_what_is_allowed(field, pair):
+    with pytest.raises(InvalidRequest) as caught:
+        GenerateRequest.model_validate({"prompt": "x", field: pair})
+    assert str(caught.value.field).split(".")[0] == field
+    assert caught.value.allowed == GenerateRequest.allowed()[field]
+
+
+@given(st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_an_interval_is_taken_exactly_where_it_rises(pair):
+    fields = {"prompt": "x", "guidance_interval": list(pair), "negative_prompt_range": pair}
+    if pair[0] < pair[1]:
+        request = GenerateRequest.model_validate(fields)
+        assert request.guidance_interval == request.negative_prompt_range == pair
+        again = GenerateRequest.model_validate_json(request.model_dump_json())
+        assert again == request
+    else:
+        with pytest.raises(InvalidRequest):
+            GenerateRequest.model_validate(fields)
+
+
+def test_whole_numbers_are_numbers_and_a_priority_may_be_absent():
+    request = GenerateRequest.model_validate(
+        {"prompt": "x", "guidance_interval": [0, 1], "deadline_s": 30, "priority": None}
+    )
+    assert request.guidance_interval == (0.0, 1.0)
+    assert (request.deadline_s, request.priority) == (30.0, 0)
+    plain = GenerateRequest(prompt="x")
+    assert (plain.guidance_interval, plain.deadline_s) == (None, None)
+    assert (plain.negative_prompt_range, plain.preview_every) == ((0.0, 1.0), 0)
 
 
 def test_every_field_says_what_is_allowed():

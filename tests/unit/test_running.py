@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from serve.errors import StageFailed
+from serve import running as running_module
+from serve.errors import DeadlineExceeded, StageFailed
 from serve.requests import GenerateRequest, JobEvent
 from serve.running import RunningJob
 
@@ -46,6 +47,42 @@ async def test_nothing_follows_the_last_event():
     job.publish(event("step", 1))
     assert [seen.event for seen in await collect(job)] == ["cancelled"]
     assert job.is_over
+
+
+async def test_only_the_newest_previews_are_kept_and_none_once_it_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(running_module, "_PREVIEW_CHARACTERS_KEPT", 25)
+    job = new_job()
+    reading = asyncio.create_task(collect(job))
+    for step in range(1, 6):
+        job.publish(event("step", step).model_copy(update={"preview": "x" * 10}))
+        await asyncio.sleep(0)  # who keeps up misses nothing
+    kept = [seen.step for seen in job._events if seen.preview]
+    assert kept == [4, 5]
+    job.publish(event("failed"))
+    assert [bool(seen.preview) for seen in await reading] == [True] * 5 + [False]
+    late = await collect(job)
+    assert [seen.step for seen in late] == [1, 2, 3, 4, 5, None]
+    assert not any(seen.preview for seen in late)
+
+
+async def test_time_left_is_given_to_the_work_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def quick() -> str:
+        return "done"
+
+    assert new_job().seconds_left is None
+    assert await new_job().in_time(quick()) == "done"
+    late = RunningJob("1", GenerateRequest(prompt="a", deadline_s=7.0))
+    assert 0 < (late.seconds_left or 0) <= 7
+    late.accepted_at -= 8
+    assert late.seconds_left == 0
+    with pytest.raises(DeadlineExceeded) as caught:
+        await late.in_time(never())
+    assert caught.value.value == 7.0
 
 
 async def test_a_follower_who_leaves_disturbs_nobody():
