@@ -7,7 +7,7 @@ never compute.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -36,6 +36,10 @@ class ReplicaStatus:
     queue_length: int  # work accepted and not finished
     cache_hits: int
     cache_misses: int
+    # Of a denoiser's forwards, by picture size and rows (`forward_report.report_forwards`).
+    measured_ms: dict[str, float] = field(default_factory=dict)
+    path: dict[str, str] = field(default_factory=dict)  # graph or eager
+    attention: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
