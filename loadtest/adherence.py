@@ -32,7 +32,7 @@ from rich.table import Table
 from loadtest.overhead import machine
 from loadtest.picture_batches import PictureBatches, PictureSettings
 from loadtest.shares import paired_loss
-from loadtest.trials import Trial, held_out_prompts, judge, summarise
+from loadtest.trials import Judges, Trial, held_out_prompts, summarise
 from serve.config import ModelSettings
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
@@ -65,19 +65,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         | {"guidance_scale": settings.guidance_scale, "size": [settings.width, settings.height]},
         "arms": {},
     }
-    for precision in options.precision:
-        folder = Path(options.reference) if options.reference and precision != "fp8" else model_dir
-        began = time.monotonic()
-        batches = PictureBatches(folder, precision, options.device, options.rows)
-        pictures, arms[precision] = _trials(batches, precision, settings, options)
-        report["arms"][precision] = {
-            "precision": batches.precision.label,
-            "weights": "unquantised" if folder != model_dir else "as shipped",
-            "seconds": time.monotonic() - began,
-            **summarise(arms[precision]),
-        }
-        if options.pictures:
-            _save(options.pictures / precision, pictures, arms[precision])
+    with Judges() as judges:
+        for precision in options.precision:
+            unquantised = options.reference and precision != "fp8"
+            folder = Path(options.reference) if unquantised else model_dir
+            began = time.monotonic()
+            batches = PictureBatches(folder, precision, options.device, options.rows)
+            pictures, arms[precision] = _trials(batches, judges, precision, settings, options)
+            report["arms"][precision] = {
+                "precision": batches.precision.label,
+                "weights": "unquantised" if folder != model_dir else "as shipped",
+                "seconds": time.monotonic() - began,
+                **summarise(arms[precision]),
+            }
+            if options.pictures:
+                _save(options.pictures / precision, pictures, arms[precision])
     if {"bf16", "fp8"} <= arms.keys():
         report["fp8_against_bf16"] = _compared(arms["bf16"], arms["fp8"])
     return report
@@ -85,6 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _trials(
     batches: PictureBatches,
+    judges: Judges,
     precision: str,
     settings: PictureSettings,
     options: argparse.Namespace,
@@ -93,11 +96,14 @@ def _trials(
     prompts = [example.prompt for _, example in chosen]
     seeds = [options.seed * _SEED_STRIDE + index for index in range(options.n)]
     pictures: list[NDArray[np.uint8]] = []
-    for picture in batches.make(prompts, [""] * options.n, seeds, settings):
+    for picture, (_, example) in zip(
+        batches.make(prompts, [""] * options.n, seeds, settings), chosen, strict=True
+    ):
+        judges.submit(picture, example.claims)
         pictures.append(picture)
         if len(pictures) % options.rows == 0 or len(pictures) == options.n:
             _STDERR.print(f"{precision}: {len(pictures)} of {options.n} pictures")
-    verdicts = judge(pictures, [example.claims for _, example in chosen])
+    verdicts = judges.verdicts()
     trials = [
         Trial(kind, example, seed, verdict)
         for (kind, example), seed, verdict in zip(chosen, seeds, verdicts, strict=True)

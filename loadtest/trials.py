@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from loadtest.shares import wilson_interval
 PromptKind = Literal["core", "hard"]
 KINDS: tuple[PromptKind, ...] = ("core", "hard")
 _CORE_SHARE = 0.6
+_PICTURES_A_BATCH = 8
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,82 @@ def held_out_prompts(
     return [(kind, sample_example(rng, kind, "held_out", height, width)) for kind in kinds]
 
 
+class Judges:
+    """Checks pictures in processes of their own while more are being made; a context.
+
+    Each process computes with one thread: with all cores in each, they mostly wait for one another.
+    They start when the context is entered, so that they are ready when the first picture is.
+
+    Args:
+        workers: Processes; one a core, eight at most, if absent.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or min(8, os.cpu_count() or 1)
+        self._pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
+        self._waiting: list[tuple[NDArray[np.uint8], Claims]] = []
+        self._batches: list[Future[list[Verdict]]] = []
+
+    def __enter__(self) -> Judges:
+        with _one_thread_each():
+            for _ in range(self._workers):  # each of these starts a process
+                self._pool.submit(_check_all, [])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, picture: NDArray[np.uint8], claims: Claims) -> None:
+        """Hand over one picture, uint8 [height, width, 3]."""
+        self._waiting.append((picture, claims))
+        if len(self._waiting) >= _PICTURES_A_BATCH:
+            self._send()
+
+    def verdicts(self) -> list[Verdict]:
+        """Return the verdicts on all pictures since the last call, in their order."""
+        self._send()
+        batches, self._batches = self._batches, []
+        return [verdict for batch in batches for verdict in batch.result()]
+
+    def _send(self) -> None:
+        if self._waiting:
+            self._batches.append(self._pool.submit(_check_all, self._waiting))
+            self._waiting = []
+
+
 def judge(pictures: Sequence[NDArray[np.uint8]], claims: Sequence[Claims]) -> list[Verdict]:
     """Check pictures, uint8 [height, width, 3], on all cores."""
-    workers = min(16, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(check, pictures, claims, chunksize=8))
+    with Judges() as judges:
+        for picture, stated in zip(pictures, claims, strict=True):
+            judges.submit(picture, stated)
+        return judges.verdicts()
+
+
+def _check_all(pictures: Sequence[tuple[NDArray[np.uint8], Claims]]) -> list[Verdict]:
+    return [check(picture, claims) for picture, claims in pictures]
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Libraries of processes started meanwhile use one thread; those of this process keep theirs.
+
+    They read these when they are loaded, which is before any code of ours runs there.
+    """
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def holds(claims: Claims) -> str:
