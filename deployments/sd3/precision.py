@@ -114,7 +114,7 @@ def choose_precision(
 
 
 def as_choice(
-    precision: PrecisionChoice | str, device: torch.device, folder: Path | None = None
+    precision: PrecisionChoice | str, device: torch.device | str, folder: Path | None = None
 ) -> PrecisionChoice:
     """Return a choice as it is, and choose where only a name was given.
 
@@ -125,7 +125,7 @@ def as_choice(
     """
     if isinstance(precision, PrecisionChoice):
         return precision
-    if folder is None or device.type == "cpu":
+    if folder is None or torch.device(device).type == "cpu":
         return choose_precision(precision, device)
     from deployments.sd3.weight_sizes import bf16_bytes
 

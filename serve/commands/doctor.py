@@ -25,7 +25,8 @@ from serve.commands.output import (
     write_json,
 )
 from serve.commands.store_check import check_store
-from serve.config import Settings
+from serve.config import ModelSettings, Settings
+from serve.errors import KelvinError
 
 
 def doctor(settings: Settings, *, as_json: bool) -> int:
@@ -52,7 +53,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield check_gpus(gpus)
     yield check_driver(build, gpus)
     yield from _guarded(
-        "precision", lambda: [check_precision(settings.denoiser[0].precision, build, gpus)]
+        "precision",
+        lambda: [
+            check_precision(
+                settings.denoiser[0].precision, build, gpus, _transformer(settings.model)
+            )
+        ],
     )
     yield from _guarded("ray", lambda: [_check_ray()])
     yield check_disk(Path(settings.embedded_store.data_dir))
@@ -65,6 +71,17 @@ def _check_ray() -> Finding:
     from ray import serve
 
     return Finding("ray", "ok", f"{ray.__version__} with {serve.__name__}")
+
+
+def _transformer(model: ModelSettings) -> Path | None:
+    """Return the folder of the model's transformer; None where the model's own check fails."""
+    from serve.model_dir import resolve_model_dir
+
+    try:
+        folder = resolve_model_dir(model) / "transformer"
+    except (KelvinError, OSError):
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _guarded(name: str, check: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:

@@ -148,20 +148,31 @@ def check_driver(build: TorchBuild | None, gpus: Gpus) -> Finding:
     return Finding("driver", "ok", f"{gpus.driver}, CUDA {major} needs >= {oldest}")
 
 
-def check_precision(requested: Precision, build: TorchBuild | None, gpus: Gpus) -> Finding:
-    """Report what precision a denoiser on this machine would use and why."""
+def check_precision(
+    requested: Precision, build: TorchBuild | None, gpus: Gpus, transformer: Path | None = None
+) -> Finding:
+    """Report what precision a denoiser on this machine would use and why.
+
+    On a card this measures as the denoiser does when it starts, in a fraction of a second.
+
+    Args:
+        requested: By the settings.
+        build: Installed torch.
+        gpus: Found cards.
+        transformer: Folder of the model's transformer, whose size matters; None if not known.
+    """
     if build is None:
         return Finding("precision", "failed", "unknown without torch", "run `make install`")
     device = "cuda" if gpus.cards and build.cuda is not None else "cpu"
     try:
-        from deployments.sd3.precision import choose_precision
+        from deployments.sd3.precision import as_choice
 
-        choice = choose_precision(requested, device)
+        choice = as_choice(requested, device, transformer)
     except KelvinError as error:
         return Finding("precision", "failed", error.message, error.allowed or "use auto")
     except (ImportError, OSError, RuntimeError) as error:
         return Finding("precision", "failed", f"torch cannot be used: {error}", "reinstall torch")
-    return Finding("precision", "ok", f"{choice.name} on {device}: {choice.reason}")
+    return Finding("precision", "ok", f"{choice.label} on {device}: {choice.reason}")
 
 
 def check_disk(folder: Path) -> Finding:

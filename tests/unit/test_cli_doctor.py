@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from serve.__main__ import main
@@ -17,6 +18,7 @@ from serve.commands.hardware import (
     check_disk,
     check_driver,
     check_gpus,
+    check_precision,
     check_torch,
     find_gpus,
     find_torch,
@@ -65,6 +67,41 @@ def test_a_gpu_that_torch_cannot_use_is_warned_of() -> None:
 
 def test_cards_are_named_with_memory_and_capability() -> None:
     assert check_gpus(Gpus("580.1", (H100,))).detail == "NVIDIA H100 80GB HBM3 80 GiB sm_90"
+
+
+def test_a_card_that_torch_does_not_see_gives_no_precision() -> None:
+    finding = check_precision("auto", TorchBuild("2.13.0", "13.0"), Gpus("580.1", (H100,)))
+    assert finding.verdict == "failed"
+    assert finding.remedy
+
+
+def test_the_precision_is_that_of_the_model_on_this_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    a10g = Gpu("NVIDIA A10G", 22 << 30, (8, 6))
+    answers = {
+        "is_available": True,
+        "get_device_capability": a10g.capability,
+        "get_device_name": a10g.name,
+        "mem_get_info": (2 << 20, 22 << 30),
+        "memory_allocated": 0,
+        "memory_reserved": 0,
+        "get_per_process_memory_fraction": 1.0,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    where = TorchBuild("2.13.0", "13.0"), Gpus("580.1", (a10g,)), tmp_path
+    weights = {"a.weight": np.zeros((1024, 1024), np.float16)}
+    save_file(weights, tmp_path / "model.safetensors")
+    too_large = check_precision("bf16", *where)
+    assert too_large.verdict == "failed"
+    assert "NVIDIA A10G (sm_86)" in too_large.detail
+    assert "fp8" in too_large.remedy
+
+    fitting = check_precision("fp8", *where)
+    assert fitting.verdict == "ok"
+    assert "fp8 weights, bf16 arithmetic on cuda" in fitting.detail
+    assert "not measured" in fitting.detail  # speeds, on such cards
 
 
 def test_the_torch_build_is_found_without_importing_torch() -> None:
