@@ -263,7 +263,7 @@ class JobEvent(BaseModel):
     preview: str | None = Field(
         None,
         description="base64 of a JPEG, one pixel for 8 x 8 of the picture; for every "
-        "preview_every-th step",
+        "preview_every-th step but the last",
     )
     result: GenerateResult | None = Field(None, description="for stored")
     error: dict[str, Any] | None = Field(None, description="the error body, for failed")
