@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from serve.config import ModelSettings, PoolSettings
-from serve.errors import StageUnavailable
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
+from serve.models import ModelSpec
 
 # Each item of the stream costs a message between processes. Steps that follow one another faster
 # than this travel together; nobody sees a progress bar move more often.
@@ -28,13 +29,38 @@ class Denoiser:
     """Ray Serve deployment of one engine; only the builder makes it one."""
 
     def __init__(self, model: ModelSettings, pool: PoolSettings) -> None:
+        from deployments.energy import EnergyMeter
         from deployments.engine import Engine
+        from deployments.input_limits import InputLimits
         from deployments.sd3.mmdit import Mmdit
+        from deployments.sd3.previews import LatentRgb
+        from deployments.warm_up import text_tokens_of, warm_up
 
         self._identity = Identity.of_this_process("denoise", pool)
         self._device = prepare_torch(pool)
-        self._mmdit = Mmdit.load(resolve_model_dir(model), self._device, pool.precision)
-        self._engine = Engine(self._mmdit, max_waiting=pool.max_ongoing_requests)
+        model_dir = resolve_model_dir(model)
+        defaults = ModelSpec.from_directory(model_dir).defaults
+        self._mmdit = Mmdit.load(model_dir, self._device, pool.precision)
+        warmed = warm_up(
+            self._mmdit,
+            pool.warm_sizes or ((defaults.width, defaults.height),),
+            text_tokens_of(model_dir, defaults.max_sequence_length),
+            pool.warm_rows,
+        )
+        meter = EnergyMeter(self._device)
+        self._engine = Engine(
+            self._mmdit,
+            max_waiting=pool.max_ongoing_requests,
+            limits=InputLimits(
+                joint_attention_dim=self._mmdit.joint_attention_dim,
+                pooled_projection_dim=self._mmdit.pooled_projection_dim,
+                largest_side=self._mmdit.largest_side,
+            ),
+            costs=warmed.costs,
+            memory=warmed.memory,
+            meter=meter if meter.is_available else None,
+            latent_rgb=LatentRgb.of_model(model_dir),
+        )
         self._metrics = Metrics()
 
     async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
@@ -72,17 +98,16 @@ class Denoiser:
         return replace(event, stamp=stamp)
 
     def check_health(self) -> None:
-        """Tell Serve to replace this replica once its engine's thread is gone.
+        """Tell Serve to replace this replica once its engine or its GPU is gone.
 
         Raises:
-            StageUnavailable: The engine takes no more work.
+            StageUnavailable: The engine takes no more work; says why.
         """
-        if not self._engine.is_alive:
-            raise StageUnavailable("The denoising engine has ended.")
+        self._engine.check_health()
 
     def status(self) -> dict[str, Any]:
         """Return this replica's line of `/v1/status`."""
-        return ReplicaStatus(
+        replica = ReplicaStatus(
             **vars(self._identity),
             device=str(self._device),
             precision=self._mmdit.precision.label,
@@ -91,7 +116,9 @@ class Denoiser:
             queue_length=self._engine.queue_length,
             cache_hits=0,
             cache_misses=0,
-        ).as_json()
+            **report_forwards(self._engine.measured(), self._mmdit),
+        )
+        return {**replica.as_json(), "engine": self._engine.stats().as_json()}
 
 
 async def _grouped(

@@ -1,25 +1,60 @@
-"""The denoising loop: a thread that carries live requests forward step by step.
+"""The denoising loop: step-level continuous batching, in a thread of its own.
 
-Each turn admits what waits, chooses whose rows go into the next forward, steps every sampler and
-lets the finished out. Today one request is live at a time, first come first served; the turn is
-already written over a set, so that requests at different steps can share a forward.
+Each turn drops what was cancelled or is late, admits what memory allows, lets the policy choose
+rows of one token shape, runs one forward over them, steps every request's own sampler and lets the
+finished out. Requests that share a forward may differ in everything but the token shape.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
-from deployments.live_request import LiveRequest, OnEvent, Ticket, VelocityModel
-from deployments.payloads import DenoiseJob, Latents, StepProgress
-from serve.errors import JobCancelled, KelvinError, Overloaded, StageFailed, StageUnavailable
+from deployments.device_errors import first_line, is_out_of_memory, is_sticky
+from deployments.energy_shares import EnergyShares, Meter
+from deployments.forward import Stepped, step_together
+from deployments.input_limits import InputLimits
+from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
+from deployments.live_set import LiveSet
+from deployments.memory_budget import MemoryBudget, ModelMemory
+from deployments.payloads import DenoiseJob, Latents, Path, StepProgress
+from deployments.schedule import TokenShape, Work, choose
+from deployments.sd3.previews import LatentRgb, latents_to_rgb
+from deployments.step_costs import StepCosts
+from serve.errors import (
+    DeadlineExceeded,
+    JobCancelled,
+    KelvinError,
+    StageFailed,
+    StageUnavailable,
+)
 
-_MOST_LIVE = 1
+Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine is doing, for people and gauges."""
+
+    live_requests: int = 0  # admitted and not finished
+    waiting_requests: int = 0  # submitted and not admitted
+    forwards: int = 0  # since the start
+    last_rows: int = 0  # of the last forward
+    last_forward_ms: float | None = None
+    last_path: Path | None = None
+    joules: float | None = None  # used by requests since the start; None: the card does not say
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
 
 
 class Engine:
@@ -27,29 +62,73 @@ class Engine:
 
     Args:
         model: Predicts velocities; used from the engine's thread only.
-        max_waiting: Requests that may wait; more are refused.
+        max_waiting: Requests that may wait for their first step; more are refused.
+        limits: Shapes that the model takes.
+        costs: What forwards take; the engine goes on measuring into it.
+        memory: What there is room for; the device's own if None.
+        meter: Of the card's energy.
+        latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
+        policy: Chooses whose rows go into the next forward.
+        clock: Of deadlines and ages, in seconds.
     """
 
-    def __init__(self, model: VelocityModel, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        model: VelocityModel,
+        *,
+        max_waiting: int,
+        limits: InputLimits | None = None,
+        costs: StepCosts | None = None,
+        memory: MemoryBudget | None = None,
+        meter: Meter | None = None,
+        latent_rgb: LatentRgb | None = None,
+        policy: Policy = choose,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.model = model
-        self.max_waiting = max_waiting
-        self._changed = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._live: list[LiveRequest] = []
-        self._closed = False
+        self.costs = costs or StepCosts()
+        self._limits = limits or InputLimits()
+        self._memory = memory or MemoryBudget.of_device(model.device)
+        self._model_memory = ModelMemory(model.in_channels, model.precision.compute_dtype)
+        self._energy = EnergyShares(meter)
+        self._latent_rgb = latent_rgb
+        self._policy = policy
+        self._clock = clock
+        self._requests = LiveSet(model, self._memory, max_waiting, clock)
+        self._stats = EngineStats()
+        self._measuring = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
 
     @property
     def queue_length(self) -> int:
-        """Requests submitted and not finished, the running one included."""
-        with self._changed:
-            return len(self._waiting) + len(self._live)
+        """Requests submitted and not finished, running ones included."""
+        return sum(self._requests.counts)
 
     @property
     def is_alive(self) -> bool:
         """True while it takes work."""
-        return self._thread.is_alive() and not self._closed
+        return self.ended_because is None
+
+    @property
+    def ended_because(self) -> str | None:
+        """Why it takes no more work, in words; None while it does."""
+        return self._requests.ended_because
+
+    def stats(self) -> EngineStats:
+        """Return what it is doing now."""
+        waiting, live = self._requests.counts
+        return replace(
+            self._stats,
+            live_requests=live,
+            waiting_requests=waiting,
+            joules=self._energy.total_joules,
+        )
+
+    def measured(self) -> dict[str, Any]:
+        """Return what forwards take, as `StepCosts.as_json` does."""
+        with self._measuring:
+            return self.costs.as_json()
 
     def submit(self, job: DenoiseJob, on_event: OnEvent) -> Ticket:
         """Queue a job.
@@ -60,116 +139,174 @@ class Engine:
                 once with Latents, or once with the error that ended it. It must not block.
 
         Raises:
+            InvalidRequest: A size that the model cannot draw or that can never fit in memory.
+            StageFailed: Embeddings of the wrong shape or dtype.
             Overloaded: Too many requests wait already.
             StageUnavailable: The engine was closed.
         """
-        ticket = Ticket(job, on_event)
-        with self._changed:
-            if not self.is_alive:
-                raise StageUnavailable("This denoiser is shutting down.")
-            if len(self._waiting) >= self.max_waiting:
-                raise Overloaded(
-                    f"{self.max_waiting} requests already wait for this denoiser.",
-                    value=len(self._waiting),
-                    allowed=f"at most {self.max_waiting} waiting requests",
-                )
-            self._waiting.append(ticket)
-            self._changed.notify_all()
-        return ticket
+        self._limits.check(job)
+        self._memory.check(job, self._model_memory)
+        return self._requests.add(job, on_event)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Stop after the step under way; whatever is unfinished ends with StageUnavailable."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._requests.end("it is shutting down")
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
+
+    def check_health(self) -> None:
+        """Ask an idle card whether it is still there; a busy one is asked by every forward.
+
+        Raises:
+            StageUnavailable: The engine takes no more work, now or already; says why.
+        """
+        if self.model.device.type == "cuda" and self.is_alive:
+            try:
+                torch.cuda.mem_get_info(self.model.device)
+            except RuntimeError as error:
+                self._requests.end(f"the GPU does not answer: {first_line(error)}")
+        if self.ended_because is not None:
+            raise StageUnavailable(f"The denoising engine has ended: {self.ended_because}.")
 
     def _run(self) -> None:
         try:
             # A state of a thread, so it is set here and not where the model was loaded.
             with torch.inference_mode():
-                while self._wait_for_work():
+                # What the card used while it idled is nobody's.
+                while self._requests.wait_for_work(self._energy.settle):
                     self._turn()
+        except BaseException as error:
+            self._requests.end(f"a bug of its own: {type(error).__name__}: {first_line(error)}")
+            raise
         finally:
-            with self._changed:
-                self._closed = True
-                unfinished = [live.ticket for live in self._live] + list(self._waiting)
-                self._live.clear()
-                self._waiting.clear()
-            for ticket in unfinished:
-                self._tell(ticket, StageUnavailable("This denoiser is shutting down."))
-
-    def _wait_for_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._live)
-            return not self._closed
+            gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
+            for ticket in self._requests.tickets():
+                self._drop(ticket, gone)
 
     def _turn(self) -> None:
-        self._drop_cancelled()
+        self._drop_ended()
         self._admit()
         chosen = self._choose()
         if chosen:
             self._advance(chosen)
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            gone = [ticket for ticket in self._waiting if ticket.is_cancelled]
-            for ticket in gone:
-                self._waiting.remove(ticket)
-        for ticket in gone:
-            self._tell(ticket, JobCancelled("The job was cancelled while it waited."))
-        for live in [live for live in self._live if live.ticket.is_cancelled]:
-            self._retire(live, JobCancelled("The job was cancelled while it ran."))
+    def _drop_ended(self) -> None:
+        """Let go of what was cancelled or whose deadline has passed."""
+        now = self._clock()
+        for ticket in self._requests.tickets():
+            if ticket.is_cancelled:
+                self._drop(ticket, JobCancelled("The job was cancelled before it finished."))
+            elif ticket.is_late(now):
+                late = DeadlineExceeded(
+                    f"The job had {ticket.job.deadline_s:.3f} s, and they have passed.",
+                    field="deadline_s",
+                    value=ticket.job.deadline_s,
+                    allowed="more time, fewer steps, or a higher priority",
+                )
+                self._drop(ticket, late)
 
     def _admit(self) -> None:
-        while True:
-            with self._changed:
-                if self._closed or not self._waiting or len(self._live) >= _MOST_LIVE:
-                    return
-                ticket = self._waiting.popleft()
+        while (ticket := self._requests.next_to_admit()) is not None:
             try:
-                live = LiveRequest(ticket, self.model)
+                live = LiveRequest(ticket, self.model, self._clock())
             except Exception as error:
-                self._tell(ticket, self._failure(error))
-                continue
-            with self._changed:
-                self._live.append(live)
+                self._drop(ticket, self._failure(error))
+            else:
+                self._requests.admit(live)
 
     def _choose(self) -> list[LiveRequest]:
         """Return whose rows go into the next forward; all of one latent and text shape."""
-        return self._live[:_MOST_LIVE]
+        live, held = self._requests.live, self._requests.held_bytes
+        keys = self._policy(
+            [each.work() for each in live],
+            self.costs,
+            self._clock(),
+            lambda shape: self._memory.row_limit(shape, held),
+        )
+        by_key = {each.ticket.key: each for each in live}
+        return [by_key[key] for key in keys]
 
-    def _advance(self, chosen: list[LiveRequest]) -> None:
+    def _advance(self, chosen: Sequence[LiveRequest]) -> None:
         """Run one forward and step each request by its own rows."""
-        try:
-            velocity = self.model.velocity(
-                torch.cat([live.latent_rows() for live in chosen]),
-                torch.cat([live.sigma_rows() for live in chosen]),
-                torch.cat([live.prompt_embeds for live in chosen]),
-                torch.cat([live.pooled for live in chosen]),
-            )
-        except Exception as error:
-            for live in chosen:
-                self._retire(live, self._failure(error))
-            return
-        end = 0
+        rows, shape = sum(live.rows for live in chosen), chosen[0].shape
         for live in chosen:
-            begin, end = end, end + live.rows
-            try:
-                progress = live.step(velocity[begin:end])
-                finished = live.result() if live.is_finished else None
-            except Exception as error:
-                self._retire(live, self._failure(error))
-                continue
-            self._tell(live.ticket, progress)
-            if finished is not None:
-                self._retire(live, finished)
+            live.has_begun = True
+        began = time.perf_counter()
+        try:
+            path = self.model.path(shape.height, shape.width, shape.text_tokens, rows)
+            stepped = step_together(self.model, chosen)
+        except Exception as error:
+            # Its frames hold the tensors of the forward; what follows may need that memory.
+            failure = error.with_traceback(None) if is_out_of_memory(error) else error
+        else:
+            self._measured(shape, rows, time.perf_counter() - began, path)
+            for live in chosen:
+                self._energy.worked(live, live.rows)
+            for live, outcome in zip(chosen, stepped, strict=True):
+                self._take(live, outcome, path)
+            return
+        self._recover(chosen, rows, failure)
 
-    def _retire(self, live: LiveRequest, outcome: Latents | KelvinError) -> None:
-        with self._changed:
-            self._live.remove(live)
-        self._tell(live.ticket, outcome)
+    def _measured(self, shape: TokenShape, rows: int, seconds: float, path: Path) -> None:
+        with self._measuring:
+            self.costs.observe(shape, rows, seconds)
+        self._stats = EngineStats(
+            forwards=self._stats.forwards + 1,
+            last_rows=rows,
+            last_forward_ms=seconds * 1000,
+            last_path=path,
+        )
+
+    def _recover(self, chosen: Sequence[LiveRequest], rows: int, failure: Exception) -> None:
+        """Find out with fewer rows whose fault it was, or what there is room for."""
+        if is_sticky(failure):
+            self._requests.end(f"the GPU was lost: {first_line(failure)}")
+        if len(chosen) == 1:
+            self._drop(chosen[0].ticket, self._failure(failure))
+        elif is_sticky(failure):
+            # One of them may have broken the card, but the others may go on elsewhere.
+            gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
+            for live in chosen:
+                self._drop(live.ticket, gone)
+        elif is_out_of_memory(failure):
+            _log.warning("no memory for a forward of %d rows of %s", rows, chosen[0].shape)
+            self._memory.ran_out(chosen[0].shape, rows)
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._advance(chosen[: len(chosen) // 2])  # the others' turn comes
+        else:
+            for live in chosen:
+                if self.is_alive:
+                    self._advance([live])
+
+    def _take(self, live: LiveRequest, outcome: Stepped | Exception, path: Path) -> None:
+        """Carry one request over a step that was computed, and out if it was its last."""
+        if isinstance(outcome, Exception):
+            self._drop(live.ticket, self._failure(outcome))
+            return
+        try:
+            progress = replace(live.advance(outcome.state, self._clock()), path=path)
+            if outcome.denoised is not None:
+                preview = latents_to_rgb(outcome.denoised, self._latent_rgb)
+                progress = replace(progress, preview=preview)
+            finished = self._finish(live) if live.is_finished else None
+        except Exception as error:
+            self._drop(live.ticket, self._failure(error))
+            return
+        self._tell(live.ticket, progress)
+        if finished is not None:
+            self._drop(live.ticket, finished)
+
+    def _finish(self, live: LiveRequest) -> Latents:
+        self._energy.settle()
+        return live.result(self._clock())
+
+    def _drop(self, ticket: Ticket, last: Latents | KelvinError) -> None:
+        if not self._requests.remove(ticket):
+            # Nothing of what is done outlives it.
+            self._memory.forget()
+            self._energy.settle()
+        self._tell(ticket, last)
 
     def _tell(self, ticket: Ticket, event: StepProgress | Latents | KelvinError) -> None:
         try:
@@ -180,25 +317,15 @@ class Engine:
             ticket.cancel()
 
     def _failure(self, error: Exception) -> KelvinError:
-        """Return what the request is told; an error that outlives it closes the engine as well.
+        """Return what the request is told; an error that outlives it ends the engine as well.
 
         The request itself is not to be tried elsewhere: it may be what broke the card.
         """
         if isinstance(error, KelvinError):
             return error
         _log.error("denoising failed", exc_info=error)
-        if _is_sticky(error):
-            with self._changed:
-                self._closed = True
+        if is_sticky(error):
+            self._requests.end(f"the GPU was lost: {first_line(error)}")
+        if is_out_of_memory(error):
+            return StageFailed(f"Not even one request of this size fits: {first_line(error)}")
         return StageFailed(f"The denoiser failed: {type(error).__name__}: {error}")
-
-
-def _is_sticky(error: Exception) -> bool:
-    """True after a CUDA error, which every later call in the process may meet again.
-
-    Running out of memory is none: `torch.OutOfMemoryError` neither is an AcceleratorError nor says
-    "CUDA error". Libraries such as cuBLAS report theirs as plain RuntimeErrors.
-    """
-    if isinstance(error, torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)

@@ -1,27 +1,34 @@
-"""One request inside the engine, from admission to its last step."""
+"""One request inside the engine, from admission to its last step.
+
+What each of its steps needs is settled at admission: whether guidance takes a second row, and
+whether that row sees the negative prompt or nothing. So the policy can count the rows left.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from deployments.payloads import DenoiseJob, Latents, Stamp, StepProgress
+from deployments.payloads import DenoiseJob, Latents, Path, Stamp, StepProgress
+from deployments.schedule import Work
 from deployments.sd3.precision import PrecisionChoice
-from deployments.sd3.samplers import Sampler, start
+from deployments.sd3.samplers import Sampler, SamplerState, start
 from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.wire import from_wire
-from serve.errors import StageFailed
+from deployments.step_costs import TokenShape
 
 OnEvent = Callable[[StepProgress | Latents | BaseException], None]
+Clock = Callable[[], float]  # seconds that never go back
 
-_LATENT_PIXELS = 8  # a latent is an 8 x 8 square of pixels
+LATENT_PIXELS = 8  # a latent is an 8 x 8 square of pixels
+_FLOAT32_BYTES = 4
 
 
 class VelocityModel(Protocol):
@@ -36,14 +43,26 @@ class VelocityModel(Protocol):
     ) -> Tensor:
         """Predict noise - image: [B, C, h, w], [B], [B, T, D], [B, P] -> float32 [B, C, h, w]."""
 
+    def path(self, height: int, width: int, text_tokens: int, rows: int) -> Path:
+        """Return how `velocity` runs rows of this kind; sides of the latents."""
+
 
 class Ticket:
-    """A submitted request, as its owner holds it."""
+    """A submitted request, as its owner holds it.
 
-    def __init__(self, job: DenoiseJob, on_event: OnEvent) -> None:
+    Args:
+        job: What to denoise.
+        on_event: Who is told.
+        key: Its own among the engine's tickets, rising with time.
+        submitted_at: Seconds, by the engine's clock; its deadline counts from there.
+    """
+
+    def __init__(self, job: DenoiseJob, on_event: OnEvent, key: int, submitted_at: float) -> None:
         self.job = job
         self.on_event = on_event
-        self.submitted_at = time.monotonic()
+        self.key = key
+        self.submitted_at = submitted_at
+        self.deadline = None if job.deadline_s is None else submitted_at + job.deadline_s
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -55,6 +74,60 @@ class Ticket:
         """True once `cancel` was called."""
         return self._cancelled.is_set()
 
+    def is_late(self, now: float) -> bool:
+        """True once its deadline has passed."""
+        return self.deadline is not None and now >= self.deadline
+
+    @property
+    def admission_order(self) -> tuple[int, float, int]:
+        """Sorts what waits for memory: by priority, then deadline, then age."""
+        deadline = float("inf") if self.deadline is None else self.deadline
+        return -self.job.priority, deadline, self.key
+
+
+def token_shape(job: DenoiseJob) -> TokenShape:
+    """Return what a job's rows must share with others to enter a forward together."""
+    text_tokens = job.positive.prompt_embeds.shape[0]
+    return TokenShape(job.height // LATENT_PIXELS, job.width // LATENT_PIXELS, text_tokens)
+
+
+def is_guided(job: DenoiseJob) -> bool:
+    """True if some step may take two rows; at a scale of 1 the negative prompt cancels out."""
+    return job.negative is not None and job.guidance_scale > 1
+
+
+def most_rows(job: DenoiseJob) -> int:
+    """Return the rows of its widest step."""
+    return 2 if is_guided(job) else 1
+
+
+def live_bytes(job: DenoiseJob, channels: int, dtype: torch.dtype) -> int:
+    """Return what a job holds on the device between two forwards.
+
+    Args:
+        job: Of the request.
+        channels: Of the latents.
+        dtype: That embeddings are kept in.
+    """
+    shape = token_shape(job)
+    # Latents, the multistep sampler's history, and the next of both while a step is taken.
+    latents = 4 * channels * shape.height * shape.width * _FLOAT32_BYTES
+    prompts = 3 if is_guided(job) else 1  # the zeros outside the negative prompt's range count too
+    numbers = job.positive.prompt_embeds.size + job.positive.pooled_prompt_embeds.size
+    return latents + prompts * int(numbers) * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One encoded prompt on the device."""
+
+    prompt_embeds: Tensor  # [1, T, D]
+    pooled: Tensor  # [1, P]
+
+    def zeros(self) -> Conditioning:
+        """Return the same shapes filled with 0, as ComfyUI's ConditioningZeroOut does."""
+        return Conditioning(torch.zeros_like(self.prompt_embeds), torch.zeros_like(self.pooled))
+
 
 class LiveRequest:
     """A request between two of its steps: its rows, its sampler and its state.
@@ -62,81 +135,119 @@ class LiveRequest:
     Args:
         ticket: What was submitted.
         model: That it will run on.
+        now: Seconds, by the clock that the ticket was stamped with.
 
     Raises:
         InvalidRequest: Unknown sampler or scheduler, or a shift that cannot be.
     """
 
-    def __init__(self, ticket: Ticket, model: VelocityModel) -> None:
+    def __init__(self, ticket: Ticket, model: VelocityModel, now: float) -> None:
         job = ticket.job
         self.ticket = ticket
-        self.admitted_at = self.stepped_at = time.monotonic()
+        self.admitted_at = self.stepped_at = now
+        self.has_begun = False  # a forward took its rows
+        self.joules: float | None = 0.0
         self.precision = model.precision
+        self.shape = token_shape(job)
+        self.bytes = live_bytes(job, model.in_channels, model.precision.compute_dtype)
         sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift)
         self.sampler = Sampler(job.sampler, sigmas)
-        height, width = job.height // _LATENT_PIXELS, job.width // _LATENT_PIXELS
-        state = start(job.seed, model.in_channels, height, width)
+        state = start(job.seed, model.in_channels, self.shape.height, self.shape.width)
         self.state = replace(state, latents=state.latents.to(model.device))
-        self.guidance_scale = job.guidance_scale
-        # One row without guidance; with it two, the negative prompt first.
-        prompts = [job.positive] if job.negative is None else [job.negative, job.positive]
+        prompts = [job.negative, job.positive] if is_guided(job) else [job.positive]
         dtype = model.precision.compute_dtype
-        self.prompt_embeds = torch.stack(
-            [from_wire(prompt.prompt_embeds, model.device, dtype) for prompt in prompts]
-        )
-        self.pooled = torch.stack(
-            [from_wire(prompt.pooled_prompt_embeds, model.device, dtype) for prompt in prompts]
-        )
-
-    @property
-    def rows(self) -> int:
-        """Rows it takes in a forward."""
-        return len(self.prompt_embeds)
+        *negative, self._positive = [
+            Conditioning(
+                from_wire(prompt.prompt_embeds, model.device, dtype)[None],
+                from_wire(prompt.pooled_prompt_embeds, model.device, dtype)[None],
+            )
+            for prompt in prompts
+            if prompt is not None
+        ]
+        self._unconditional = _unconditional(job, self.sampler.sigmas, negative)
+        rows = [1 if each is None else 2 for each in self._unconditional]
+        self._rows_left = [*accumulate(reversed(rows))][::-1]
 
     @property
     def is_finished(self) -> bool:
         """True when no step is left."""
         return self.sampler.is_finished(self.state)
 
-    def latent_rows(self) -> Tensor:
-        """Return its latents, once for each of its rows: float32 [rows, C, h, w]."""
-        return self.state.latents.expand(self.rows, -1, -1, -1)
+    @property
+    def rows(self) -> int:
+        """Rows that its next step takes in a forward."""
+        return len(self.conditionings())
 
-    def sigma_rows(self) -> Tensor:
-        """Return its noise level, once for each of its rows: float32 [rows] on the host."""
-        return torch.full((self.rows,), self.sampler.sigma(self.state))
+    def conditionings(self) -> list[Conditioning]:
+        """Return what the rows of its next step see: the unconditional row, if any, comes first."""
+        unconditional = self._unconditional[self.state.step]
+        return [self._positive] if unconditional is None else [unconditional, self._positive]
 
-    def step(self, velocity: Tensor) -> StepProgress:
-        """Take one step.
+    def work(self) -> Work:
+        """Return the request as the policy sees it."""
+        done = self.state.step
+        return Work(
+            key=self.ticket.key,
+            shape=self.shape,
+            rows=self.rows,
+            rows_left=self._rows_left[done],
+            steps_left=self.sampler.steps - done,
+            submitted_at=self.ticket.submitted_at,
+            deadline=self.ticket.deadline,
+            priority=self.ticket.job.priority,
+            steps_done=done,
+        )
 
-        Args:
-            velocity: float32 [rows, C, h, w], the model's output for its rows.
+    @property
+    def wants_preview(self) -> bool:
+        """True if its next step is to be shown; the last one is shown by the picture itself."""
+        every, number = self.ticket.job.preview_every, self.state.step + 1
+        return every > 0 and number % every == 0 and number < self.sampler.steps
 
-        Raises:
-            StageFailed: The velocity is not finite.
-        """
-        if self.rows == 2:
-            negative, positive = velocity
-            guided = negative + self.guidance_scale * (positive - negative)
-        else:
-            guided = velocity[0]
-        number = self.state.step + 1
-        if not bool(torch.isfinite(guided).all()):
-            raise StageFailed(
-                f"The denoiser produced NaN or infinite values in step {number} of "
-                f"{self.sampler.steps}."
-            )
-        self.state = self.sampler.step(self.state, guided)
-        before, self.stepped_at = self.stepped_at, time.monotonic()
-        return StepProgress(number, self.sampler.steps, self.stepped_at - before)
+    def advance(self, state: SamplerState, now: float) -> StepProgress:
+        """Take over the state after a step and return what is told of it."""
+        self.state = state
+        before, self.stepped_at = self.stepped_at, now
+        return StepProgress(state.step, self.sampler.steps, now - before)
 
-    def result(self) -> Latents:
+    def result(self, now: float) -> Latents:
         """Return the finished latents, stamped."""
         stamp = Stamp(
             replica="",  # who runs an engine knows its own name
             pid=os.getpid(),
             precision=self.precision.name,
             queue_s=self.admitted_at - self.ticket.submitted_at,
-            seconds=time.monotonic() - self.admitted_at,
+            seconds=now - self.admitted_at,
         )
-        return Latents(self.state.latents.to("cpu", torch.float32).numpy(), stamp)
+        latents = self.state.latents.to("cpu", torch.float32).numpy()
+        return Latents(latents, stamp, joules=self.joules)
+
+
+def _unconditional(
+    job: DenoiseJob, sigmas: Sequence[float], negative: Sequence[Conditioning]
+) -> list[Conditioning | None]:
+    """Return for each step what its unconditional row sees; None where it takes no such row."""
+    if not negative:
+        return [None] * (len(sigmas) - 1)
+    (given,) = negative
+    low, high = job.guidance_interval or (0.0, float("inf"))
+    first, last = (_sigma_at(fraction, job.shift) for fraction in job.negative_prompt_range)
+    seen = [last <= sigma <= first for sigma in sigmas[:-1]]
+    zeros = given if all(seen) else given.zeros()
+    return [
+        None if not low <= sigma <= high else given if sees else zeros
+        for sigma, sees in zip(sigmas[:-1], seen, strict=True)
+    ]
+
+
+def _sigma_at(fraction: float, shift: float) -> float:
+    """Return the noise level at a fraction of sampling.
+
+    ComfyUI `comfy/model_sampling.py`, ModelSamplingDiscreteFlow.percent_to_sigma.
+    """
+    if fraction <= 0:
+        return 1.0
+    if fraction >= 1:
+        return 0.0
+    left = 1 - fraction
+    return shift * left / (1 + (shift - 1) * left)

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from deployments import denoiser as denoiser_module
 from deployments.denoiser import Denoiser
+from deployments.engine import Engine
 from deployments.payloads import DenoiseJob, Latents, Stamp, StepProgress, TextJob
 from deployments.sd3.text import EncodedPrompt
 from deployments.text_encoder import TextEncoder
@@ -192,9 +192,10 @@ def test_a_denoiser_whose_engine_has_ended_is_replaced(
     loaded_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ):
     loaded_denoiser.check_health()
-    ended: Any = SimpleNamespace(is_alive=False)
-    monkeypatch.setattr(loaded_denoiser, "_engine", ended)
-    with pytest.raises(StageUnavailable):
+    engine = Engine(loaded_denoiser._mmdit, max_waiting=1)
+    engine.close()
+    monkeypatch.setattr(loaded_denoiser, "_engine", engine)
+    with pytest.raises(StageUnavailable, match="shutting down"):
         loaded_denoiser.check_health()
 
 

@@ -3,8 +3,6 @@
 The model is a stand-in that does what a test tells it to; the loop, threads and events are real.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -13,76 +11,24 @@ import pytest
 import torch
 
 from deployments.engine import Engine
-from deployments.live_request import Ticket
-from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp, StepProgress
+from deployments.input_limits import InputLimits
+from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.sd3.noise import initial_latents, request_generator
-from deployments.sd3.precision import choose_precision
-from serve.errors import JobCancelled, Overloaded, StageFailed, StageUnavailable
+from serve.errors import InvalidRequest, JobCancelled, Overloaded, StageFailed, StageUnavailable
+from tests.unit.toy_engine import (
+    Event,
+    Gate,
+    Listener,
+    ToyModel,
+    failure,
+    finished,
+    job,
+    one_at_a_time,
+    prompt,
+    submit,
+)
 
-WAIT_S = 20
-NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
-Event = StepProgress | Latents | BaseException
-
-
-class ToyModel:
-    """Velocity = latents + mean of the prompt; `before` runs first, for tests to interfere."""
-
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self.precision = choose_precision("fp32", "cpu")
-        self.in_channels = 4
-        self.calls: list[tuple[int, float]] = []  # rows and noise level of each forward
-        self.before: Callable[[torch.Tensor], None] = lambda prompt_embeds: None
-
-    def velocity(
-        self,
-        latents: torch.Tensor,
-        sigmas: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled: torch.Tensor,
-    ) -> torch.Tensor:
-        self.calls.append((len(latents), float(sigmas[0])))
-        self.before(prompt_embeds)
-        return latents + prompt_embeds.mean((1, 2))[:, None, None, None]
-
-
-class Listener:
-    """Collects what a request is told."""
-
-    def __init__(self) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
-
-    def __call__(self, event: Event) -> None:
-        self.events.put(event)
-
-    def rest(self) -> list[Event]:
-        """Everything up to and with the last event."""
-        got: list[Event] = []
-        while not got or isinstance(got[-1], StepProgress):
-            got.append(self.events.get(timeout=WAIT_S))
-        return got
-
-
-def prompt(value: float) -> PromptEmbedding:
-    return PromptEmbedding(np.full((3, 8), value, np.float32), np.zeros(5, np.float32), (), NOBODY)
-
-
-def job(steps: int = 4, value: float = 1.0, **changes: object) -> DenoiseJob:
-    made = DenoiseJob(
-        job_id="job",
-        image=0,
-        width=64,
-        height=32,
-        num_inference_steps=steps,
-        guidance_scale=3.0,
-        sampler="euler",
-        scheduler="normal",
-        shift=3.0,
-        seed=5,
-        positive=prompt(value),
-        negative=None,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
+LIMITS = InputLimits(joint_attention_dim=8, pooled_projection_dim=5, largest_side=16)
 
 
 @pytest.fixture
@@ -92,44 +38,9 @@ def model() -> ToyModel:
 
 @pytest.fixture
 def engine(model: ToyModel) -> Iterator[Engine]:
-    made = Engine(model, max_waiting=4)
+    made = Engine(model, max_waiting=4, limits=LIMITS, policy=one_at_a_time)
     yield made
     made.close()
-
-
-WRONG_DTYPE = replace(prompt(0), prompt_embeds=np.ones((3, 8), np.int32))  # type: ignore[arg-type]
-
-
-class Gate:
-    """Holds the model at its next forward until opened."""
-
-    def __init__(self, model: ToyModel) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-        model.before = self
-
-    def __call__(self, prompt_embeds: torch.Tensor) -> None:
-        self.reached.set()
-        assert self.opened.wait(WAIT_S)
-
-    def wait(self) -> None:
-        assert self.reached.wait(WAIT_S)
-
-
-def submit(engine: Engine, what: DenoiseJob) -> tuple[Listener, Ticket]:
-    listener = Listener()
-    return listener, engine.submit(what, listener)
-
-
-def finished(listener: Listener) -> Latents:
-    last = listener.rest()[-1]
-    assert isinstance(last, Latents), last
-    return last
-
-
-def failure(listener: Listener) -> BaseException:
-    last = listener.rest()[-1]
-    assert isinstance(last, BaseException), last
-    return last
 
 
 def test_every_step_is_told_in_order_and_the_latents_come_last(engine):
@@ -155,12 +66,12 @@ def test_guidance_takes_two_rows_and_goes_from_negative_towards_positive(engine,
     latents = finished(submit(engine, guided)[0]).latents
     # velocity = latents + (.25 + 3 * (1 - .25))
     np.testing.assert_allclose(latents, -2.5, atol=1e-5)
-    assert [rows for rows, _ in model.calls] == [2]
+    assert [call.rows for call in model.calls] == [2]
 
 
 def test_without_guidance_one_row_is_taken(engine, model):
     submit(engine, job(steps=3))[0].rest()
-    assert [rows for rows, _ in model.calls] == [1, 1, 1]
+    assert [call.rows for call in model.calls] == [1, 1, 1]
 
 
 def test_requests_finish_in_the_order_they_came(engine, model):
@@ -236,29 +147,61 @@ def test_cancelling_what_is_done_does_nothing(engine):
     assert listener.events.empty()
 
 
-def poison(prompt_embeds: torch.Tensor) -> None:
-    if bool((prompt_embeds == 13).any()):
-        raise ValueError("unlucky")
-
-
 @pytest.mark.parametrize(
-    ("bad", "expected"),
-    [
-        (job(value=float("nan")), StageFailed),
-        (job(value=13.0), StageFailed),
-        (job(negative=replace(prompt(0), prompt_embeds=np.ones((9, 9), np.float32))), StageFailed),
-        (job(positive=WRONG_DTYPE), StageFailed),
-    ],
-    ids=["nan", "exception", "shapes differ", "wrong dtype"],
+    "bad",
+    [job(value=float("nan")), job(value=1e6), job(value=13.0), job(sampler="none such")],
+    ids=["nan", "absurd", "exception", "unknown sampler"],
 )
-def test_a_bad_request_fails_alone(engine, model, bad, expected):
+def test_a_bad_request_fails_alone(engine, model, bad):
     model.before = poison
     alone = finished(submit(engine, job())[0]).latents
     listeners = [submit(engine, each)[0] for each in (job(), bad, job())]
     assert np.array_equal(finished(listeners[0]).latents, alone)
+    expected = InvalidRequest if bad.sampler == "none such" else StageFailed
     assert type(failure(listeners[1])) is expected
     assert np.array_equal(finished(listeners[2]).latents, alone)
     assert engine.is_alive
+
+
+def embeddings(**changes: object) -> DenoiseJob:
+    return job(positive=replace(prompt(1), **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (embeddings(prompt_embeds=np.ones((3, 8), np.int32)), "positive.prompt_embeds"),
+        (embeddings(prompt_embeds=np.ones((3, 9), np.float32)), "positive.prompt_embeds"),
+        (embeddings(prompt_embeds=np.ones((0, 8), np.float32)), "positive.prompt_embeds"),
+        (embeddings(prompt_embeds=[[1.0] * 8]), "positive.prompt_embeds"),
+        (embeddings(pooled_prompt_embeds=np.ones((1, 5), np.float32)), "pooled_prompt_embeds"),
+        (job(negative=replace(prompt(0), prompt_embeds=np.ones((9, 8), np.float32))), "negative"),
+    ],
+    ids=["dtype", "width", "empty", "no array", "pooled", "differs from the positive"],
+)
+def test_wrong_embeddings_are_refused_by_name(engine, model, bad, field):
+    with pytest.raises(StageFailed, match="wrong (shape|dtype)") as raised:
+        submit(engine, bad)
+    assert field in str(raised.value.field)
+    assert engine.queue_length == 0
+    finished(submit(engine, job())[0])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"width": 0}, {"width": -16}, {"height": 40}, {"width": 144}, {"num_inference_steps": 0}],
+    ids=str,
+)
+def test_impossible_sizes_are_refused_with_what_is_possible(engine, size):
+    with pytest.raises(InvalidRequest) as raised:
+        submit(engine, job(**size))
+    assert raised.value.field in size
+    assert raised.value.allowed
+
+
+def poison(prompt_embeds: torch.Tensor) -> None:
+    if bool((prompt_embeds == 13).any()):
+        raise ValueError("unlucky")
 
 
 def test_nan_names_the_step(engine, model):
@@ -324,17 +267,8 @@ def test_a_card_that_is_lost_closes_the_engine(engine, model, error):
     assert isinstance(failure(running), StageFailed)
     # At once, so that nothing is taken that could only fail.
     assert not engine.is_alive
+    with pytest.raises(StageUnavailable, match="CUDA error"):
+        engine.check_health()
     assert isinstance(failure(waiting), StageUnavailable)
     with pytest.raises(StageUnavailable):
         engine.submit(job(), Listener())
-
-
-def test_running_out_of_memory_does_not_close_the_engine(engine, model):
-    def fail(prompt_embeds: torch.Tensor) -> None:
-        model.before = lambda prompt_embeds: None
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    model.before = fail
-    assert isinstance(failure(submit(engine, job())[0]), StageFailed)
-    finished(submit(engine, job())[0])
-    assert engine.is_alive

@@ -1,0 +1,104 @@
+"""One forward over the rows of several requests, and one step of each one's own sampler.
+
+The host waits for the device once a forward, however many requests share it: what is computed for
+each of them is queued before that, and thrown away for those whose values turn out to be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deployments.live_request import Conditioning, LiveRequest, VelocityModel
+from deployments.sd3.samplers import SamplerState
+from serve.errors import StageFailed
+
+# Noise minus image, both of about unit variance: guided as far as requests may ask, it stays in the
+# tens. What is far beyond comes of broken weights or inputs, and no picture comes of it.
+LARGEST_VELOCITY = 1e4
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One request after its step."""
+
+    state: SamplerState
+    denoised: Tensor | None  # [C, h, w], the estimate of the picture, where a preview is due
+
+
+def step_together(model: VelocityModel, chosen: Sequence[LiveRequest]) -> list[Stepped | Exception]:
+    """Run one forward and step each request by its own rows; their states are left as they are.
+
+    Args:
+        model: Predicts velocities.
+        chosen: Requests of one token shape, none finished.
+
+    Returns:
+        For each request what came of it, in order; StageFailed where its velocity is not finite.
+
+    Raises:
+        Exception: What the model raises; it concerns them all.
+    """
+    rows: list[tuple[LiveRequest, Conditioning]] = []
+    first_rows: list[int] = []
+    last_rows: list[int] = []
+    for live in chosen:
+        first_rows.append(len(rows))
+        rows += [(live, conditioning) for conditioning in live.conditionings()]
+        last_rows.append(len(rows) - 1)
+    sigmas = [live.sampler.sigma(live.state) for live in chosen]
+    device = model.device
+    # Made before the forward: copies of the host's numbers wait for whatever was queued earlier.
+    row_sigmas = torch.tensor([live.sampler.sigma(live.state) for live, _ in rows], device=device)
+    negative, positive = (torch.tensor(at, device=device) for at in (first_rows, last_rows))
+    scale = torch.tensor([live.ticket.job.guidance_scale for live in chosen], device=device)
+    velocity = model.velocity(
+        torch.stack([live.state.latents for live, _ in rows]),
+        row_sigmas,
+        torch.cat([conditioning.prompt_embeds for _, conditioning in rows]),
+        torch.cat([conditioning.pooled for _, conditioning in rows]),
+    )
+    guided = _guided(velocity, negative, positive, scale)
+    is_sound = (guided.abs() <= LARGEST_VELOCITY).flatten(1).all(dim=1)  # NaN is no less than it
+    stepped: list[Stepped | Exception] = []
+    for live, sigma, own in zip(chosen, sigmas, guided, strict=True):
+        try:
+            state = live.sampler.step(live.state, own)
+            denoised = live.state.latents - sigma * own if live.wants_preview else None
+            stepped.append(Stepped(state, denoised))
+        except (ArithmeticError, ValueError) as error:  # of its own numbers
+            stepped.append(error)
+    # The only place where the host waits for the device.
+    return [
+        each if sound else _not_sound(live)
+        for live, each, sound in zip(chosen, stepped, is_sound.tolist(), strict=True)
+    ]
+
+
+def _guided(velocity: Tensor, negative: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
+    """Apply each request's guidance.
+
+    Args:
+        velocity: float32 [rows, C, h, w].
+        negative: int64 [requests], the unconditional row of each; the same as `positive` where
+            there is one row only, which is then left as it is.
+        positive: int64 [requests], the conditional row of each.
+        scale: float32 [requests], guidance.
+
+    Returns:
+        float32 [requests, C, h, w].
+    """
+    if len(velocity) == len(positive):
+        return velocity
+    without, with_prompt = velocity[negative], velocity[positive]
+    return without + scale[:, None, None, None] * (with_prompt - without)
+
+
+def _not_sound(live: LiveRequest) -> StageFailed:
+    return StageFailed(
+        f"The denoiser produced NaN, infinite or absurdly large values in step "
+        f"{live.state.step + 1} of {live.sampler.steps}."
+    )

@@ -1,0 +1,140 @@
+"""What a replica's memory can take: requests are admitted, not hoped for.
+
+Two things are counted: what each live request holds between forwards, and the peak of the largest
+forward, which grows with rows x tokens. What can never fit is refused at once, what fits later
+waits, and a forward takes no more rows than there is room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from deployments.live_request import LATENT_PIXELS, live_bytes, most_rows, token_shape
+from deployments.payloads import DenoiseJob
+from deployments.schedule import MAX_ROWS
+from deployments.step_costs import TokenShape
+from serve.errors import InvalidRequest
+
+GIB = 1 << 30
+
+# Until a forward was measured: SD3.5 Large holds about this much for one token of one row (width
+# 2432: its streams, normalised and quantised copies, q, k, v and four widths within the MLP).
+_GUESSED_BYTES_PER_TOKEN = 128 << 10
+# Measured peaks repeat, but the allocator's blocks leave gaps between them.
+_HEADROOM = 1.15
+# Left on a card for what the allocator does not see: libraries' workspaces, lazily loaded kernels.
+_CUDA_MARGIN_BYTES = GIB // 2
+# A CPU's memory is shared with everything else on the machine, so a limit stands in.
+_CPU_CAPACITY_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """What a request's bytes depend on."""
+
+    channels: int  # of the latents
+    dtype: torch.dtype  # that embeddings are kept in
+
+
+class MemoryBudget:
+    """Bytes for live requests and for the forward under way.
+
+    Args:
+        capacity_bytes: For both together, beside the weights.
+        bytes_per_token: Peak of a forward for one token of one row.
+        available: Returns the bytes that are free this moment, where that can be asked: a card may
+            be shared. None: `capacity_bytes` less what live requests hold.
+    """
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        *,
+        bytes_per_token: float = _GUESSED_BYTES_PER_TOKEN,
+        available: Callable[[], int] | None = None,
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.bytes_per_token = bytes_per_token
+        self._available = available
+        self._too_many: int | None = None  # rows x tokens of the smallest forward that did not fit
+
+    @classmethod
+    def of_device(
+        cls, device: torch.device, bytes_per_token: float = _GUESSED_BYTES_PER_TOKEN
+    ) -> MemoryBudget:
+        """Return the budget of a device; call it after the model is loaded and warmed up.
+
+        Args:
+            device: That holds the model.
+            bytes_per_token: As measured there.
+        """
+        if device.type != "cuda":
+            return cls(_CPU_CAPACITY_BYTES, bytes_per_token=bytes_per_token)
+        # What stays reserved when nothing is cached belongs to captured graphs and is not free.
+        torch.cuda.empty_cache()
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+        def available() -> int:
+            free, _ = torch.cuda.mem_get_info(device)
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - held
+            return int(free) + max(cached, 0) - _CUDA_MARGIN_BYTES
+
+        capacity = max(available(), 0)
+        return cls(capacity, bytes_per_token=bytes_per_token, available=available)
+
+    def forward_bytes(self, shape: TokenShape, rows: int) -> int:
+        """Return the peak of a forward of so many rows, above what is held before it."""
+        return int(rows * shape.tokens * self.bytes_per_token * _HEADROOM)
+
+    def free_bytes(self, held_bytes: int) -> int:
+        """Return what is free while live requests hold so many bytes and no forward runs."""
+        free = self.capacity_bytes - held_bytes
+        return free if self._available is None else min(free, self._available())
+
+    def row_limit(self, shape: TokenShape, held_bytes: int) -> int:
+        """Return the most rows that a forward of a shape has room for, at least 1."""
+        fitting = self.free_bytes(held_bytes) // max(self.forward_bytes(shape, 1), 1)
+        if self._too_many is not None:
+            fitting = min(fitting, (self._too_many - 1) // shape.tokens)
+        return max(1, min(MAX_ROWS, fitting))
+
+    def ran_out(self, shape: TokenShape, rows: int) -> None:
+        """Remember that a forward did not fit, so that the next ones are smaller."""
+        failed = rows * shape.tokens
+        self._too_many = failed if self._too_many is None else min(self._too_many, failed)
+
+    def forget(self) -> None:
+        """Drop what `ran_out` said; whoever took the memory may have gone."""
+        self._too_many = None
+
+    def check(self, job: DenoiseJob, model: ModelMemory) -> None:
+        """Refuse a job that would not fit even alone.
+
+        Raises:
+            InvalidRequest: Naming its size, what it takes and the largest square that fits.
+        """
+        need = self._needed(job, model)
+        if need <= self.capacity_bytes:
+            return
+        size = f"{job.width}x{job.height}"
+        raise InvalidRequest(
+            f"{size} pixels take {need / GIB:.1f} GiB beside the model's weights, and this replica "
+            f"has {self.capacity_bytes / GIB:.1f} GiB.",
+            field="width" if job.width >= job.height else "height",
+            value=size,
+            allowed=self._largest(job, model),
+        )
+
+    def _needed(self, job: DenoiseJob, model: ModelMemory) -> int:
+        held = live_bytes(job, model.channels, model.dtype)
+        return held + self.forward_bytes(token_shape(job), most_rows(job))
+
+    def _largest(self, job: DenoiseJob, model: ModelMemory) -> str:
+        multiple = 2 * LATENT_PIXELS  # a token is 2 x 2 latents
+        for side in range(max(job.width, job.height), 0, -multiple):
+            if self._needed(replace(job, width=side, height=side), model) <= self.capacity_bytes:
+                return f"at most {side}x{side} pixels, or as many in another shape"
+        return "no size at all: the card has too little memory beside the weights"

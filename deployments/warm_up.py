@@ -1,0 +1,177 @@
+"""What a denoiser does before its first request: makes the usual forwards fast and measures them.
+
+Nothing compiles while requests wait. A size or row count that was not made ready runs on a slower
+path and its progress says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+
+from deployments.device_errors import is_out_of_memory
+from deployments.live_request import LATENT_PIXELS, VelocityModel
+from deployments.memory_budget import MemoryBudget
+from deployments.sd3.stored_tensors import read_json
+from deployments.step_costs import StepCosts, TokenShape
+from serve.errors import ConfigurationError
+
+# Guided requests take two rows each; odd counts come of unguided ones.
+_CUDA_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+# A laptop must be ready at once; whether two guided pictures share a forward is all it must know.
+_CPU_ROWS = (2, 4)
+_CPU_SECONDS = 0.7
+_GAIN_WORTH_MORE_ROWS = 0.03
+_TIMED = 3
+
+_log = logging.getLogger(__name__)
+
+
+class WarmableModel(VelocityModel, Protocol):
+    """A model whose forwards can be made ready; `deployments.sd3.mmdit.Mmdit` is one."""
+
+    joint_attention_dim: int
+    pooled_projection_dim: int
+    largest_side: int  # of the latents
+
+    def prepare(self, height: int, width: int, text_tokens: int, rows: int) -> None:
+        """Make forwards of one shape as fast as they get; sides of the latents."""
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What start-up found out, for the engine."""
+
+    costs: StepCosts
+    memory: MemoryBudget
+
+
+def text_tokens_of(model_dir: Path, max_sequence_length: int) -> int:
+    """Return the length of a prompt's embedding: CLIP's tokens, then T5's.
+
+    Raises:
+        ConfigurationError: CLIP's tokenizer does not state its length.
+    """
+    path = model_dir / "tokenizer" / "tokenizer_config.json"
+    length = read_json(path).get("model_max_length")
+    if not isinstance(length, int):
+        raise ConfigurationError(
+            "The tokenizer states no `model_max_length`.", field="model.path", value=str(path)
+        )
+    return length + max_sequence_length
+
+
+def warm_up(
+    model: WarmableModel,
+    sizes: Sequence[tuple[int, int]],
+    text_tokens: int,
+    rows: Sequence[int] = (),
+) -> Warmed:
+    """Prepare and time forwards.
+
+    Args:
+        model: Loaded.
+        sizes: Width and height in pixels.
+        text_tokens: Of a prompt's embedding.
+        rows: Of the forwards, tried in rising order for as long as a row gets cheaper; chosen by
+            device if empty.
+
+    Raises:
+        ConfigurationError: A size that the model cannot draw.
+    """
+    on_cpu = model.device.type == "cpu"
+    counts = sorted(set(rows)) or (_CPU_ROWS if on_cpu else _CUDA_ROWS)
+    give_up_at = time.monotonic() + _CPU_SECONDS if on_cpu else float("inf")
+    costs, bytes_per_token = StepCosts(), 0.0
+    for width, height in sizes:
+        shape = TokenShape(height // LATENT_PIXELS, width // LATENT_PIXELS, text_tokens)
+        if max(shape.height, shape.width) > model.largest_side:
+            raise ConfigurationError(
+                "A size to warm up is larger than the model draws.",
+                field="denoiser.warm_sizes",
+                value=f"{width}x{height}",
+                allowed=f"sides of at most {model.largest_side * LATENT_PIXELS} pixels",
+            )
+        try:
+            peak = _peak_bytes(model, shape)
+            bytes_per_token = max(bytes_per_token, peak / (2 * shape.tokens))
+            _warm_shape(model, shape, counts, costs, give_up_at)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("no memory to warm up more rows of %dx%d pixels", width, height)
+    known = {"bytes_per_token": bytes_per_token} if bytes_per_token else {}
+    return Warmed(costs, MemoryBudget.of_device(model.device, **known))
+
+
+def _warm_shape(
+    model: WarmableModel,
+    shape: TokenShape,
+    counts: Sequence[int],
+    costs: StepCosts,
+    give_up_at: float,
+) -> None:
+    best, without_gain = float("inf"), 0
+    for rows in counts:
+        model.prepare(shape.height, shape.width, shape.text_tokens, rows)
+        costs.observe(shape, rows, _seconds(model, shape, rows, give_up_at))
+        if time.monotonic() > give_up_at:
+            return
+        per_row = costs.seconds(shape, rows) / rows
+        # Twice, for a count may fit the card's tiles badly and the next one well.
+        without_gain = 0 if per_row < best * (1 - _GAIN_WORTH_MORE_ROWS) else without_gain + 1
+        best = min(best, per_row)
+        if without_gain == 2:
+            return
+
+
+def _seconds(model: WarmableModel, shape: TokenShape, rows: int, give_up_at: float) -> float:
+    forward = _random_forward(model, shape, rows)
+    forward()
+    measured: list[float] = []
+    while len(measured) < _TIMED and (not measured or time.monotonic() < give_up_at):
+        began = time.perf_counter()
+        forward()
+        measured.append(time.perf_counter() - began)
+    return median(measured)
+
+
+def _peak_bytes(model: WarmableModel, shape: TokenShape) -> int:
+    """Return the peak of a forward of two rows that nothing was prepared for; 0 on a CPU."""
+    if model.device.type != "cuda":
+        return 0
+    forward = _random_forward(model, shape, 2)
+    forward()  # libraries keep what they allocate on first use
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    forward()
+    return int(torch.cuda.max_memory_allocated(model.device) - before)
+
+
+def _random_forward(model: WarmableModel, shape: TokenShape, rows: int) -> Callable[[], Any]:
+    dtype, device = model.precision.compute_dtype, model.device
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def random(*sides: int) -> torch.Tensor:
+        return torch.randn(sides, generator=generator).to(device, dtype)
+
+    inputs = (
+        random(rows, model.in_channels, shape.height, shape.width).float(),
+        torch.full((rows,), 0.5, device=device),
+        random(rows, shape.text_tokens, model.joint_attention_dim),
+        random(rows, model.pooled_projection_dim),
+    )
+
+    def forward() -> None:
+        model.velocity(*inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return forward
