@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from serve.config import Settings
-from serve.errors import JobNotFound, Overloaded, StageUnavailable
+from serve.errors import DeadlineExceeded, JobNotFound, Overloaded, StageUnavailable
 from serve.http.body import read_json
 from serve.http.native import build_app
 from serve.http.server_sent_events import event_response
@@ -52,6 +52,35 @@ async def test_what_passes_by_itself_says_when_to_come_back(error: Any):
     assert answer.status_code == error.status
     assert answer.json() == error.body()
     assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_deadline_that_passed_is_504_and_no_invitation_to_try_again():
+    error = DeadlineExceeded("Too late.", field="deadline_s", value=0.5, allowed="more")
+    async with client(StandIn(error)) as http:
+        answer = await http.post("/v1/generate", json={"prompt": "a", "deadline_s": 0.5})
+    assert answer.status_code == 504
+    assert answer.json() == error.body()
+    assert "retry-after" not in answer.headers
+
+
+async def test_intervals_come_as_json_lists():
+    async with client(StandIn(Overloaded("reached"))) as http:
+        fields = {"prompt": "a", "guidance_interval": [0.2, 0.9], "negative_prompt_range": [0, 1]}
+        assert (await http.post("/v1/generate", json=fields)).status_code == 429
+        wrong = await http.post("/v1/generate", json={**fields, "guidance_interval": [0.9, 0.2]})
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["field"] == "guidance_interval"
+
+
+async def test_a_step_carries_its_preview():
+    async def rest() -> AsyncIterator[JobEvent]:
+        yield JobEvent(event="step", id="1", step=2, steps=4, path="graph", preview="abc=")
+
+    response = event_response(JobEvent(event="queued", id="1"), rest())
+    sent = [str(part) async for part in response.body_iterator]
+    told = json.loads(sent[1].split("data: ")[1])
+    assert (told["preview"], told["path"]) == ("abc=", "graph")
+    assert "preview" not in sent[0]
 
 
 async def test_a_bug_answers_without_its_insides():

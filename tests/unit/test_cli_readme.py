@@ -1,5 +1,6 @@
 """The README says what the code says: settings, errors, commands."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -8,6 +9,7 @@ from serve import errors
 from serve.__main__ import app
 from serve.commands.settings_table import settings_table
 from serve.config import Settings
+from serve.requests import GenerateRequest
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -40,6 +42,25 @@ def test_every_error_a_caller_may_see_is_listed() -> None:
             if kind is errors.KelvinError:
                 continue
             assert f"| {kind.status} | `{kind.code}` | `{kind.__name__}` |" in README
+
+
+def test_every_field_that_diffusers_users_do_not_know_is_explained() -> None:
+    for name in (
+        "priority",
+        "deadline_s",
+        "guidance_interval",
+        "negative_prompt_range",
+        "preview_every",
+    ):
+        assert name in GenerateRequest.model_fields
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
+        example = row.split("|")[2].strip().strip("`")
+        GenerateRequest.model_validate({"prompt": "x", name: json.loads(example)})
+
+
+def test_no_reserved_field_is_explained_as_if_it_did_something() -> None:
+    for name in GenerateRequest.RESERVED:
+        assert f"| `{name}` |" not in README
 
 
 def test_every_command_is_shown() -> None:
