@@ -7,39 +7,69 @@ here, and nothing computed for one row touches another.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
+from deployments.sd3.attention import Attention
 from deployments.sd3.checkpoint import load_component, resident_bytes
-from deployments.sd3.cpu_attention import BmmJointAttention
+from deployments.sd3.cuda_graphs import CudaGraphs
+from deployments.sd3.fp8 import quantize_linears
 from deployments.sd3.host_memory import keep_freed_memory
+from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.sigmas import TRAIN_TIMESTEPS
 from deployments.sd3.stored_tensors import read_json
+from deployments.sd3.transformer import Transformer
+
+_BLOCKS = "transformer_blocks."
 
 
 class Mmdit:
-    """Wraps diffusers' `SD3Transformer2DModel`.
+    """A loaded transformer on its device.
 
     Args:
-        model: Loaded, in eval mode.
+        model: Loaded in `precision`, in eval mode; its weights are taken over.
         device: Where it is.
         precision: What it was loaded in.
+        optimizations: What is switched on.
+
+    Raises:
+        ConfigurationError: Unknown attention.
     """
 
     def __init__(
-        self, model: SD3Transformer2DModel, device: torch.device, precision: PrecisionChoice
+        self,
+        model: SD3Transformer2DModel,
+        device: torch.device,
+        precision: PrecisionChoice,
+        optimizations: Optimizations = Optimizations(),  # noqa: B008 - frozen
     ) -> None:
-        self.model = model
         self.device = device
         self.precision = precision
         self.in_channels = int(model.config.in_channels)
+        self.joint_attention_dim = int(model.config.joint_attention_dim)
+        self.pooled_projection_dim = int(model.config.pooled_projection_dim)
+        # The largest side of latents that positions were learnt for.
+        self.largest_side = int(model.config.pos_embed_max_size) * int(model.config.patch_size)
+        self._heads = int(model.config.num_attention_heads)
+        self._head_width = int(model.config.attention_head_dim)
+        self._attention = Attention(optimizations.attention, device, precision.compute_dtype)
+        self._transformer = Transformer(model, self._attention, optimizations)
+        use_graphs = optimizations.cuda_graphs and device.type == "cuda"
+        self._graphs = CudaGraphs(self._transformer) if use_graphs else None
+        if device.type == "cpu":
+            keep_freed_memory()
 
     @classmethod
     def load(
-        cls, model_dir: str | Path, device: torch.device | str, precision: PrecisionChoice | str
+        cls,
+        model_dir: str | Path,
+        device: torch.device | str,
+        precision: PrecisionChoice | str,
+        optimizations: Optimizations = Optimizations(),  # noqa: B008 - frozen
     ) -> Mmdit:
         """Load `MODEL/transformer`; with FP8 precision every Linear of the blocks is FP8.
 
@@ -47,30 +77,82 @@ class Mmdit:
             model_dir: In Diffusers layout.
             device: Where to put it.
             precision: A choice, or what `choose_precision` takes.
+            optimizations: What is switched on.
 
         Raises:
             ConfigurationError: The files do not fit the configuration, or the precision the device.
         """
-        folder = Path(model_dir) / "transformer"
-        config = read_json(folder / "config.json")
         device = torch.device(device)
         precision = as_choice(precision, device)
+        model = load_transformer(model_dir, device, precision)
+        return cls(model, device, precision, optimizations)
 
-        def build() -> SD3Transformer2DModel:
-            with torch.device("meta"):
-                return SD3Transformer2DModel.from_config(config)
+    @classmethod
+    def from_diffusers(
+        cls,
+        model: SD3Transformer2DModel,
+        device: torch.device | str,
+        precision: PrecisionChoice | str,
+        optimizations: Optimizations = Optimizations(),  # noqa: B008 - frozen
+    ) -> Mmdit:
+        """Take over a model in memory; with FP8 precision its blocks are quantised one by one.
 
-        model = load_component(folder, build, device, precision, "transformer_blocks.")
-        if device.type == "cpu":
-            keep_freed_memory()
-            if precision.compute_dtype == torch.bfloat16:
-                model.set_attn_processor(BmmJointAttention())
-        return cls(model, device, precision)
+        Args:
+            model: On `device` already; it is empty afterwards.
+            device: Where it is.
+            precision: A choice, or what `choose_precision` takes.
+            optimizations: What is switched on.
+        """
+        device = torch.device(device)
+        precision = as_choice(precision, device)
+        model = model.eval().requires_grad_(False)
+        if precision.weights == "fp8":
+            quantize_linears(model.transformer_blocks, precision.fp8_arithmetic)
+        # diffusers' own `to` warns of modules that must stay float32; SD3 has none.
+        nn.Module.to(model, precision.compute_dtype)
+        return cls(model, device, precision, optimizations)
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights."""
-        return resident_bytes(self.model)
+        return resident_bytes(self._transformer)
+
+    def prepare(self, height: int, width: int, text_tokens: int, rows: int) -> None:
+        """Make forwards of one shape as fast as they get, before any is needed.
+
+        On CUDA this compiles kernels, measures attention and captures a graph; on a CPU it does
+        nothing.
+
+        Args:
+            height: Of the latents.
+            width: Of the latents.
+            text_tokens: Tokens of the prompt's embedding.
+            rows: Of the batch.
+        """
+        if self.device.type != "cuda":
+            return
+        tokens = height * width // self._transformer.patch**2 + text_tokens
+        self._attention.measure(rows, tokens, self._heads, self._head_width)
+        inputs = self._random_inputs(height, width, text_tokens, rows)
+        if self._graphs:
+            self._graphs.capture(*inputs)
+        else:
+            self._transformer(*inputs)
+            torch.cuda.synchronize(self.device)
+
+    def path(
+        self, height: int, width: int, text_tokens: int, rows: int
+    ) -> Literal["graph", "eager"]:
+        """Return how `velocity` would compute a shape: by a captured graph or kernel by kernel."""
+        shape = (rows, self.in_channels, height, width)
+        if self._graphs and self._graphs.has(shape, text_tokens):
+            return "graph"
+        return "eager"
+
+    def attention_backend(self, height: int, width: int, text_tokens: int, rows: int) -> str:
+        """Return the name of the attention that a shape gets."""
+        tokens = height * width // self._transformer.patch**2 + text_tokens
+        return self._attention.backend(rows, tokens)
 
     @torch.inference_mode()
     def velocity(
@@ -88,11 +170,49 @@ class Mmdit:
             float32 [B, C, h, w].
         """
         dtype = self.precision.compute_dtype
-        output: Tensor = self.model(
-            hidden_states=latents.to(self.device, dtype),
-            timestep=sigmas.to(self.device, torch.float32) * TRAIN_TIMESTEPS,
-            encoder_hidden_states=prompt_embeds.to(self.device, dtype),
-            pooled_projections=pooled.to(self.device, dtype),
-            return_dict=False,
-        )[0]
+        inputs = (
+            latents.to(self.device, dtype),
+            sigmas.to(self.device, torch.float32, non_blocking=True) * TRAIN_TIMESTEPS,
+            prompt_embeds.to(self.device, dtype),
+            pooled.to(self.device, dtype),
+        )
+        if self._graphs and self._graphs.has(inputs[0].shape, inputs[2].shape[1]):
+            return self._graphs.replay(*inputs).float()
+        output: Tensor = self._transformer(*inputs)
         return output.float()
+
+    def _random_inputs(
+        self, height: int, width: int, text_tokens: int, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, device=self.device).to(self.precision.compute_dtype)
+
+        return (
+            random(rows, self.in_channels, height, width),
+            torch.linspace(1.0, float(TRAIN_TIMESTEPS), rows, device=self.device),
+            random(rows, text_tokens, self.joint_attention_dim),
+            random(rows, self.pooled_projection_dim),
+        )
+
+
+def load_transformer(
+    model_dir: str | Path, device: torch.device, precision: PrecisionChoice
+) -> SD3Transformer2DModel:
+    """Load `MODEL/transformer` as diffusers' module, which `Mmdit` takes over.
+
+    Args:
+        model_dir: In Diffusers layout.
+        device: Where to put it.
+        precision: With FP8 weights every Linear of the blocks is an `Fp8Linear`.
+
+    Raises:
+        ConfigurationError: The files do not fit the configuration.
+    """
+    folder = Path(model_dir) / "transformer"
+    config = read_json(folder / "config.json")
+
+    def build() -> SD3Transformer2DModel:
+        with torch.device("meta"):
+            return SD3Transformer2DModel.from_config(config)
+
+    return load_component(folder, build, device, precision, _BLOCKS)

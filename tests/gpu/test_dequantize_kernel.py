@@ -9,8 +9,8 @@ import torch
 from deployments.sd3.fp8 import dequantize
 
 triton = pytest.importorskip("triton", reason="the kernels are Triton's")
-from deployments.sd3.dequantize_kernel import dequantize_cuda, dequantize_kernel  # noqa: E402
-from deployments.sd3.rescale_kernel import rescale_cuda_, rescale_kernel  # noqa: E402
+from deployments.sd3.kernels.dequantize import dequantize_cuda, dequantize_kernel  # noqa: E402
+from deployments.sd3.kernels.rescale import rescale_cuda_, rescale_kernel  # noqa: E402
 
 
 def needs_gpu(test):

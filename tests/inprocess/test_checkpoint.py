@@ -17,8 +17,8 @@ from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.pico import write_pico
 from deployments.payloads import TextJob
 from deployments.sd3.fp8 import Fp8Linear, quantize_per_channel
-from deployments.sd3.mmdit import Mmdit
-from deployments.sd3.precision import PrecisionChoice
+from deployments.sd3.mmdit import Mmdit, load_transformer
+from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.text import TextEncoders
 from deployments.sd3.vae import VaeDecoder
 from serve.errors import ConfigurationError
@@ -49,13 +49,18 @@ def change(model_dir: Path, by: Callable[[State], object]) -> None:
 
 def velocity(mmdit: Mmdit) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    config = mmdit.model.config
     return mmdit.velocity(
         torch.randn(2, mmdit.in_channels, 8, 8, generator=generator),
         torch.tensor([0.8, 0.2]),
-        torch.randn(2, 7, config.joint_attention_dim, generator=generator),
-        torch.randn(2, config.pooled_projection_dim, generator=generator),
+        torch.randn(2, 7, mmdit.joint_attention_dim, generator=generator),
+        torch.randn(2, mmdit.pooled_projection_dim, generator=generator),
     )
+
+
+def loaded(model_dir: Path, precision: PrecisionChoice | str) -> torch.nn.Module:
+    device = torch.device("cpu")
+    model: torch.nn.Module = load_transformer(model_dir, device, as_choice(precision, device))
+    return model
 
 
 def fp8_layers(model: torch.nn.Module) -> list[str]:
@@ -71,7 +76,7 @@ def test_fp8_files_stay_fp8_in_memory(model_dir, precision):
         for name, tensor in stored.items()
         if tensor.dtype == torch.float8_e4m3fn
     }
-    assert set(fp8_layers(mmdit.model)) == in_file
+    assert set(fp8_layers(loaded(model_dir, precision))) == in_file
     assert len(in_file) > 20
     fp8_bytes = sum(stored[f"{name}.weight"].numel() for name in in_file)
     assert (
@@ -90,34 +95,33 @@ def test_fp8_files_stay_fp8_in_memory(model_dir, precision):
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )
 def test_fp8_files_are_dequantised_where_asked(model_dir, precision, dtype):
-    mmdit = Mmdit.load(model_dir, "cpu", precision)
-    assert not fp8_layers(mmdit.model)
-    assert {parameter.dtype for parameter in mmdit.model.parameters()} == {dtype}
+    model = loaded(model_dir, precision)
+    assert not fp8_layers(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     stored = load_file(model_dir / FILE)
     expected = stored[LINEAR].float() * stored[LINEAR + "_scale"][:, None]
-    assert torch.equal(mmdit.model.get_parameter(LINEAR), expected.to(dtype))
+    assert torch.equal(model.get_parameter(LINEAR), expected.to(dtype))
 
 
 def test_an_ordinary_directory_is_quantised_for_fp8(model_dir, tmp_path):
     plain = dequantized_directory(model_dir, tmp_path / "plain", torch.float32)
-    ours = Mmdit.load(plain, "cpu", FP8_IN_FLOAT32)
+    model = loaded(plain, FP8_IN_FLOAT32)
     blocks = [
         name
-        for name, layer in ours.model.named_modules()
+        for name, layer in model.named_modules()
         if name.startswith("transformer_blocks.") and hasattr(layer, "in_features")
     ]
-    assert fp8_layers(ours.model) == blocks
+    assert fp8_layers(model) == blocks
     # Quantising what was dequantised finds the same codes again.
-    assert torch.allclose(
-        velocity(ours), velocity(Mmdit.load(model_dir, "cpu", FP8_IN_FLOAT32)), atol=1e-5
-    )
+    ours, theirs = (Mmdit.load(each, "cpu", FP8_IN_FLOAT32) for each in (plain, model_dir))
+    assert torch.allclose(velocity(ours), velocity(theirs), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_ordinary_directory_loads_as_it_is(model_dir, tmp_path, dtype):
     plain = dequantized_directory(model_dir, tmp_path / "plain", dtype)
     mmdit = Mmdit.load(plain, "cpu", "bf16")
-    assert not fp8_layers(mmdit.model)
+    assert not fp8_layers(loaded(plain, "bf16"))
     assert torch.isfinite(velocity(mmdit)).all()
     decoder = VaeDecoder.load(plain, "cpu", "bf16")
     assert decoder.decode(torch.zeros(decoder.channels, 4, 4)).shape == (32, 32, 3)

@@ -11,8 +11,8 @@ Every variant compiles once, on its first call: at start-up, when the denoiser w
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 # A warp reads 512 codes of one row, 16 bytes a thread.
@@ -21,7 +21,7 @@ _ROWS = 8
 
 
 @triton.jit(do_not_specialize=["rows"])
-def dequantize_kernel(  # type: ignore[no-untyped-def,unused-ignore]
+def dequantize_kernel(
     codes,
     scales,
     out,

@@ -9,8 +9,8 @@ written per value, where torch's operations in a row move twenty-six.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _COLUMNS = 512
@@ -19,7 +19,7 @@ _ROWS = 4
 
 # One compiled variant, whatever the number of rows and wherever a slice of them begins.
 @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["row_scales"])
-def rescale_kernel(  # type: ignore[no-untyped-def,unused-ignore]
+def rescale_kernel(
     product,
     row_scales,
     channel_scales,

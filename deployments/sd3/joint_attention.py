@@ -1,0 +1,88 @@
+"""From modulated tokens to what attention adds to them: projections, norms, attention, output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from deployments.sd3.attention import Attention
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.joint_layout import from_joint, to_joint
+from deployments.sd3.linear import Linear, each_stream, stacked, takes_quantized
+from deployments.sd3.optimizations import Optimizations
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+
+class JointAttention(nn.Module):
+    """Attention over image and text tokens, or, built from a block's second one, the image's only.
+
+    Args:
+        attn: diffusers' `Attention` with loaded weights, which are taken over.
+        attention: How attention itself is computed.
+        optimizations: What is switched on.
+    """
+
+    def __init__(self, attn: Any, attention: Attention, optimizations: Optimizations) -> None:
+        super().__init__()
+        self.attention = attention
+        self.on = optimizations
+        self.heads = int(attn.heads)
+        streams: list[Sequence[Linear]] = [(attn.to_q, attn.to_k, attn.to_v)]
+        self.out = nn.ModuleList([attn.to_out[0]])
+        if attn.add_k_proj is not None:
+            streams.append((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            if not attn.context_pre_only:
+                self.out.append(attn.to_add_out)
+        # One layer for each stream, or three: [layer][stream].
+        fused = optimizations.fused_qkv
+        layers = [[stacked(stream)] if fused else list(stream) for stream in streams]
+        self.projections: Any = nn.ModuleList(
+            nn.ModuleList(of_streams) for of_streams in zip(*layers, strict=True)
+        )
+        self.query_norms = nn.ModuleList(_present(attn.norm_q, attn.norm_added_q))
+        self.key_norms = nn.ModuleList(_present(attn.norm_k, attn.norm_added_k))
+
+    @property
+    def takes_quantized(self) -> bool:
+        """True if its input may come quantised."""
+        return takes_quantized(self.projections[0][0])
+
+    def forward(
+        self, x: Tensor | QuantizedRows, layout: StreamLayout, left: StreamLayout
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [rows, D], modulated.
+            layout: Of its rows.
+            left: What is wanted of the result: the same, or the image only.
+
+        Returns:
+            [rows of `left`, D].
+        """
+        parts = [each_stream(streams, x, layout) for streams in self.projections]
+        query, key, value = parts if len(parts) == 3 else parts[0].chunk(3, dim=1)
+        query, key, value = to_joint(
+            (query, key, value),
+            layout,
+            self.heads,
+            _weights(self.query_norms),
+            _weights(self.key_norms),
+            fused=self.on.fused_qk_norm,
+        )
+        attended = self.attention(query[:, : left.tokens], key, value)
+        rows = from_joint(
+            attended, left, quantize=takes_quantized(self.out[0]), fused=self.on.fused_quantize
+        )
+        return each_stream(self.out, rows, left)
+
+
+def _present(*norms: nn.Module | None) -> list[nn.Module]:
+    return [norm for norm in norms if norm is not None]
+
+
+def _weights(norms: nn.ModuleList) -> PerStream | None:
+    weights: list[Any] = [norm.weight for norm in norms]
+    return PerStream(weights[0], weights[1] if len(weights) > 1 else None) if weights else None

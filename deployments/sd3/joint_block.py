@@ -1,0 +1,137 @@
+"""One block of SD3's transformer: two streams of tokens, one attention over both.
+
+The same computation as diffusers' `JointTransformerBlock`, on the token matrix of
+`stream_layout.py`. Its weights are taken over from a block of that class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from deployments.sd3.adaln import modulate
+from deployments.sd3.attention import Attention
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.gelu import gelu
+from deployments.sd3.joint_attention import JointAttention
+from deployments.sd3.linear import each_stream, takes_quantized
+from deployments.sd3.optimizations import Optimizations
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a sub-layer returned; the next one adds it, since it reads the hidden state anyway."""
+
+    branch: Tensor  # [rows, D]
+    gate: PerStream  # [B, D] each
+
+
+class JointBlock(nn.Module):
+    """One block.
+
+    Args:
+        block: diffusers' block with loaded weights, which are taken over.
+        attention: Of the whole model.
+        optimizations: What is switched on.
+    """
+
+    def __init__(self, block: Any, attention: Attention, optimizations: Optimizations) -> None:
+        super().__init__()
+        self.on = optimizations
+        # The last block reads the text but does not write it.
+        self.writes_text = not block.context_pre_only
+        self.attend = JointAttention(block.attn, attention, optimizations)
+        # Medium's first blocks attend a second time, among image tokens only.
+        self.attend_again = (
+            JointAttention(block.attn2, attention, optimizations)
+            if block.use_dual_attention
+            else None
+        )
+        feed_forwards = [block.ff, block.ff_context] if self.writes_text else [block.ff]
+        self.up = nn.ModuleList(each.net[0].proj for each in feed_forwards)
+        self.down = nn.ModuleList(each.net[2] for each in feed_forwards)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: StreamLayout,
+        pending: Pending | None,
+        image: Tensor,
+        text: Tensor,
+    ) -> tuple[Tensor, StreamLayout, Pending]:
+        """Run the block.
+
+        Args:
+            hidden: [rows, D], changed in place.
+            layout: Of its rows.
+            pending: From the block before.
+            image: [B, 6 D], or [B, 9 D] with a second attention: the image's modulation.
+            text: [B, 6 D], or [B, 2 D] in the last block.
+
+        Returns:
+            hidden, its layout (the last block leaves the image only), and what is to be added.
+        """
+        of_image = image.chunk(9 if self.attend_again else 6, dim=1)
+        left = layout if self.writes_text else layout.image_only
+        if self.writes_text:
+            of_text: tuple[Tensor | None, ...] = text.chunk(6, dim=1)
+        else:
+            scale, shift = text.chunk(2, dim=1)  # diffusers' AdaLayerNormContinuous: scale first
+            of_text = (shift, scale, None, None, None, None)
+        shifts, scales, gates, mlp_shifts, mlp_scales, mlp_gates = (
+            PerStream(*pair) for pair in zip(of_image[:6], of_text, strict=True)
+        )
+
+        reader = self.attend.takes_quantized
+        normed = self._modulated(hidden, layout, shifts, scales, pending, reader)
+        attended = self.attend(normed, layout, left)
+        if self.attend_again:
+            self._add_second(hidden, layout.image_only, *of_image[6:])
+        hidden, layout = hidden[: left.rows], left
+
+        pending = Pending(attended, gates)
+        reader = takes_quantized(self.up[0])
+        normed = self._modulated(hidden, layout, mlp_shifts, mlp_scales, pending, reader)
+        up = each_stream(self.up, normed, layout)
+        active = gelu(up, quantize=takes_quantized(self.down[0]), fused=self.on.fused_gelu)
+        return hidden, layout, Pending(each_stream(self.down, active, layout), mlp_gates)
+
+    def _add_second(
+        self, hidden: Tensor, layout: StreamLayout, shift: Tensor, scale: Tensor, gate: Tensor
+    ) -> None:
+        """Add the second attention to the image rows, in place; it reads what the first read."""
+        assert self.attend_again
+        normed = self._modulated(
+            hidden,
+            layout,
+            PerStream(shift, None),
+            PerStream(scale, None),
+            None,
+            self.attend_again.takes_quantized,
+        )
+        attended = self.attend_again(normed, layout, layout)
+        shape = (layout.batch, layout.image, -1)
+        hidden[layout.image_rows].view(shape).addcmul_(gate[:, None], attended.view(shape))
+
+    def _modulated(
+        self,
+        hidden: Tensor,
+        layout: StreamLayout,
+        shift: PerStream,
+        scale: PerStream,
+        pending: Pending | None,
+        quantize: bool,
+    ) -> Tensor | QuantizedRows:
+        return modulate(
+            hidden,
+            layout,
+            shift,
+            scale,
+            branch=pending.branch if pending else None,
+            gate=pending.gate if pending else None,
+            quantize=quantize,
+            fused=self.on.fused_adaln,
+        )

@@ -1,0 +1,86 @@
+"""From two streams of tokens to the one sequence that attention sees, and back.
+
+Queries and keys pass RMSNorm on the way in; what comes out is quantised for the next product if it
+multiplies in FP8. `kernels/joint_layout.py` does each way in one pass, without concatenating.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deployments.sd3.adaln import EPSILON
+from deployments.sd3.fp8 import QuantizedRows, quantize_rows
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+
+def to_joint(
+    projected: tuple[Tensor, Tensor, Tensor],
+    layout: StreamLayout,
+    heads: int,
+    query_norm: PerStream | None,
+    key_norm: PerStream | None,
+    *,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value, each [B, N + T, heads, width], image tokens first.
+
+    Args:
+        projected: Three of [rows, heads * width], perhaps views of one matrix.
+        layout: Whose the rows are.
+        heads: Number of heads.
+        query_norm: RMSNorm weights [width] of each stream, or None in models without.
+        key_norm: Likewise.
+        fused: In one pass, on a CUDA device.
+    """
+    width = projected[0].shape[1] // heads
+    # Triton's blocks are powers of two.
+    if fused and projected[0].is_cuda and query_norm and key_norm and width & (width - 1) == 0:
+        from deployments.sd3.kernels.joint_layout import to_joint_in_one_pass
+
+        return to_joint_in_one_pass(projected, layout, heads, query_norm, key_norm)
+    norms = (query_norm, key_norm, None)
+    query, key, value = (
+        torch.cat(
+            [
+                _normed(each[rows].reshape(layout.batch, -1, heads, width), norm, stream)
+                for stream, rows in _streams(layout)
+            ],
+            dim=1,
+        )
+        for each, norm in zip(projected, norms, strict=True)
+    )
+    return query, key, value
+
+
+def from_joint(
+    attended: Tensor, layout: StreamLayout, *, quantize: bool, fused: bool
+) -> Tensor | QuantizedRows:
+    """Return what attention gave as the token matrix again.
+
+    Args:
+        attended: [B, tokens, D]; tokens may be the image's only.
+        layout: Of the result; with `text` 0, text tokens of `attended` are left out.
+        quantize: Return E4M3 rows with a scale each.
+        fused: In one pass, on a CUDA device.
+    """
+    if fused and quantize and attended.is_cuda:
+        from deployments.sd3.kernels.joint_layout import from_joint_in_one_pass
+
+        return from_joint_in_one_pass(attended, layout)
+    image = attended[:, : layout.image].flatten(0, 1)
+    if layout.text:
+        text = attended[:, layout.image : layout.tokens].flatten(0, 1)
+        image = torch.cat([image, text])
+    return quantize_rows(image) if quantize else image
+
+
+def _streams(layout: StreamLayout) -> list[tuple[int, slice]]:
+    both = [(0, layout.image_rows), (1, layout.text_rows)]
+    return both if layout.text else both[:1]
+
+
+def _normed(x: Tensor, norm: PerStream | None, stream: int) -> Tensor:
+    weight = None if norm is None else norm[stream]
+    return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight, EPSILON)

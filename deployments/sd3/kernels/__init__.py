@@ -1,0 +1,1 @@
+"""Triton kernels of the denoiser, each beside the plain way it replaces; imported on CUDA only."""

@@ -1,0 +1,141 @@
+"""`adaln.modulate` as one kernel: a token a program, read once and written once.
+
+Buys: at Large 1024x1024 this is 76 passes a step at memory speed instead of some 380.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deployments.sd3.adaln import EPSILON
+from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
+from deployments.sd3.kernels.row_blocks import two_blocks
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+
+def modulate_in_one_pass(
+    hidden: Tensor,
+    layout: StreamLayout,
+    shift: PerStream,
+    scale: PerStream,
+    branch: Tensor | None,
+    gate: PerStream | None,
+    quantize: bool,
+) -> Tensor | QuantizedRows:
+    """See `adaln.modulate`; rows of `hidden` and `branch` are contiguous."""
+    rows, width = layout.rows, hidden.shape[1]
+    dtype = torch.float8_e4m3fn if quantize else hidden.dtype
+    modulated = torch.empty((rows, width), dtype=dtype, device=hidden.device)
+    row_scale = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
+    gate = gate or shift  # read only with a branch
+    first, second = two_blocks(width)
+    _modulate[(rows,)](
+        hidden,
+        hidden if branch is None else branch,
+        gate.image,
+        _of_text(gate),
+        shift.image,
+        _of_text(shift),
+        scale.image,
+        _of_text(scale),
+        modulated,
+        row_scale,
+        gate.image.stride(0),
+        shift.image.stride(0),
+        layout.batch * layout.image,
+        layout.image,
+        max(layout.text, 1),
+        WIDTH=width,
+        FIRST=first,
+        SECOND=second,
+        EPSILON_=EPSILON,
+        HAS_BRANCH=branch is not None,
+        QUANTIZE=quantize,
+        LARGEST=LARGEST_E4M3,
+        SMALLEST=SMALLEST_SCALE,
+        num_warps=4,
+    )
+    return QuantizedRows(modulated, row_scale) if quantize else modulated
+
+
+def _of_text(part: PerStream) -> Tensor:
+    return part.image if part.text is None else part.text
+
+
+@triton.jit(
+    do_not_specialize=["gate_stride", "stride", "image_rows", "image_tokens", "text_tokens"]
+)
+def _modulate(
+    hidden,
+    branch,
+    gate_image,
+    gate_text,
+    shift_image,
+    shift_text,
+    scale_image,
+    scale_text,
+    modulated,
+    row_scale,
+    gate_stride,
+    stride,
+    image_rows,
+    image_tokens,
+    text_tokens,
+    WIDTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    EPSILON_: tl.constexpr,
+    HAS_BRANCH: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+):
+    row = tl.program_id(0)
+    if row < image_rows:
+        of = row // image_tokens
+        gate, shift, scale = gate_image, shift_image, scale_image
+    else:
+        of = (row - image_rows) // text_tokens
+        gate, shift, scale = gate_text, shift_text, scale_text
+    gate += of * gate_stride
+    shift += of * stride
+    scale += of * stride
+    at = row.to(tl.int64) * WIDTH
+    a = tl.arange(0, FIRST)
+    b = FIRST + tl.arange(0, SECOND)
+    inside = b < WIDTH
+
+    # All loads first: what follows is three reductions, each of which waits for every warp.
+    x_a = tl.load(hidden + at + a).to(tl.float32)
+    x_b = tl.load(hidden + at + b, mask=inside, other=0.0).to(tl.float32)
+    shift_a = tl.load(shift + a).to(tl.float32)
+    shift_b = tl.load(shift + b, mask=inside, other=0.0).to(tl.float32)
+    scale_a = 1 + tl.load(scale + a).to(tl.float32)
+    scale_b = 1 + tl.load(scale + b, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BRANCH:
+        branch_a = tl.load(branch + at + a).to(tl.float32)
+        branch_b = tl.load(branch + at + b, mask=inside, other=0.0).to(tl.float32)
+        x_a += tl.load(gate + a).to(tl.float32) * branch_a
+        x_b += tl.load(gate + b, mask=inside, other=0.0).to(tl.float32) * branch_b
+        tl.store(hidden + at + a, x_a.to(hidden.dtype.element_ty))
+        tl.store(hidden + at + b, x_b.to(hidden.dtype.element_ty), mask=inside)
+
+    mean = (tl.sum(x_a, 0) + tl.sum(x_b, 0)) / WIDTH
+    x_a -= mean
+    x_b = tl.where(inside, x_b - mean, 0.0)
+    variance = (tl.sum(x_a * x_a, 0) + tl.sum(x_b * x_b, 0)) / WIDTH
+    inverse = tl.rsqrt(variance + EPSILON_)
+    x_a = x_a * inverse * scale_a + shift_a
+    x_b = x_b * inverse * scale_b + shift_b
+
+    if QUANTIZE:
+        largest = tl.maximum(tl.max(tl.abs(x_a), 0), tl.max(tl.abs(x_b), 0))
+        of_row = tl.maximum(largest / LARGEST, SMALLEST)
+        tl.store(row_scale + row, of_row)
+        x_a /= of_row
+        x_b /= of_row
+    tl.store(modulated + at + a, x_a.to(modulated.dtype.element_ty))
+    tl.store(modulated + at + b, x_b.to(modulated.dtype.element_ty), mask=inside)

@@ -1,0 +1,183 @@
+"""Both ways between the token matrix and attention's sequence, a kernel each.
+
+Buys: norm, concatenation and transposition of query, key and value are one read and one write, and
+the way back writes the FP8 rows that the output projection reads.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deployments.sd3.adaln import EPSILON
+from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
+from deployments.sd3.kernels.row_blocks import two_blocks
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+_TOKENS_A_PROGRAM = 16
+
+
+def to_joint_in_one_pass(
+    projected: tuple[Tensor, Tensor, Tensor],
+    layout: StreamLayout,
+    heads: int,
+    query_norm: PerStream,
+    key_norm: PerStream,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `joint_layout.to_joint`; the three may have rows of any stride, the same for all."""
+    query = projected[0]
+    width = query.shape[1] // heads
+    shape = (3, layout.batch, layout.tokens, heads, width)
+    joint = torch.empty(shape, dtype=query.dtype, device=query.device)
+    parts = triton.cdiv(layout.tokens, _TOKENS_A_PROGRAM)
+    _to_joint[(layout.batch * parts, heads)](
+        *projected,
+        joint,
+        query_norm.image,
+        query_norm.image if query_norm.text is None else query_norm.text,
+        key_norm.image,
+        key_norm.image if key_norm.text is None else key_norm.text,
+        query.stride(0),
+        layout.batch,
+        layout.image,
+        layout.text,
+        parts,
+        HEADS=heads,
+        HEAD_WIDTH=width,
+        TOKENS=_TOKENS_A_PROGRAM,
+        EPSILON_=EPSILON,
+        num_warps=4,
+    )
+    return joint[0], joint[1], joint[2]
+
+
+def from_joint_in_one_pass(attended: Tensor, layout: StreamLayout) -> QuantizedRows:
+    """See `joint_layout.from_joint`; columns of `attended` are contiguous."""
+    columns = attended.shape[2]
+    values = torch.empty((layout.rows, columns), dtype=torch.float8_e4m3fn, device=attended.device)
+    scale = torch.empty((layout.rows, 1), dtype=torch.float32, device=attended.device)
+    first, second = two_blocks(columns)
+    _from_joint[(layout.rows,)](
+        attended,
+        values,
+        scale,
+        attended.stride(0),
+        attended.stride(1),
+        layout.batch * layout.image,
+        layout.image,
+        max(layout.text, 1),
+        COLUMNS=columns,
+        FIRST=first,
+        SECOND=second,
+        LARGEST=LARGEST_E4M3,
+        SMALLEST=SMALLEST_SCALE,
+        num_warps=4,
+    )
+    return QuantizedRows(values, scale)
+
+
+@triton.jit(do_not_specialize=["row_stride", "batch", "image_tokens", "text_tokens", "parts"])
+def _to_joint(
+    query,
+    key,
+    value,
+    joint,
+    query_norm_image,
+    query_norm_text,
+    key_norm_image,
+    key_norm_text,
+    row_stride,
+    batch,
+    image_tokens,
+    text_tokens,
+    parts,
+    HEADS: tl.constexpr,
+    HEAD_WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
+    EPSILON_: tl.constexpr,
+):
+    of = tl.program_id(0) // parts
+    head = tl.program_id(1)
+    tokens = image_tokens + text_tokens
+    token = (tl.program_id(0) % parts) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.arange(0, HEAD_WIDTH)
+    inside = (token < tokens)[:, None]
+    is_image = token < image_tokens
+    row = tl.where(
+        is_image,
+        of * image_tokens + token,
+        batch * image_tokens + of * text_tokens + token - image_tokens,
+    )
+    source = row.to(tl.int64)[:, None] * row_stride + head * HEAD_WIDTH + column[None, :]
+    to = ((of * tokens + token).to(tl.int64)[:, None] * HEADS + head) * HEAD_WIDTH + column[None, :]
+    # Elements of each of the three results.
+    whole = batch.to(tl.int64) * tokens * HEADS * HEAD_WIDTH
+
+    weight = tl.where(
+        is_image[:, None],
+        tl.load(query_norm_image + column)[None, :],
+        tl.load(query_norm_text + column)[None, :],
+    )
+    x = tl.load(query + source, mask=inside, other=0.0).to(tl.float32)
+    x = _rms_normed(x, weight, HEAD_WIDTH, EPSILON_)
+    tl.store(joint + to, x.to(joint.dtype.element_ty), mask=inside)
+
+    weight = tl.where(
+        is_image[:, None],
+        tl.load(key_norm_image + column)[None, :],
+        tl.load(key_norm_text + column)[None, :],
+    )
+    x = tl.load(key + source, mask=inside, other=0.0).to(tl.float32)
+    x = _rms_normed(x, weight, HEAD_WIDTH, EPSILON_)
+    tl.store(joint + whole + to, x.to(joint.dtype.element_ty), mask=inside)
+
+    x = tl.load(value + source, mask=inside, other=0.0)
+    tl.store(joint + 2 * whole + to, x, mask=inside)
+
+
+@triton.jit
+def _rms_normed(x, weight, WIDTH: tl.constexpr, EPSILON_: tl.constexpr):
+    inverse = tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPSILON_)
+    return x * inverse[:, None] * weight.to(tl.float32)
+
+
+@triton.jit(
+    do_not_specialize=["batch_stride", "token_stride", "image_rows", "image_tokens", "text_tokens"]
+)
+def _from_joint(
+    attended,
+    values,
+    scale,
+    batch_stride,
+    token_stride,
+    image_rows,
+    image_tokens,
+    text_tokens,
+    COLUMNS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+):
+    row = tl.program_id(0)
+    if row < image_rows:
+        of = row // image_tokens
+        token = row % image_tokens
+    else:
+        of = (row - image_rows) // text_tokens
+        token = image_tokens + (row - image_rows) % text_tokens
+    source = of.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride
+    at = row.to(tl.int64) * COLUMNS
+    a = tl.arange(0, FIRST)
+    b = FIRST + tl.arange(0, SECOND)
+    inside = b < COLUMNS
+    x_a = tl.load(attended + source + a).to(tl.float32)
+    x_b = tl.load(attended + source + b, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(x_a), 0), tl.max(tl.abs(x_b), 0))
+    of_row = tl.maximum(largest / LARGEST, SMALLEST)
+    tl.store(scale + row, of_row)
+    inverse = 1 / of_row
+    tl.store(values + at + a, (x_a * inverse).to(values.dtype.element_ty))
+    tl.store(values + at + b, (x_b * inverse).to(values.dtype.element_ty), mask=inside)

@@ -1,0 +1,45 @@
+"""All shifts, scales and gates of a forward, from one product over one matrix.
+
+Every block's modulation Linears read the same vector of a request, so they are one layer. It holds
+a third of Large's parameters; in FP8 it is read in a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deployments.sd3.fp8 import Fp8Linear
+from deployments.sd3.linear import Linear, plain, stacked
+
+
+class Modulation(nn.Module):
+    """The modulation Linears of all blocks.
+
+    Args:
+        layers: One for each stream of each block, in order; their weights are taken over.
+        as_dtype: What FP8 weights become; None keeps them.
+    """
+
+    def __init__(self, layers: Sequence[Linear], *, as_dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.sizes = [layer.out_features for layer in layers]
+        if as_dtype is not None:
+            layers = [plain(layer, as_dtype) for layer in layers]
+        # Dequantised for each product, one matrix of all would be a copy of a third of the model.
+        made_anew = any(
+            isinstance(layer, Fp8Linear) and not layer.takes_quantized for layer in layers
+        )
+        self.layers = nn.ModuleList(layers if made_anew else [stacked(layers)])
+
+    def forward(self, condition: Tensor) -> list[Tensor]:
+        """Return one [B, size] for each layer given, perhaps views of one matrix.
+
+        Args:
+            condition: [B, D], after SiLU.
+        """
+        if len(self.layers) == len(self.sizes):
+            return [layer(condition) for layer in self.layers]
+        return list(self.layers[0](condition).split(self.sizes, dim=1))

@@ -1,0 +1,107 @@
+"""Each kernel of the denoiser beside the plain way of doing the same, at widths that SD3.5 has."""
+
+import pytest
+import torch
+
+from deployments.sd3.adaln import modulate
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.gelu import gelu
+from deployments.sd3.joint_layout import from_joint, to_joint
+from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+LAYOUTS = [StreamLayout(2, 100, 33), StreamLayout(3, 7, 5), StreamLayout(1, 64, 0)]
+ROUNDING = 4e-3  # of bfloat16, once more than the plain way or once less
+ONE_CODE = 0.03  # a value between two E4M3 codes may go to either: 1/16 apart, seldom
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device="cuda").bfloat16()
+
+
+def values(x: torch.Tensor | QuantizedRows) -> torch.Tensor:
+    return x.values.float() * x.scale if isinstance(x, QuantizedRows) else x.float()
+
+
+def relative(ours, reference) -> float:
+    ours, reference = values(ours), values(reference)
+    return float((ours - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("width", [320, 1536, 2432])
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("with_branch", [False, True])
+def test_adaln(layout, width, quantize, with_branch):
+    parts = drawn(layout.batch, 6 * width).chunk(6, dim=1)  # views, as the model has them
+    shift, scale, gate = (
+        PerStream(parts[index], parts[index + 3] if layout.text else None) for index in range(3)
+    )
+    hidden = drawn(layout.rows, width)
+    branch = drawn(layout.rows, width) if with_branch else None
+    states, results = [hidden.clone(), hidden.clone()], []
+    for state, fused in zip(states, (True, False), strict=True):
+        results.append(
+            modulate(
+                state,
+                layout,
+                shift,
+                scale,
+                branch=branch,
+                gate=gate if with_branch else None,
+                quantize=quantize,
+                fused=fused,
+            )
+        )
+    assert relative(*results) < (ONE_CODE if quantize else ROUNDING)
+    assert relative(*states) < ROUNDING
+
+
+@pytest.mark.parametrize("columns", [1280, 6144, 9728])
+def test_gelu(columns):
+    x = drawn(50, columns)
+    x[3] = 0
+    ours, plain = (gelu(x, quantize=True, fused=fused) for fused in (True, False))
+    assert relative(ours, plain) < ONE_CODE
+    assert not values(ours)[3].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("heads", [5, 24, 38])
+def test_to_joint(layout, heads):
+    query, key, value = drawn(layout.rows, 3 * heads * 64).chunk(3, dim=1)
+    norms = [PerStream(drawn(64), drawn(64) if layout.text else None) for _ in range(2)]
+    ours, plain = (
+        to_joint((query, key, value), layout, heads, *norms, fused=fused) for fused in (True, False)
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert one.shape == other.shape == (layout.batch, layout.tokens, heads, 64)
+        assert relative(one, other) < ROUNDING
+
+
+@pytest.mark.parametrize("image_only", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("width", [320, 2432])
+def test_from_joint(layout, width, image_only):
+    attended = drawn(layout.batch, layout.tokens, width)
+    left = layout.image_only if image_only else layout
+    ours, plain = (
+        from_joint(attended, left, quantize=True, fused=fused) for fused in (True, False)
+    )
+    assert relative(ours, plain) < ONE_CODE
+    assert isinstance(ours, QuantizedRows)
+    assert isinstance(plain, QuantizedRows)
+    assert torch.allclose(ours.scale, plain.scale)
+
+
+def test_a_row_of_nonsense_stays_alone():
+    x = drawn(5, 6144)
+    expected = gelu(x, quantize=True, fused=True)
+    x[2] = float("nan")
+    found = gelu(x, quantize=True, fused=True)
+    assert torch.equal(values(found)[[0, 1, 3, 4]], values(expected)[[0, 1, 3, 4]])
+    assert values(found)[2].isnan().any()

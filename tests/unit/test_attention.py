@@ -1,0 +1,56 @@
+"""Every way to attend on a CPU is torch's attention, and rows do not feel their neighbours."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deployments.sd3 import bmm_attention
+from deployments.sd3.attention import BACKENDS, Attention
+from serve.errors import ConfigurationError
+
+ON_CPU = ["flash", "math", "sdpa", "bmm"]
+
+
+def drawn(*, query_tokens: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = torch.randn(3, 2, 13, 4, 8).unbind()
+    return query[:, :query_tokens], key, value
+
+
+@pytest.mark.parametrize("query_tokens", [13, 9], ids=["all", "image only"])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_equals_torchs_attention(name, query_tokens):
+    query, key, value = drawn(query_tokens=query_tokens)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+    attended = BACKENDS[name](query, key, value)
+    assert attended.shape == (2, query_tokens, 32)
+    torch.testing.assert_close(attended, expected.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("query_tokens", [13, 9], ids=["all", "image only"])
+@pytest.mark.parametrize("most_scores", [1, 500, 1 << 30], ids=["row by row", "parts", "whole"])
+def test_matrix_products_in_parts_are_the_same(monkeypatch, most_scores, query_tokens):
+    expected = BACKENDS["bmm"](*(inputs := drawn(query_tokens=query_tokens)))
+    monkeypatch.setattr(bmm_attention, "_MOST_SCORES", most_scores)
+    torch.testing.assert_close(BACKENDS["bmm"](*inputs), expected)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_row_does_not_feel_its_neighbour(name):
+    query, key, value = (each.bfloat16() for each in drawn())
+    alone = BACKENDS[name](query[:1], key[:1], value[:1])
+    key[1] = float("nan")
+    assert torch.equal(BACKENDS[name](query, key, value)[:1], alone)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "bmm"), (torch.float32, "sdpa")])
+def test_a_cpu_takes_what_is_fastest_for_its_dtype(dtype, expected):
+    attention = Attention("auto", torch.device("cpu"), dtype)
+    attention.measure(2, 13, 4, 8)
+    assert attention.backend(2, 13) == expected
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(ConfigurationError, match="'fast'") as refused:
+        Attention("fast", torch.device("cpu"), torch.float32)
+    assert refused.value.field == "attention"
+    assert "cudnn" in str(refused.value.allowed)
