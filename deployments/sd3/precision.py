@@ -155,5 +155,12 @@ def _on_cpu(requested: str, fp8_arithmetic: Fp8Arithmetic | None) -> PrecisionCh
     if fp8_arithmetic is None or fp8_arithmetic == "dequantize":
         reason = f"{asked}{kind}: FP8 weights in memory, made {name} per product"
         return PrecisionChoice("fp8", "fp8", dtype, reason)
+    if fp8_arithmetic == "unit_scaled_mm":
+        raise ConfigurationError(
+            "A CPU's product takes scales by row and channel; none are applied afterwards.",
+            field="fp8_arithmetic",
+            value=fp8_arithmetic,
+            allowed="dequantize or scaled_mm on a CPU",
+        )
     reason = f"{asked}{fp8_arithmetic} was asked for; {kind} and no FP8 units: slow"
     return PrecisionChoice("fp8", "fp8", dtype, reason, fp8_arithmetic)
