@@ -49,6 +49,12 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "quality out of range": ({"quality": 101}, "quality"),
     "unknown model": ({"model": "sdxl"}, "model"),
     "sequence too long": ({"max_sequence_length": 513}, "max_sequence_length"),
+    "interval that falls": ({"guidance_interval": [0.9, 0.1]}, "guidance_interval"),
+    "range beyond the end": ({"negative_prompt_range": [0.5, 1.5]}, "negative_prompt_range.1"),
+    "priority too high": ({"priority": 11}, "priority"),
+    "deadline in the past": ({"deadline_s": -1.0}, "deadline_s"),
+    "endless deadline": ({"deadline_s": float("inf")}, "deadline_s"),
+    "previews of half steps": ({"preview_every": 0.5}, "preview_every"),
 }
 RESERVED = {name: ({name: 1}, name) for name in GenerateRequest.RESERVED}
 

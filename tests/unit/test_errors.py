@@ -30,6 +30,7 @@ _STATUS = {
     "Overloaded": 429,
     "StorageUnavailable": 503,
     "StageUnavailable": 503,
+    "DeadlineExceeded": 504,
     "StageFailed": 500,
     "ConfigurationError": 500,
 }
