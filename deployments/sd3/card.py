@@ -71,7 +71,9 @@ def usable_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     cached = torch.cuda.memory_reserved(device) - allocated
-    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    # Unlike its neighbours this one wants to be told which of them `cuda` is.
+    index = torch.cuda.current_device() if device.index is None else device.index
+    limit = int(torch.cuda.get_per_process_memory_fraction(index) * total)
     return max(0, min(free + cached, limit - allocated))
 
 

@@ -81,6 +81,7 @@ def test_the_precision_is_that_of_the_model_on_this_card(
     a10g = Gpu("NVIDIA A10G", 22 << 30, (8, 6))
     answers = {
         "is_available": True,
+        "current_device": 0,
         "get_device_capability": a10g.capability,
         "get_device_name": a10g.name,
         "mem_get_info": (2 << 20, 22 << 30),

@@ -33,6 +33,7 @@ class World:
         self.measured: list[tuple[str, ...]] = []
         cuda = {
             "is_available": lambda: True,
+            "current_device": lambda: 0,
             "get_device_capability": lambda device: self.capability,
             "get_device_name": lambda device: "Some card",
             "mem_get_info": lambda device: (self.free, 80 * GIB),
