@@ -51,10 +51,9 @@ def step_together(model: VelocityModel, chosen: Sequence[LiveRequest]) -> list[S
         last_rows.append(len(rows) - 1)
     sigmas = [live.sampler.sigma(live.state) for live in chosen]
     device = model.device
-    # Made before the forward: copies of the host's numbers wait for whatever was queued earlier.
-    row_sigmas = torch.tensor([live.sampler.sigma(live.state) for live, _ in rows], device=device)
-    negative, positive = (torch.tensor(at, device=device) for at in (first_rows, last_rows))
-    scale = torch.tensor([live.ticket.job.guidance_scale for live in chosen], device=device)
+    row_sigmas = _on(device, [live.sampler.sigma(live.state) for live, _ in rows])
+    negative, positive = _on(device, first_rows), _on(device, last_rows)
+    scale = _on(device, [live.ticket.job.guidance_scale for live in chosen])
     velocity = model.velocity(
         torch.stack([live.state.latents for live, _ in rows]),
         row_sigmas,
@@ -76,6 +75,14 @@ def step_together(model: VelocityModel, chosen: Sequence[LiveRequest]) -> list[S
         each if sound else _not_sound(live)
         for live, each, sound in zip(chosen, stepped, is_sound.tolist(), strict=True)
     ]
+
+
+def _on(device: torch.device, numbers: list[int] | list[float]) -> Tensor:
+    """Copy numbers to the device; float32 or int64 [numbers]."""
+    tensor = torch.tensor(numbers)
+    # From pinned memory the host need not wait for the copy.
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def _guided(velocity: Tensor, negative: Tensor, positive: Tensor, scale: Tensor) -> Tensor:

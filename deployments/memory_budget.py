@@ -95,8 +95,12 @@ class MemoryBudget:
         return free if self._available is None else min(free, self._available())
 
     def row_limit(self, shape: TokenShape, held_bytes: int) -> int:
-        """Return the most rows that a forward of a shape has room for, at least 1."""
-        fitting = self.free_bytes(held_bytes) // max(self.forward_bytes(shape, 1), 1)
+        """Return the most rows that a forward of a shape has room for, at least 1.
+
+        By the accounts alone: asking the device takes too long for once a forward.
+        """
+        free = self.capacity_bytes - held_bytes
+        fitting = free // max(self.forward_bytes(shape, 1), 1)
         if self._too_many is not None:
             fitting = min(fitting, (self._too_many - 1) // shape.tokens)
         return max(1, min(MAX_ROWS, fitting))

@@ -272,3 +272,18 @@ def test_a_card_that_is_lost_closes_the_engine(engine, model, error):
     assert isinstance(failure(waiting), StageUnavailable)
     with pytest.raises(StageUnavailable):
         engine.submit(job(), Listener())
+
+
+def test_a_card_that_vanishes_while_nothing_runs_is_noticed(engine, model, monkeypatch):
+    engine.check_health()
+
+    def gone(device: torch.device) -> tuple[int, int]:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", gone)
+    model.device = torch.device("cuda")
+    with pytest.raises(StageUnavailable, match="does not answer: CUDA error: unspecified") as one:
+        engine.check_health()
+    assert "Compile" not in str(one.value)
+    with pytest.raises(StageUnavailable, match="does not answer"):
+        submit(engine, job())
