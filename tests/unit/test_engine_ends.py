@@ -129,7 +129,7 @@ def test_hundreds_of_arrivals_and_cancels_leave_nothing_behind(model):
     draw_in_engine = random.Random(1)
 
     def maybe_cancel(prompt_embeds: torch.Tensor) -> None:
-        if draw_in_engine.random() < 0.3:
+        if tickets and draw_in_engine.random() < 0.3:
             draw_in_engine.choice(tickets).cancel()
 
     model.before = maybe_cancel
