@@ -69,18 +69,24 @@ def diffusers_steps(
     return {name: step_of(arm) for name, arm in models.items()}
 
 
-def kelvin_model(
-    model: SD3Transformer2DModel,
+def random_kelvin(
+    name: str,
     device: torch.device,
     precision: PrecisionChoice,
     inputs: Inputs,
     optimizations: Optimizations | None = None,
 ) -> Mmdit:
-    """Turn a module into Kelvin's model, ready for the shape of the inputs; the module is used up.
+    """Return Kelvin's model of random weights, ready for the shape of the inputs.
 
-    Peak memory is counted anew from before it is made ready.
+    The weights are `random_transformer`'s. Peak memory is counted anew from before it is made
+    ready: the bf16 weights that it is made from are no part of serving.
     """
-    mmdit = Mmdit.from_diffusers(model, device, precision, optimizations or Optimizations())
+    mmdit = Mmdit.from_diffusers(
+        random_transformer(name, device, torch.bfloat16),  # held by nobody else, so given back
+        device,
+        precision,
+        optimizations or Optimizations(),
+    )
     forget_garbage(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -95,18 +101,6 @@ def kelvin_step(mmdit: Mmdit, inputs: Inputs) -> Callable[[], Tensor]:
     return lambda: mmdit.velocity(inputs.latents, inputs.sigmas, prompt_embeds, pooled)
 
 
-def random_kelvin(
-    name: str,
-    device: torch.device,
-    precision: PrecisionChoice,
-    inputs: Inputs,
-    optimizations: Optimizations | None = None,
-) -> Mmdit:
-    """Return `kelvin_model` of random weights; they are the same for each call."""
-    model = random_transformer(name, device, torch.bfloat16)
-    return kelvin_model(model, device, precision, inputs, optimizations)
-
-
 def bucket(inputs: Inputs) -> tuple[int, int, int, int]:
     """Return latent height and width, text tokens and rows."""
     rows, _, height, width = inputs.latents.shape
@@ -114,9 +108,9 @@ def bucket(inputs: Inputs) -> tuple[int, int, int, int]:
 
 
 def forget_garbage(device: torch.device) -> None:
-    """Give back what nothing refers to, so that the next arm finds the card empty."""
-    gc.collect()
+    """Give back a card's memory that nothing refers to, so that the next arm finds it empty."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 

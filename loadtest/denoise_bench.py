@@ -24,14 +24,13 @@ from rich.table import Table
 from torch import Tensor
 
 from deployments.sd3.optimizations import Optimizations
-from deployments.sd3.precision import PrecisionChoice, choose_precision
+from deployments.sd3.precision import REQUESTABLE, PrecisionChoice, choose_precision
 from loadtest.denoise_arms import (
     ARMS,
     bucket,
     diffusers_steps,
     diffusers_velocity,
     forget_garbage,
-    kelvin_model,
     kelvin_step,
     random_kelvin,
     relative_error,
@@ -95,13 +94,11 @@ def measure(options: argparse.Namespace, results: Results) -> None:
 
 
 def choice_of(options: argparse.Namespace, device: torch.device) -> PrecisionChoice:
-    """Choose FP8 for the card, or for the one that it shall pretend to be, capping its memory."""
-    if not options.pretend:
-        return choose_precision("fp8", device)
-    if device.type == "cuda":
+    """Choose for the card, or for the one that it shall pretend to be, capping its memory."""
+    if options.pretend and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_GIB * GIB / total), device)
-    return choose_precision("fp8", device, pretend=options.pretend)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_GIB * GIB / total))
+    return choose_precision(options.precision, device, pretend=options.pretend)
 
 
 def _kelvin(
@@ -115,8 +112,9 @@ def _kelvin(
     model = random_transformer(options.model, device, torch.bfloat16)
     with torch.no_grad():
         expected = diffusers_velocity(model, inputs).cpu()
-    mmdit = kelvin_model(model, device, precision, inputs)
     del model
+    forget_garbage(device)
+    mmdit = random_kelvin(options.model, device, precision, inputs)
     step = kelvin_step(mmdit, inputs)
     found = [step() for _ in range(3)][-1]
     height, width, text_tokens, rows = bucket(inputs)
@@ -278,6 +276,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--sustained", type=float, default=0.0, help="seconds without pause for each arm")
     add("--ablations", action="store_true", help="each optimisation off alone")
     add("--stages", action="store_true", help="memory of text encoding and decoding together")
+    add("--precision", default="fp8", choices=REQUESTABLE, help="of Kelvin")
     add("--pretend", choices=_PRETENDABLE, help=f"that card's path, under {CAP_GIB:.0f} GiB")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, help="file that holds the report after every phase")

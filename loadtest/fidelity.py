@@ -165,9 +165,7 @@ def _in_twos(case: Inputs) -> Iterator[Inputs]:
 
 
 def _choice(name: str, options: argparse.Namespace, device: torch.device) -> PrecisionChoice:
-    if options.pretend and name == "fp8":
-        return choose_precision(name, device, pretend=options.pretend)
-    return choose_precision(name, device)
+    return choose_precision(name, device, pretend=options.pretend if name == "fp8" else None)
 
 
 def _exact_float32() -> None:

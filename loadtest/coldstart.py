@@ -1,0 +1,135 @@
+"""How soon a denoiser serves after its process starts, and whether anything compiles later.
+
+    python -m loadtest.coldstart --json
+
+Writes a transformer of SD3.5's real size in Kelvin's FP8 format once, then starts a denoiser on it
+twice in a process of its own: the first start fills the caches on disk, the second is the one that
+counts, from the start of the process to the first finished step. The second goes on with requests
+over twelve sizes, most of them never prepared; nothing may compile for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.results import STDERR, Results
+
+LONGEST_START_S = 60.0
+
+_MODELS = ("large", "medium", "tiny", "tiny-dual")
+
+
+def measure(options: argparse.Namespace, results: Results) -> None:
+    """Write the checkpoint if it is not there, start twice, send requests."""
+    began = time.monotonic()
+    for event in _run("write", options):
+        results.keep_part(
+            "checkpoint", event["event"], event | {"seconds": time.monotonic() - began}
+        )
+    for start in range(options.starts):
+        is_last = start == options.starts - 1
+        name = "start" if is_last else f"start_{start + 1}_fills_caches"
+        requests = options.requests if is_last else 0
+        before = 0.0
+        for event in _run("start", options, requests):
+            if event["event"] == "phase":
+                took = event["at_s"] - before
+                before = event["at_s"]
+                results.keep_part(name, event["name"], {"seconds": took, "at_s": before})
+            else:
+                results.keep_part(name, event["event"], event)
+                if event["event"] in ("ready", "requests"):
+                    results.keep(targets=targets_of(results.report))
+
+
+def targets_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the last start must reach and whether it does."""
+    start = report.get("start", {})
+    targets: dict[str, dict[str, Any]] = {}
+    if "ready" in start:
+        seconds = start["ready"]["seconds"]
+        met = seconds <= LONGEST_START_S
+        targets["first_step_s"] = {"at_most": LONGEST_START_S, "is": seconds, "met": met}
+    if "requests" in start:
+        compiled = start["requests"]["compiled"]
+        targets["compiled"] = {"at_most": 0, "is": compiled, "met": compiled == 0}
+        failed = start["requests"]["failed"]
+        targets["failed"] = {"at_most": 0, "is": failed, "met": failed == 0}
+    return targets
+
+
+def _run(role: str, options: argparse.Namespace, requests: int = 0) -> Iterator[dict[str, Any]]:
+    """Run a role in a new process; yield its events as they come."""
+    command = [sys.executable, "-m", "loadtest.coldstart_child", role]
+    command += ["--model", options.model, "--device", options.device, "--dir", str(options.dir)]
+    command += ["--size", str(options.size), "--requests", str(requests)]
+    command += ["--steps", str(options.steps), "--warm-rows", options.warm_rows]
+    # The monotonic clock is the machine's, so the child counts from before it was there.
+    command += ["--began", repr(time.monotonic())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout or ():
+                if line.startswith("{"):
+                    yield json.loads(line)
+                else:
+                    STDERR.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        finally:
+            if child.poll() is None:
+                child.terminate()
+    if child.returncode:
+        yield {"event": "failed", "exit_code": child.returncode}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of this measurement."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.coldstart", description=__doc__.split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("--model", default="large", choices=_MODELS)
+    add("--size", type=int, default=1024, help="side of the first picture, pixels")
+    add("--starts", type=int, default=2, help="the last one is measured; 0: only the checkpoint")
+    add("--requests", type=int, default=1000, help="after the last start; 0: none")
+    add("--steps", type=int, default=2, help="of each request")
+    add("--warm-rows", default="", help="rows to prepare, comma-separated; as served if absent")
+    add("--dir", type=Path, help="where the checkpoint is kept")
+    add("--device", default="cuda", help="cuda or cpu")
+    add("--out", type=Path, help="file that holds the report after every phase")
+    add("--json", action="store_true", help="JSON on standard output")
+    options = parser.parse_args(arguments)
+    options.dir = options.dir or Path(tempfile.gettempdir()) / f"kelvin-random-{options.model}"
+    if options.size < 16 or options.size % 16:
+        parser.error("--size: a multiple of 16")
+    if min(options.starts, options.requests) < 0 or options.steps < 1:
+        parser.error("--starts and --requests: at least 0; --steps: at least 1")
+    if any(not rows.isdigit() for rows in options.warm_rows.split(",") if rows):
+        parser.error("--warm-rows: numbers, comma-separated")
+    return options
+
+
+def main() -> int:
+    """Command line; exit 1 if a process failed."""
+    options = parse_arguments()
+    known = {
+        "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
+        "model": options.model,
+        "size": options.size,
+        "cores": os.cpu_count(),
+    }
+    with Results(known, options.out, options.json) as results:
+        measure(options, results)
+    phases = (value for name, value in results.report.items() if name != "targets")
+    return int(any("failed" in phase for phase in phases if isinstance(phase, dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
