@@ -46,7 +46,7 @@ def modulate(
         from deployments.sd3.kernels.adaln import modulate_in_one_pass
 
         return modulate_in_one_pass(hidden, layout, shift, scale, branch, gate, quantize)
-    modulated = torch.empty_like(hidden)
+    modulated = torch.zeros_like(hidden)
     batch, width = layout.batch, hidden.shape[1]
     for (rows, stream_shift), (_, stream_scale) in zip(
         shift.over(layout), scale.over(layout), strict=True

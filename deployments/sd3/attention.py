@@ -21,7 +21,8 @@ from serve.errors import ConfigurationError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_TIMED_RUNS = 5
+_RUNS_A_GRAPH = 4
+_TIMED_REPLAYS = 5
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +87,8 @@ class Attention:
         self._device = device
         self._dtype = dtype
         self._measured: dict[tuple[int, ...], str] = {}
+        # cuDNN makes a plan for every new shape: that would be compiling for a request.
+        self._unmeasured = "flash" if dtype == torch.bfloat16 else "sdpa"
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend without a mask.
@@ -106,7 +109,7 @@ class Attention:
             return self._wanted
         if self._device.type == "cpu":
             return "bmm" if self._dtype == torch.bfloat16 else "sdpa"
-        return self._measured.get((batch, tokens), "sdpa")
+        return self._measured.get((batch, tokens), self._unmeasured)
 
     def measure(self, batch: int, tokens: int, heads: int, width: int) -> None:
         """Time what there is on random data of a shape and keep the fastest; CUDA only."""
@@ -118,10 +121,12 @@ class Attention:
         for name in _candidates():
             try:
                 seconds[name] = _median_ms(BACKENDS[name], inputs)
-            except (RuntimeError, ImportError, TypeError, ValueError) as error:
+            except Exception as error:  # whatever a library raises, the others remain
                 _log.info("attention %s cannot do %s: %s", name, shape, error)
         if seconds:
             self._measured[batch, tokens] = min(seconds, key=seconds.__getitem__)
+        if "flash4" in seconds:
+            self._unmeasured = "flash4"  # compiled by now, for every shape
 
 
 def _candidates() -> list[str]:
@@ -135,15 +140,18 @@ def _candidates() -> list[str]:
 
 
 def _median_ms(attend: Attend, inputs: tuple[Tensor, ...]) -> float:
-    query, key, value = inputs
-    for _ in range(2):
-        attend(query, key, value)
+    """Time inside a captured graph, as it will run; some ways take Python longer to launch."""
+    attend(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_RUNS_A_GRAPH):
+            attend(*inputs)
     times: list[float] = []
-    for _ in range(_TIMED_RUNS):
+    for _ in range(_TIMED_REPLAYS):
         begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         begin.record()
-        attend(query, key, value)
+        graph.replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,11 @@ class QuantizedRows:
     def __getitem__(self, rows: slice) -> QuantizedRows:
         """Return some of the rows, as views."""
         return QuantizedRows(self.values[rows], self.scale[rows])
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
 
 
 def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +181,7 @@ class Fp8Linear(nn.Module):
             return _scaled_mm(x.values, self.weight_fp8, *scales, bias, out)
         from deployments.sd3.kernels.rescale import rescale_cuda_
 
-        one = torch.ones((), device=out.device)
+        one = _one(out.device)
         _scaled_mm(x.values, self.weight_fp8, one, one, None, out)
         return rescale_cuda_(out, x.scale, self.weight_scale, bias)
 

@@ -69,11 +69,13 @@ def from_joint(
         from deployments.sd3.kernels.joint_layout import from_joint_in_one_pass
 
         return from_joint_in_one_pass(attended, layout)
-    image = attended[:, : layout.image].flatten(0, 1)
+    width = attended.shape[2]
+    tokens = attended.new_zeros(layout.rows, width)
+    shape = (layout.batch, -1, width)
+    tokens[layout.image_rows].view(shape).copy_(attended[:, : layout.image])
     if layout.text:
-        text = attended[:, layout.image : layout.tokens].flatten(0, 1)
-        image = torch.cat([image, text])
-    return quantize_rows(image) if quantize else image
+        tokens[layout.text_rows].view(shape).copy_(attended[:, layout.image :])
+    return quantize_rows(tokens) if quantize else tokens
 
 
 def _streams(layout: StreamLayout) -> list[tuple[int, slice]]:

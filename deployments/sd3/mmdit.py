@@ -83,7 +83,7 @@ class Mmdit:
             ConfigurationError: The files do not fit the configuration, or the precision the device.
         """
         device = torch.device(device)
-        precision = as_choice(precision, device)
+        precision = as_choice(precision, device, Path(model_dir) / "transformer")
         model = load_transformer(model_dir, device, precision)
         return cls(model, device, precision, optimizations)
 

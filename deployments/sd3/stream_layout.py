@@ -1,7 +1,8 @@
 """Where a batch's tokens lie: one matrix, all image tokens first, then all text tokens.
 
 So each stream is one block of rows (one matrix product for all requests of a batch), and what is
-done to every token, whatever its stream, is one pass over one matrix.
+done to every token, whatever its stream, is one pass over one matrix. Between the streams may lie a
+few rows of nothing: FP8 products want their row scales to begin at a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
+
+_ALIGNED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,18 @@ class StreamLayout:
     @property
     def text_rows(self) -> slice:
         """The text tokens, likewise."""
-        return slice(self.batch * self.image, self.rows)
+        return slice(self.text_start, self.rows)
+
+    @property
+    def text_start(self) -> int:
+        """The first row of the text stream."""
+        rows = self.batch * self.image
+        return rows + (-rows % _ALIGNED_ROWS if self.text else 0)
 
     @property
     def rows(self) -> int:
-        """Tokens in all."""
-        return self.batch * self.tokens
+        """Rows in all."""
+        return self.text_start + self.batch * self.text
 
     @property
     def tokens(self) -> int:

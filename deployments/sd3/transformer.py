@@ -5,7 +5,6 @@ The same computation as diffusers' `SD3Transformer2DModel`, whose loaded weights
 
 from __future__ import annotations
 
-import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,12 +71,9 @@ class Transformer(nn.Module):
         rows, columns = height // self.patch, width // self.patch
         layout = StreamLayout(batch, rows * columns, prompt_embeds.shape[1])
         condition = F.silu(self.time_text_embed(timesteps, pooled))
-        hidden = torch.cat(
-            [
-                self.pos_embed(latents).flatten(0, 1),
-                self.context_embedder(prompt_embeds).flatten(0, 1),
-            ]
-        )
+        hidden = latents.new_zeros(layout.rows, self.proj_out.in_features)
+        hidden[layout.image_rows] = self.pos_embed(latents).flatten(0, 1)
+        hidden[layout.text_rows] = self.context_embedder(prompt_embeds).flatten(0, 1)
         modulation = self.modulation(condition)
         pending: Pending | None = None
         for block, image, text in zip(self.blocks, modulation[::2], modulation[1::2], strict=True):

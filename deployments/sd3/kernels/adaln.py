@@ -12,8 +12,14 @@ from torch import Tensor
 
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import two_blocks
+from deployments.sd3.kernels.row_blocks import (
+    row_blocks,
+    row_scale,
+    row_sum,
+)
 from deployments.sd3.stream_layout import PerStream, StreamLayout
+
+_WARPS = 4
 
 
 def modulate_in_one_pass(
@@ -29,9 +35,8 @@ def modulate_in_one_pass(
     rows, width = layout.rows, hidden.shape[1]
     dtype = torch.float8_e4m3fn if quantize else hidden.dtype
     modulated = torch.empty((rows, width), dtype=dtype, device=hidden.device)
-    row_scale = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
+    row_scales = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
     gate = gate or shift  # read only with a branch
-    first, second = two_blocks(width)
     _modulate[(rows,)](
         hidden,
         hidden if branch is None else branch,
@@ -42,32 +47,30 @@ def modulate_in_one_pass(
         scale.image,
         _of_text(scale),
         modulated,
-        row_scale,
+        row_scales,
         gate.image.stride(0),
         shift.image.stride(0),
         layout.batch * layout.image,
+        layout.text_start,
         layout.image,
         max(layout.text, 1),
-        WIDTH=width,
-        FIRST=first,
-        SECOND=second,
+        **row_blocks(width),
         EPSILON_=EPSILON,
         HAS_BRANCH=branch is not None,
         QUANTIZE=quantize,
         LARGEST=LARGEST_E4M3,
         SMALLEST=SMALLEST_SCALE,
-        num_warps=4,
+        num_warps=_WARPS,
     )
-    return QuantizedRows(modulated, row_scale) if quantize else modulated
+    return QuantizedRows(modulated, row_scales) if quantize else modulated
 
 
 def _of_text(part: PerStream) -> Tensor:
     return part.image if part.text is None else part.text
 
 
-@triton.jit(
-    do_not_specialize=["gate_stride", "stride", "image_rows", "image_tokens", "text_tokens"]
-)
+# Strides are multiples of 16, and only what is specialised for that is read 16 bytes at a time.
+@triton.jit(do_not_specialize=["image_rows", "text_start", "image_tokens", "text_tokens"])
 def _modulate(
     hidden,
     branch,
@@ -78,10 +81,11 @@ def _modulate(
     scale_image,
     scale_text,
     modulated,
-    row_scale,
+    row_scales,
     gate_stride,
     stride,
     image_rows,
+    text_start,
     image_tokens,
     text_tokens,
     WIDTH: tl.constexpr,
@@ -94,11 +98,13 @@ def _modulate(
     SMALLEST: tl.constexpr,
 ):
     row = tl.program_id(0)
+    if (row >= image_rows) & (row < text_start):
+        return  # between the streams
     if row < image_rows:
         of = row // image_tokens
         gate, shift, scale = gate_image, shift_image, scale_image
     else:
-        of = (row - image_rows) // text_tokens
+        of = (row - text_start) // text_tokens
         gate, shift, scale = gate_text, shift_text, scale_text
     gate += of * gate_stride
     shift += of * stride
@@ -123,18 +129,17 @@ def _modulate(
         tl.store(hidden + at + a, x_a.to(hidden.dtype.element_ty))
         tl.store(hidden + at + b, x_b.to(hidden.dtype.element_ty), mask=inside)
 
-    mean = (tl.sum(x_a, 0) + tl.sum(x_b, 0)) / WIDTH
+    mean = row_sum(x_a, x_b) / WIDTH
     x_a -= mean
     x_b = tl.where(inside, x_b - mean, 0.0)
-    variance = (tl.sum(x_a * x_a, 0) + tl.sum(x_b * x_b, 0)) / WIDTH
+    variance = row_sum(x_a * x_a, x_b * x_b) / WIDTH
     inverse = tl.rsqrt(variance + EPSILON_)
     x_a = x_a * inverse * scale_a + shift_a
     x_b = x_b * inverse * scale_b + shift_b
 
     if QUANTIZE:
-        largest = tl.maximum(tl.max(tl.abs(x_a), 0), tl.max(tl.abs(x_b), 0))
-        of_row = tl.maximum(largest / LARGEST, SMALLEST)
-        tl.store(row_scale + row, of_row)
+        of_row = row_scale(x_a, x_b, LARGEST, SMALLEST)
+        tl.store(row_scales + row, of_row)
         x_a /= of_row
         x_b /= of_row
     tl.store(modulated + at + a, x_a.to(modulated.dtype.element_ty))

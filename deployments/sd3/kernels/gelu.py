@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import two_blocks
+from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
 
 
 def quantized_gelu(x: Tensor) -> QuantizedRows:
@@ -20,17 +20,14 @@ def quantized_gelu(x: Tensor) -> QuantizedRows:
     rows, columns = x.shape
     values = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    first, second = two_blocks(columns)
     _gelu[(rows,)](
         x,
         values,
         scale,
-        COLUMNS=columns,
-        FIRST=first,
-        SECOND=second,
+        **row_blocks(columns),
         LARGEST=LARGEST_E4M3,
         SMALLEST=SMALLEST_SCALE,
-        num_warps=8,
+        num_warps=4,
     )
     return QuantizedRows(values, scale)
 
@@ -40,21 +37,20 @@ def _gelu(
     x,
     values,
     scale,
-    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     LARGEST: tl.constexpr,
     SMALLEST: tl.constexpr,
 ):
     row = tl.program_id(0)
-    at = row.to(tl.int64) * COLUMNS
+    at = row.to(tl.int64) * WIDTH
     a = tl.arange(0, FIRST)
     b = FIRST + tl.arange(0, SECOND)
-    inside = b < COLUMNS
+    inside = b < WIDTH
     y_a = _tanh_gelu(tl.load(x + at + a).to(tl.float32))
     y_b = _tanh_gelu(tl.load(x + at + b, mask=inside, other=0.0).to(tl.float32))
-    largest = tl.maximum(tl.max(tl.abs(y_a), 0), tl.max(tl.abs(y_b), 0))
-    of_row = tl.maximum(largest / LARGEST, SMALLEST)
+    of_row = row_scale(y_a, y_b, LARGEST, SMALLEST)
     tl.store(scale + row, of_row)
     inverse = 1 / of_row
     tl.store(values + at + a, (y_a * inverse).to(values.dtype.element_ty))

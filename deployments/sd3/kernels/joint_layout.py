@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import two_blocks
+from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 _TOKENS_A_PROGRAM = 16
@@ -41,6 +41,7 @@ def to_joint_in_one_pass(
         key_norm.image if key_norm.text is None else key_norm.text,
         query.stride(0),
         layout.batch,
+        layout.text_start,
         layout.image,
         layout.text,
         parts,
@@ -58,7 +59,6 @@ def from_joint_in_one_pass(attended: Tensor, layout: StreamLayout) -> QuantizedR
     columns = attended.shape[2]
     values = torch.empty((layout.rows, columns), dtype=torch.float8_e4m3fn, device=attended.device)
     scale = torch.empty((layout.rows, 1), dtype=torch.float32, device=attended.device)
-    first, second = two_blocks(columns)
     _from_joint[(layout.rows,)](
         attended,
         values,
@@ -66,19 +66,19 @@ def from_joint_in_one_pass(attended: Tensor, layout: StreamLayout) -> QuantizedR
         attended.stride(0),
         attended.stride(1),
         layout.batch * layout.image,
+        layout.text_start,
         layout.image,
         max(layout.text, 1),
-        COLUMNS=columns,
-        FIRST=first,
-        SECOND=second,
+        **row_blocks(columns),
         LARGEST=LARGEST_E4M3,
         SMALLEST=SMALLEST_SCALE,
-        num_warps=4,
+        num_warps=2,
     )
     return QuantizedRows(values, scale)
 
 
-@triton.jit(do_not_specialize=["row_stride", "batch", "image_tokens", "text_tokens", "parts"])
+# Strides are multiples of 16, and only what is specialised for that is read 16 bytes at a time.
+@triton.jit(do_not_specialize=["batch", "text_start", "image_tokens", "text_tokens", "parts"])
 def _to_joint(
     query,
     key,
@@ -90,6 +90,7 @@ def _to_joint(
     key_norm_text,
     row_stride,
     batch,
+    text_start,
     image_tokens,
     text_tokens,
     parts,
@@ -108,7 +109,7 @@ def _to_joint(
     row = tl.where(
         is_image,
         of * image_tokens + token,
-        batch * image_tokens + of * text_tokens + token - image_tokens,
+        text_start + of * text_tokens + token - image_tokens,
     )
     source = row.to(tl.int64)[:, None] * row_stride + head * HEAD_WIDTH + column[None, :]
     to = ((of * tokens + token).to(tl.int64)[:, None] * HEADS + head) * HEAD_WIDTH + column[None, :]
@@ -143,9 +144,7 @@ def _rms_normed(x, weight, WIDTH: tl.constexpr, EPSILON_: tl.constexpr):
     return x * inverse[:, None] * weight.to(tl.float32)
 
 
-@triton.jit(
-    do_not_specialize=["batch_stride", "token_stride", "image_rows", "image_tokens", "text_tokens"]
-)
+@triton.jit(do_not_specialize=["image_rows", "text_start", "image_tokens", "text_tokens"])
 def _from_joint(
     attended,
     values,
@@ -153,30 +152,32 @@ def _from_joint(
     batch_stride,
     token_stride,
     image_rows,
+    text_start,
     image_tokens,
     text_tokens,
-    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     LARGEST: tl.constexpr,
     SMALLEST: tl.constexpr,
 ):
     row = tl.program_id(0)
+    if (row >= image_rows) & (row < text_start):
+        return  # between the streams
     if row < image_rows:
         of = row // image_tokens
         token = row % image_tokens
     else:
-        of = (row - image_rows) // text_tokens
-        token = image_tokens + (row - image_rows) % text_tokens
+        of = (row - text_start) // text_tokens
+        token = image_tokens + (row - text_start) % text_tokens
     source = of.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride
-    at = row.to(tl.int64) * COLUMNS
+    at = row.to(tl.int64) * WIDTH
     a = tl.arange(0, FIRST)
     b = FIRST + tl.arange(0, SECOND)
-    inside = b < COLUMNS
+    inside = b < WIDTH
     x_a = tl.load(attended + source + a).to(tl.float32)
     x_b = tl.load(attended + source + b, mask=inside, other=0.0).to(tl.float32)
-    largest = tl.maximum(tl.max(tl.abs(x_a), 0), tl.max(tl.abs(x_b), 0))
-    of_row = tl.maximum(largest / LARGEST, SMALLEST)
+    of_row = row_scale(x_a, x_b, LARGEST, SMALLEST)
     tl.store(scale + row, of_row)
     inverse = 1 / of_row
     tl.store(values + at + a, (x_a * inverse).to(values.dtype.element_ty))

@@ -1,13 +1,43 @@
-"""How a row is cut into the power-of-two blocks that Triton can hold.
+"""How a kernel holds one row of any width: as two blocks of columns.
 
-One block alone would waste up to half its lanes: 4096 for Large's 2432 columns. Two waste little:
-2048 and 512. Every width of SD3.5 (1536, 2432, 6144, 9728) fits within 5 % or exactly.
+Triton holds powers of two. One block alone would waste up to half its lanes (4096 for Large's 2432
+columns); a power of two and a masked rest (2048 and 512) waste little. Every width of SD3.5 (1536,
+2432, 6144, 9728) fits within 5 % or exactly.
 """
 
 from __future__ import annotations
 
+import triton
+import triton.language as tl
 
-def two_blocks(columns: int) -> tuple[int, int]:
-    """Return the largest power of two below `columns`, and the least that covers the rest."""
+
+def row_blocks(columns: int) -> dict[str, int]:
+    """Return the constants that the kernels here take.
+
+    Args:
+        columns: Of a row, at least 2.
+
+    Returns:
+        WIDTH itself; FIRST, the largest power of two below it; SECOND, the least that covers the
+        rest.
+    """
     first = 1 << ((columns - 1).bit_length() - 1)
-    return first, 1 << (columns - first - 1).bit_length()
+    return {"WIDTH": columns, "FIRST": first, "SECOND": 1 << (columns - first - 1).bit_length()}
+
+
+@triton.jit
+def row_sum(a, b):
+    """Sum both blocks of a row."""
+    return tl.sum(a, 0) + tl.sum(b, 0)
+
+
+@triton.jit
+def row_max(a, b):
+    """Return the largest value of both blocks of a row."""
+    return tl.maximum(tl.max(a, 0), tl.max(b, 0))
+
+
+@triton.jit
+def row_scale(a, b, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
+    """Return what a row is divided by so that E4M3 holds it."""
+    return tl.maximum(row_max(tl.abs(a), tl.abs(b)) / LARGEST, SMALLEST)
