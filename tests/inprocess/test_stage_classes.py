@@ -199,6 +199,15 @@ def test_a_denoiser_whose_engine_has_ended_is_replaced(
         loaded_denoiser.check_health()
 
 
+def test_a_denoiser_says_what_it_does_and_what_forwards_take(loaded_denoiser: Denoiser):
+    status = loaded_denoiser.status()
+    assert status["engine"]["live_requests"] == 0
+    assert status["engine"]["joules"] is None  # no card
+    assert all(ms > 0 for ms in status["measured_ms"].values())
+    assert set(status["path"].values()) == {"eager"}
+    assert status["measured_ms"].keys() == status["path"].keys() == status["attention"].keys()
+
+
 async def test_an_engines_error_is_raised(denoiser: Denoiser):
     stream = denoiser.denoise(JOB)
     first = asyncio.ensure_future(anext(stream))
