@@ -51,6 +51,7 @@ class StepCosts:
         self._recent: dict[TokenShape, dict[int, deque[float]]] = {}
         self._curves: dict[TokenShape, tuple[list[int], list[float]]] = {}
         self._cache: dict[TokenShape, dict[int, float]] = {}
+        self._prices: dict[tuple[TokenShape, int], tuple[float, ...]] = {}
 
     def observe(self, shape: TokenShape, rows: int, seconds: float) -> None:
         """Take note of one forward.
@@ -68,6 +69,7 @@ class StepCosts:
         counts = sorted(by_rows)
         self._curves[shape] = (counts, [median(by_rows[count]) for count in counts])
         self._cache.clear()
+        self._prices.clear()
 
     def seconds(self, shape: TokenShape, rows: int) -> float:
         """Return what a forward of so many rows of this shape takes.
@@ -83,6 +85,14 @@ class StepCosts:
             if rows < 1:
                 raise ValueError(f"a forward of {rows} rows cannot be")
             found = known[rows] = self._guess(shape, rows)
+        return found
+
+    def prices(self, shape: TokenShape, most_rows: int) -> tuple[float, ...]:
+        """Return the seconds a row costs in a forward of 1, 2, ... `most_rows` rows."""
+        found = self._prices.get((shape, most_rows))
+        if found is None:
+            found = tuple(self.seconds(shape, rows) / rows for rows in range(1, most_rows + 1))
+            self._prices[shape, most_rows] = found
         return found
 
     def is_measured(self, shape: TokenShape, rows: int) -> bool:
