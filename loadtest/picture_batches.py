@@ -5,6 +5,7 @@ Serving is left out on purpose; the parts are the served ones.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class PictureSettings:
         shift: of the schedule.
         sampler: `euler` or `dpmpp_2m`; both step a whole batch at once.
         max_sequence_length: T5 tokens.
+        guidance_interval: (low, high), noise levels outside of which there is no guidance; None
+            guides every step.
     """
 
     width: int
@@ -45,6 +48,7 @@ class PictureSettings:
     shift: float
     sampler: str
     max_sequence_length: int
+    guidance_interval: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, spec: ModelSpec) -> PictureSettings:
@@ -69,6 +73,9 @@ class PictureBatches:
         precision: `fp8`, `bf16` or `fp32`.
         device: torch device.
         rows: pictures in one forward.
+
+    Attributes:
+        denoise_seconds: that the batches made so far took to denoise.
     """
 
     def __init__(self, model_dir: Path, precision: str, device: str, rows: int) -> None:
@@ -78,6 +85,7 @@ class PictureBatches:
         self.vae = VaeDecoder.load(model_dir, device, self.precision)
         self.device = torch.device(device)
         self.rows = rows
+        self.denoise_seconds = 0.0
 
     def make(
         self,
@@ -91,7 +99,11 @@ class PictureBatches:
             part = slice(begin, begin + self.rows)
             positive = self._encode(prompts[part], settings)
             negative = self._encode(negative_prompts[part], settings)
+            began = time.monotonic()
             latents = self._denoise(positive, negative, seeds[part], settings)
+            if latents.is_cuda:
+                torch.cuda.synchronize(latents.device)
+            self.denoise_seconds += time.monotonic() - began
             yield from (self.vae.decode(picture) for picture in latents)
 
     def _encode(self, prompts: Sequence[str], settings: PictureSettings) -> list[EncodedPrompt]:
@@ -124,11 +136,18 @@ class PictureBatches:
         stacked = torch.stack([state.latents for state in each]).to(self.device)
         state = SamplerState(stacked, 0, None, each[0].generator)
         while not sampler.is_finished(state):
-            sigma = torch.full((len(rows),), sampler.sigma(state))
+            sigma = sampler.sigma(state)
+            low, high = settings.guidance_interval or (0.0, 1.0)
+            copies = 2 if low <= sigma <= high else 1  # the positive prompts come first
+            count = copies * len(positive)
             velocity = self.mmdit.velocity(
-                torch.cat([state.latents, state.latents]), sigma, prompt_embeds, pooled
+                torch.cat([state.latents] * copies),
+                torch.full((count,), sigma),
+                prompt_embeds[:count],
+                pooled[:count],
             )
-            wanted, unwanted = velocity.chunk(2)
-            guided = unwanted + settings.guidance_scale * (wanted - unwanted)
-            state = sampler.step(state, guided)
+            if copies == 2:
+                wanted, unwanted = velocity.chunk(2)
+                velocity = unwanted + settings.guidance_scale * (wanted - unwanted)
+            state = sampler.step(state, velocity)
         return state.latents
