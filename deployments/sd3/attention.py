@@ -1,7 +1,7 @@
 """Attention over the joint sequence: several ways to compute it, the fastest for a shape measured.
 
-Buys: at Large 1024x1024 on an H100 cuDNN takes 36 ms a step where torch's flash kernel takes 59;
-flash-attn-4, if it is installed, about 30.
+Buys: a step of Large at 1024x1024 on an H100 takes 84 ms with flash-attn-4, if that is installed,
+92 with cuDNN's attention and 105 with torch's own flash kernel.
 """
 
 from __future__ import annotations

