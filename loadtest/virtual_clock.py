@@ -6,32 +6,34 @@ Time passes only in forwards, each of which takes what the cost curve says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from deployments.schedule import Work, choose
 from deployments.step_costs import StepCosts
 from loadtest.arrivals import Arrival
+from loadtest.latencies import Served
 
 Policy = Callable[[Sequence[Work], StepCosts, float], tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """What became of the arrivals, by their keys."""
+def serve_steps(
+    arrivals: Sequence[Arrival],
+    costs: StepCosts,
+    policy: Policy = choose,
+    between_forwards_s: float = 0.0,
+) -> Served:
+    """Let the policy choose before every forward, among all that have arrived by then.
 
-    finished_at: dict[int, float]  # seconds
-    forwards: int
-    row_steps: int
-    busy_s: float
-
-
-def serve_steps(arrivals: Sequence[Arrival], costs: StepCosts, policy: Policy = choose) -> Run:
-    """Let the policy choose before every forward, among all that have arrived by then."""
+    Args:
+        arrivals: In the order in which they come.
+        costs: Seconds of a forward.
+        policy: Chooses.
+        between_forwards_s: What the engine itself takes between two forwards.
+    """
     coming = list(reversed(arrivals))
     by_key = {arrival.key: arrival for arrival in arrivals}
     works: dict[int, Work] = {}
     finished_at: dict[int, float] = {}
-    now = busy = 0.0
+    now = 0.0
     forwards = row_steps = 0
     while coming or works:
         if not works:
@@ -41,9 +43,7 @@ def serve_steps(arrivals: Sequence[Arrival], costs: StepCosts, policy: Policy = 
             works[new.key] = _work(new, 0)
         chosen = policy(list(works.values()), costs, now)
         rows = sum(works[key].rows for key in chosen)
-        seconds = costs.seconds(works[chosen[0]].shape, rows)
-        now += seconds
-        busy += seconds
+        now += costs.seconds(works[chosen[0]].shape, rows) + between_forwards_s
         forwards += 1
         row_steps += rows
         for key in chosen:
@@ -53,7 +53,7 @@ def serve_steps(arrivals: Sequence[Arrival], costs: StepCosts, policy: Policy = 
                 finished_at[key] = now
             else:
                 works[key] = _work(by_key[key], done)
-    return Run(finished_at, forwards, row_steps, busy)
+    return Served(arrivals, finished_at, forwards, row_steps)
 
 
 def _work(arrival: Arrival, done: int) -> Work:
