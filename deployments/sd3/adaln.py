@@ -6,11 +6,14 @@ writes the FP8 values that the next product reads.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deployments.sd3.fp8 import QuantizedRows, quantize_rows
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.linear import Quantization, quantized
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 EPSILON = 1e-6  # of every LayerNorm and RMSNorm in SD3
@@ -24,7 +27,7 @@ def modulate(
     *,
     branch: Tensor | None = None,
     gate: PerStream | None = None,
-    quantize: bool,
+    quantize: Quantization | Literal[False],
     fused: bool,
 ) -> Tensor | QuantizedRows:
     """Return `layer_norm(hidden + gate * branch) * (1 + scale) + shift`.
@@ -36,7 +39,7 @@ def modulate(
         scale: [B, D] for each stream.
         branch: [rows, D] or None: what attention or the feed-forward returned.
         gate: [B, D] for each stream; with a branch only.
-        quantize: Return E4M3 rows with a scale each.
+        quantize: How to return E4M3 rows with a scale each, or False.
         fused: In one pass, on a CUDA device.
 
     Returns:
@@ -63,7 +66,7 @@ def modulate(
             1 + stream_scale[:, None],
             out=modulated[rows].view(batch, -1, width),
         )
-    return quantize_rows(modulated) if quantize else modulated
+    return quantized(modulated, layout, quantize)
 
 
 def _added(

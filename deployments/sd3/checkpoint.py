@@ -21,6 +21,7 @@ from serve.errors import ConfigurationError
 _FP8 = torch.float8_e4m3fn
 _READABLE = (torch.float32, torch.float16, torch.bfloat16, _FP8)
 _SCALE = "_scale"  # `X.weight_scale` beside `X.weight`
+_INPUT_SCALE = ".input_scale"  # `X.input_scale`, of what a Linear X reads; newer scaled-FP8 files
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -107,6 +108,11 @@ class _Filler:
         scales = {name for name in found if name.endswith(_SCALE)}
         strangers = found - expected - set(self.aliases)
         strangers -= {name for name in scales if name.removesuffix(_SCALE) in expected}
+        strangers -= {
+            name + _INPUT_SCALE
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
         # Older files hold buffers that newer classes make themselves.
         strangers -= {name for name, _ in self.model.named_buffers()}
         if strangers:
@@ -123,24 +129,30 @@ class _Filler:
         scale = self._scale(name, value)
         owner_name, _, leaf = name.rpartition(".")
         owner = self.model.get_submodule(owner_name)
-        if isinstance(owner, nn.Linear) and leaf == "weight" and self.precision.weights == "fp8":
+        linear = owner if isinstance(owner, nn.Linear) and leaf == "weight" else None
+        # Read even where nothing is quantised, so that a wrong one is refused everywhere.
+        input_scale = self._input_scale(owner_name + _INPUT_SCALE) if linear else None
+        if linear and self.precision.weights == "fp8":
             wanted = self.quantizable is not None and name.startswith(self.quantizable)
             if value.dtype == _FP8 or wanted:
                 # Copied: what safetensors returns is a view of the whole mapped file.
                 weight = value.to(self.device, copy=True)
                 if scale is None:
                     weight, scale = quantize_per_channel(weight)
-                self._replace(owner_name, owner, weight, scale.to(self.device))
+                layer = Fp8Linear(
+                    weight,
+                    scale.to(self.device),
+                    linear.bias,
+                    self.precision.fp8_arithmetic,
+                    input_scale,
+                )
+                self.model.set_submodule(owner_name, layer)
                 return
         if scale is not None:
             flat = dequantize(value.reshape(len(scale), -1), scale, torch.float32)
             value = flat.reshape(value.shape)
         value = value.to(device=self.device, dtype=self.precision.compute_dtype, copy=True)
         _assign(self.model, name, value)
-
-    def _replace(self, name: str, linear: nn.Linear, weight: Tensor, scale: Tensor) -> None:
-        layer = Fp8Linear(weight, scale, linear.bias, self.precision.fp8_arithmetic)
-        self.model.set_submodule(name, layer)
 
     def _check(self, name: str, value: Tensor, empty: Tensor) -> None:
         if value.shape != empty.shape:
@@ -193,6 +205,27 @@ class _Filler:
                 stored_name,
             )
         return scale.reshape(-1).expand(rows).contiguous()
+
+    def _input_scale(self, name: str) -> Tensor | None:
+        """Return the static scale of a Linear's input, a float32 scalar on the device, if any."""
+        if name not in self.stored.names():
+            return None
+        scale = self.stored.read(name)
+        if scale.dtype != torch.float32 or scale.shape not in ((), (1,)):
+            raise self._error(
+                f"Tensor {name!r} in {self.stored.file_of(name)} is {scale.dtype}"
+                f" {list(scale.shape)}; expected one float32 value, [] or [1]",
+                name,
+            )
+        # A subnormal counts as zero: its inverse is infinite.
+        limits = torch.finfo(torch.float32)
+        if not limits.tiny <= scale.item() <= limits.max:
+            raise self._error(
+                f"Tensor {name!r} in {self.stored.file_of(name)} is {scale.item():g}; expected a"
+                f" positive finite scale",
+                name,
+            )
+        return scale.reshape(()).to(self.device, copy=True)
 
     def _error(self, message: str, name: str) -> ConfigurationError:
         return ConfigurationError(

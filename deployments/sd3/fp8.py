@@ -1,7 +1,8 @@
 """FP8 E4M3 weights that stay FP8 in memory, on every device.
 
 Weights carry one float32 scale per output channel. Activations, where they are quantised at all,
-carry one scale per row: a row belongs to one request, so no request's numbers touch another's.
+carry one scale per row: a row belongs to one request, so no request's numbers touch another's. The
+scale is the row's own, or a constant where the checkpoint brings one.
 """
 
 from __future__ import annotations
@@ -79,14 +80,19 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.float().mul_(scale[:, None]).to(dtype)
 
 
-def quantize_rows(x: Tensor) -> QuantizedRows:
-    """Quantise activations to E4M3, each row by its own largest value.
+def quantize_rows(x: Tensor, static: Tensor | None = None) -> QuantizedRows:
+    """Quantise activations to E4M3, each row by its own largest value or by a constant.
 
     Args:
         x: [rows, in], float.
+        static: float32, a scalar or [rows, 1], positive: the scale, whatever x holds. Values beyond
+            448 times it saturate. None: of each row's own largest value.
     """
     values = x.float()
-    scale = (values.abs().amax(dim=1, keepdim=True) / LARGEST_E4M3).clamp(min=SMALLEST_SCALE)
+    if static is None:
+        scale = (values.abs().amax(dim=1, keepdim=True) / LARGEST_E4M3).clamp(min=SMALLEST_SCALE)
+    else:
+        scale = static.expand(len(values), 1).contiguous()
     quantised = (values / scale).clamp(-LARGEST_E4M3, LARGEST_E4M3)
     return QuantizedRows(quantised.to(torch.float8_e4m3fn), scale)
 
@@ -106,11 +112,14 @@ class Fp8Linear(nn.Module):
         weight_scale: float32 [out].
         bias: [out] or None.
         arithmetic: See above.
+        input_scale: float32 scalar, positive: what its input is divided by, known beforehand
+            (static); None: each row's own. `dequantize` quantises no input and does not read it.
     """
 
     weight_fp8: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    input_scale: Tensor | None
 
     # transformers' T5 casts activations to the dtype of `wo.weight` if it is a tensor, which would
     # turn them into unscaled FP8. None is what it expects of quantised layers.
@@ -122,6 +131,7 @@ class Fp8Linear(nn.Module):
         weight_scale: Tensor,
         bias: Tensor | None = None,
         arithmetic: Fp8Arithmetic = "dequantize",
+        input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
@@ -131,6 +141,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight_fp8", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
+        self.register_buffer("input_scale", input_scale)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, arithmetic: Fp8Arithmetic = "dequantize") -> Fp8Linear:
@@ -163,7 +174,7 @@ class Fp8Linear(nn.Module):
         # As one matrix: given slices of a batch, torch would multiply row by row of the batch.
         rows = x.reshape(-1, self.in_features)
         if self.takes_quantized:
-            result = self._multiply(quantize_rows(rows), out).to(x.dtype)
+            result = self._multiply(quantize_rows(rows, self.input_scale), out).to(x.dtype)
         elif self.bias is None:
             result = torch.mm(rows, self.dequantized(x.dtype).t(), out=out)
         else:
@@ -186,11 +197,13 @@ class Fp8Linear(nn.Module):
         return rescale_cuda_(out, x.scale, self.weight_scale, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # `.to(dtype)` counts FP8 as floating point; the weight and its scale only ever move.
-        weight, scale = self.weight_fp8, self.weight_scale
+        # `.to(dtype)` counts FP8 as floating point; the weight and the scales only ever move.
+        weight, scale, input_scale = self.weight_fp8, self.weight_scale, self.input_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.weight_fp8 = weight.to(self.weight_fp8.device)
         self.weight_scale = scale.to(self.weight_scale.device)
+        if input_scale is not None:
+            self.input_scale = input_scale.to(self.weight_fp8.device)
         return self
 
     def extra_repr(self) -> str:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from deployments.sd3.fp8 import QuantizedRows, quantize_rows
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.linear import Quantization, quantized
+from deployments.sd3.stream_layout import StreamLayout
 
 
-def gelu(x: Tensor, *, quantize: bool, fused: bool) -> Tensor | QuantizedRows:
+def gelu(
+    x: Tensor, layout: StreamLayout, *, quantize: Quantization | Literal[False], fused: bool
+) -> Tensor | QuantizedRows:
     """Activate; the function is approximated by tanh, as SD3 was trained with.
 
     Args:
         x: [rows, columns], contiguous.
-        quantize: Return E4M3 rows with a scale each.
+        layout: Whose the rows are.
+        quantize: How to return E4M3 rows with a scale each, or False.
         fused: In one pass, on a CUDA device.
     """
     if fused and quantize and x.is_cuda:
         from deployments.sd3.kernels.gelu import quantized_gelu
 
-        return quantized_gelu(x)
-    activated = F.gelu(x, approximate="tanh")
-    return quantize_rows(activated) if quantize else activated
+        return quantized_gelu(x, layout, quantize)
+    return quantized(F.gelu(x, approximate="tanh"), layout, quantize)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.joint_layout import from_joint, to_joint
-from deployments.sd3.linear import Linear, each_stream, stacked, takes_quantized
+from deployments.sd3.linear import Linear, Quantization, agreed, each_stream, quantization, stacked
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -37,7 +37,7 @@ class JointAttention(nn.Module):
                 self.out.append(attn.to_add_out)
         # One layer for each stream, or three: [layer][stream].
         fused = optimizations.fused_qkv
-        layers = [[stacked(stream)] if fused else list(stream) for stream in streams]
+        layers = [[stacked(stream)] if fused else agreed(stream) for stream in streams]
         self.projections: Any = nn.ModuleList(
             nn.ModuleList(of_streams) for of_streams in zip(*layers, strict=True)
         )
@@ -45,9 +45,9 @@ class JointAttention(nn.Module):
         self.key_norms = nn.ModuleList(_present(attn.norm_k, attn.norm_added_k))
 
     @property
-    def takes_quantized(self) -> bool:
-        """True if its input may come quantised."""
-        return takes_quantized(self.projections[0][0])
+    def input_quantization(self) -> Quantization | Literal[False]:
+        """How its input is quantised, if it is."""
+        return quantization(self.projections[0])
 
     def forward(
         self, x: Tensor | QuantizedRows, layout: StreamLayout, left: StreamLayout
@@ -74,7 +74,7 @@ class JointAttention(nn.Module):
         )
         attended = self.attention(query[:, : left.tokens], key, value)
         rows = from_joint(
-            attended, left, quantize=takes_quantized(self.out[0]), fused=self.on.fused_quantize
+            attended, left, quantize=quantization(self.out), fused=self.on.fused_quantize
         )
         return each_stream(self.out, rows, left)
 

@@ -7,7 +7,7 @@ The same computation as diffusers' `JointTransformerBlock`, on the token matrix 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.gelu import gelu
 from deployments.sd3.joint_attention import JointAttention
-from deployments.sd3.linear import each_stream, takes_quantized
+from deployments.sd3.linear import Quantization, each_stream, quantization
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -85,18 +85,18 @@ class JointBlock(nn.Module):
             PerStream(*pair) for pair in zip(of_image[:6], of_text, strict=True)
         )
 
-        reader = self.attend.takes_quantized
-        normed = self._modulated(hidden, layout, shifts, scales, pending, reader)
+        quantize = self.attend.input_quantization
+        normed = self._modulated(hidden, layout, shifts, scales, pending, quantize)
         attended = self.attend(normed, layout, left)
         if self.attend_again:
             self._add_second(hidden, layout.image_only, *of_image[6:])
         hidden, layout = hidden[: left.rows], left
 
         pending = Pending(attended, gates)
-        reader = takes_quantized(self.up[0])
-        normed = self._modulated(hidden, layout, mlp_shifts, mlp_scales, pending, reader)
+        quantize = quantization(self.up)
+        normed = self._modulated(hidden, layout, mlp_shifts, mlp_scales, pending, quantize)
         up = each_stream(self.up, normed, layout)
-        active = gelu(up, quantize=takes_quantized(self.down[0]), fused=self.on.fused_gelu)
+        active = gelu(up, layout, quantize=quantization(self.down), fused=self.on.fused_gelu)
         return hidden, layout, Pending(each_stream(self.down, active, layout), mlp_gates)
 
     def _add_second(
@@ -104,13 +104,14 @@ class JointBlock(nn.Module):
     ) -> None:
         """Add the second attention to the image rows, in place; it reads what the first read."""
         assert self.attend_again
+        hidden = hidden[: layout.rows]
         normed = self._modulated(
             hidden,
             layout,
             PerStream(shift, None),
             PerStream(scale, None),
             None,
-            self.attend_again.takes_quantized,
+            self.attend_again.input_quantization,
         )
         attended = self.attend_again(normed, layout, layout)
         shape = (layout.batch, layout.image, -1)
@@ -123,7 +124,7 @@ class JointBlock(nn.Module):
         shift: PerStream,
         scale: PerStream,
         pending: Pending | None,
-        quantize: bool,
+        quantize: Quantization | Literal[False],
     ) -> Tensor | QuantizedRows:
         return modulate(
             hidden,

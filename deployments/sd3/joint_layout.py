@@ -6,12 +6,15 @@ multiplies in FP8. `kernels/joint_layout.py` does each way in one pass, without 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from deployments.sd3.adaln import EPSILON
-from deployments.sd3.fp8 import QuantizedRows, quantize_rows
+from deployments.sd3.fp8 import QuantizedRows
+from deployments.sd3.linear import Quantization, quantized
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 
@@ -55,27 +58,31 @@ def to_joint(
 
 
 def from_joint(
-    attended: Tensor, layout: StreamLayout, *, quantize: bool, fused: bool
+    attended: Tensor,
+    layout: StreamLayout,
+    *,
+    quantize: Quantization | Literal[False],
+    fused: bool,
 ) -> Tensor | QuantizedRows:
     """Return what attention gave as the token matrix again.
 
     Args:
         attended: [B, tokens, D]; tokens may be the image's only.
         layout: Of the result; with `text` 0, text tokens of `attended` are left out.
-        quantize: Return E4M3 rows with a scale each.
+        quantize: How to return E4M3 rows with a scale each, or False.
         fused: In one pass, on a CUDA device.
     """
     if fused and quantize and attended.is_cuda:
         from deployments.sd3.kernels.joint_layout import from_joint_in_one_pass
 
-        return from_joint_in_one_pass(attended, layout)
+        return from_joint_in_one_pass(attended, layout, quantize)
     width = attended.shape[2]
     tokens = attended.new_zeros(layout.rows, width)
     shape = (layout.batch, -1, width)
     tokens[layout.image_rows].view(shape).copy_(attended[:, : layout.image])
     if layout.text:
         tokens[layout.text_rows].view(shape).copy_(attended[:, layout.image :])
-    return quantize_rows(tokens) if quantize else tokens
+    return quantized(tokens, layout, quantize)
 
 
 def _streams(layout: StreamLayout) -> list[tuple[int, slice]]:

@@ -1,21 +1,70 @@
-"""Linear layers of either kind, FP8 or plain, alone, stacked, or one for each stream."""
+"""Linear layers of either kind, FP8 or plain, alone, stacked, or one for each stream.
+
+And how what they read is quantised before they read it, which is for the layers to say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from deployments.sd3.fp8 import Fp8Linear, QuantizedRows
-from deployments.sd3.stream_layout import StreamLayout
+from deployments.sd3.fp8 import Fp8Linear, QuantizedRows, quantize_rows
+from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 Linear = nn.Linear | Fp8Linear
 
 
-def takes_quantized(layer: nn.Module) -> bool:
-    """True if a layer multiplies in FP8, so that its input may come quantised."""
-    return isinstance(layer, Fp8Linear) and layer.takes_quantized
+@dataclass(frozen=True)
+class Quantization:
+    """How rows become E4M3; functions that may quantise take one, or False.
+
+    Attributes:
+        static: float32 scalar of each stream, from the checkpoint; None is dynamic: each row is
+            scaled by its own largest value.
+    """
+
+    static: PerStream | None = None
+
+
+def quantization(readers: Iterable[nn.Module]) -> Quantization | Literal[False]:
+    """Say how the input of layers is quantised, or that they do not all multiply in FP8.
+
+    Args:
+        readers: The image's layer, then the text's if it has a part. Unless all of them bring a
+            static scale, both streams are dynamic: a producer knows one way at a time.
+    """
+    layers = list(readers)
+    fp8 = [layer for layer in layers if isinstance(layer, Fp8Linear) and layer.takes_quantized]
+    if len(fp8) < len(layers):
+        return False
+    scales = [layer.input_scale for layer in fp8 if layer.input_scale is not None]
+    if len(scales) < len(layers):
+        return Quantization()
+    return Quantization(PerStream(scales[0], scales[1] if len(scales) > 1 else None))
+
+
+def quantized(
+    x: Tensor, layout: StreamLayout, how: Quantization | Literal[False]
+) -> Tensor | QuantizedRows:
+    """Quantise a token matrix as the layers that read it want it; the kernels' plain form.
+
+    Args:
+        x: [rows, D], float.
+        layout: Whose the rows are.
+        how: False returns x.
+    """
+    if not how:
+        return x
+    if how.static is None:
+        return quantize_rows(x)
+    scales = torch.ones(layout.rows, 1, device=x.device)
+    for rows, scale in how.static.over(layout):
+        scales[rows] = scale
+    return quantize_rows(x, scales)
 
 
 def each_stream(layers: nn.ModuleList, x: Tensor | QuantizedRows, layout: StreamLayout) -> Tensor:
@@ -51,6 +100,7 @@ def _apply(layer: nn.Module, x: Tensor | QuantizedRows, out: Tensor) -> None:
 
 def stacked(layers: Sequence[Linear]) -> Linear:
     """Return one layer whose output is those of all, side by side; all of one kind."""
+    layers = agreed(layers)
     if len(layers) == 1:
         return layers[0]
     biases = [layer.bias for layer in layers if layer.bias is not None]
@@ -62,8 +112,23 @@ def stacked(layers: Sequence[Linear]) -> Linear:
             torch.cat([layer.weight_scale for layer in fp8]),
             bias,
             fp8[0].arithmetic,
+            fp8[0].input_scale,
         )
     return _linear(torch.cat([layer.weight for layer in layers if layer.weight is not None]), bias)
+
+
+def agreed(layers: Sequence[Linear]) -> list[Linear]:
+    """Give layers that read the same input one static scale, in place, and return them.
+
+    It is the largest of theirs, with which nothing saturates that its own layer would have kept; or
+    none if one of them has none: the input is then quantised dynamically for all.
+    """
+    fp8 = [layer for layer in layers if isinstance(layer, Fp8Linear)]
+    scales = [layer.input_scale for layer in fp8 if layer.input_scale is not None]
+    largest = torch.stack(scales).max() if scales and len(scales) == len(fp8) else None
+    for layer in fp8:
+        layer.input_scale = largest
+    return list(layers)
 
 
 def plain(layer: Linear, dtype: torch.dtype) -> nn.Linear:

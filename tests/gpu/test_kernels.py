@@ -7,6 +7,7 @@ from deployments.sd3.adaln import modulate
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.gelu import gelu
 from deployments.sd3.joint_layout import from_joint, to_joint
+from deployments.sd3.linear import Quantization
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 pytestmark = [
@@ -17,6 +18,23 @@ pytestmark = [
 LAYOUTS = [StreamLayout(2, 100, 33), StreamLayout(3, 7, 5), StreamLayout(1, 64, 0)]
 ROUNDING = 4e-3  # of bfloat16, once more than the plain way or once less
 ONE_CODE = 0.03  # a value between two E4M3 codes may go to either: 1/16 apart, seldom
+WAYS = ["dynamic", "static", "saturating"]
+
+
+def way(name: str, layout: StreamLayout) -> Quantization:
+    """Ways to quantise numbers of order 1; the streams differ."""
+    if name == "dynamic":
+        return Quantization()
+    image, text = torch.tensor({"static": [6.0, 5.0], "saturating": [0.5, 0.1]}[name]).cuda() / 448
+    return Quantization(PerStream(image, text if layout.text else None))
+
+
+def same_scales(ours, plain, layout: StreamLayout, quantize: str | None) -> bool:
+    """True if constants are what was asked for; a row's own differs by rounding."""
+    if quantize in (None, "dynamic"):
+        return True
+    rows = [layout.image_rows, layout.text_rows]
+    return all(torch.equal(ours.scale[at], plain.scale[at]) for at in rows)
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -37,7 +55,7 @@ def relative(ours, reference, layout: StreamLayout | None = None) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("width", [320, 1536, 2432])
-@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("quantize", [None, *WAYS])
 @pytest.mark.parametrize("with_branch", [False, True])
 def test_adaln(layout, width, quantize, with_branch):
     parts = drawn(layout.batch, 6 * width).chunk(6, dim=1)  # views, as the model has them
@@ -56,20 +74,25 @@ def test_adaln(layout, width, quantize, with_branch):
                 scale,
                 branch=branch,
                 gate=gate if with_branch else None,
-                quantize=quantize,
+                quantize=way(quantize, layout) if quantize else False,
                 fused=fused,
             )
         )
+    assert same_scales(results[0], results[1], layout, quantize)
     assert relative(results[0], results[1], layout) < (ONE_CODE if quantize else ROUNDING)
     assert relative(states[0], states[1], layout) < ROUNDING
 
 
+@pytest.mark.parametrize("quantize", WAYS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("columns", [1280, 6144, 9728])
-def test_gelu(columns):
-    x = drawn(50, columns)
+def test_gelu(columns, layout, quantize):
+    x = drawn(layout.rows, columns)
     x[3] = 0
-    ours, plain = (gelu(x, quantize=True, fused=fused) for fused in (True, False))
-    assert relative(ours, plain) < ONE_CODE
+    how = way(quantize, layout)
+    ours, plain = (gelu(x, layout, quantize=how, fused=fused) for fused in (True, False))
+    assert same_scales(ours, plain, layout, quantize)
+    assert relative(ours, plain, layout) < ONE_CODE
     assert not values(ours)[3].any()
 
 
@@ -86,22 +109,26 @@ def test_to_joint(layout, heads):
         assert relative(one, other) < ROUNDING
 
 
+@pytest.mark.parametrize("quantize", WAYS)
 @pytest.mark.parametrize("image_only", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("width", [320, 2432])
-def test_from_joint(layout, width, image_only):
+def test_from_joint(layout, width, image_only, quantize):
     attended = drawn(layout.batch, layout.tokens, width)
     left = layout.image_only if image_only else layout
-    ours, plain = (
-        from_joint(attended, left, quantize=True, fused=fused) for fused in (True, False)
-    )
+    how = way(quantize, left)
+    ours, plain = (from_joint(attended, left, quantize=how, fused=fused) for fused in (True, False))
+    assert same_scales(ours, plain, left, quantize)
     assert relative(ours, plain, left) < ONE_CODE
 
 
-def test_a_row_of_nonsense_stays_alone():
+@pytest.mark.parametrize("quantize", WAYS)
+def test_a_row_of_nonsense_stays_alone(quantize):
+    layout = StreamLayout(1, 5, 0)
+    how = way(quantize, layout)
     x = drawn(5, 6144)
-    expected = gelu(x, quantize=True, fused=True)
+    expected = gelu(x, layout, quantize=how, fused=True)
     x[2] = float("nan")
-    found = gelu(x, quantize=True, fused=True)
+    found = gelu(x, layout, quantize=how, fused=True)
     assert torch.equal(values(found)[[0, 1, 3, 4]], values(expected)[[0, 1, 3, 4]])
     assert values(found)[2].isnan().any()

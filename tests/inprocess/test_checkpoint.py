@@ -157,6 +157,37 @@ def test_other_forms_of_fp8_are_read(model_dir, form):
         assert error < 0.05
 
 
+INPUT_SCALE = "transformer_blocks.0.attn.to_q.input_scale"
+FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for a test", "scaled_mm")
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_static_scale_comes_with_its_layer(model_dir, shape):
+    change(model_dir, lambda state: state.update({INPUT_SCALE: torch.full(shape, 0.25)}))
+    model = loaded(model_dir, FP8_IN_FLOAT32)
+    found = {
+        name: layer.input_scale
+        for name, layer in model.named_modules()
+        if isinstance(layer, Fp8Linear) and layer.input_scale is not None
+    }
+    assert found == {INPUT_SCALE.removesuffix(".input_scale"): torch.tensor(0.25)}
+
+
+def test_static_scales_are_used_where_products_are_fp8_and_nowhere_else(model_dir):
+    precisions = (FP8_PRODUCTS, FP8_IN_FLOAT32, "fp32")
+    before = [velocity(Mmdit.load(model_dir, "cpu", precision)) for precision in precisions]
+
+    def scale_all(state: State) -> None:
+        linears = [name for name in state if name.endswith(".weight_scale")]
+        for name in linears:
+            state[name.replace(".weight_scale", ".input_scale")] = torch.tensor(2e-4)
+
+    change(model_dir, scale_all)
+    after = [velocity(Mmdit.load(model_dir, "cpu", precision)) for precision in precisions]
+    same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
+    assert same == [False, True, True]
+
+
 def test_shards_with_an_index_load_like_one_file(model_dir):
     exact = velocity(Mmdit.load(model_dir, "cpu", "fp32"))
     _shard(model_dir)
@@ -213,6 +244,17 @@ def _scale_of_nothing(state: State) -> None:
     state[LINEAR] = state[LINEAR].to(torch.float16)
 
 
+def _input_scale(name: str, value: Tensor) -> Callable[[State], None]:
+    def damage(state: State) -> None:
+        state[name] = value
+
+    return damage
+
+
+STRANGE = "transformer_blocks.9.attn.to_q.input_scale"
+NO_LINEAR = "pos_embed.proj.input_scale"
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -225,6 +267,15 @@ def _scale_of_nothing(state: State) -> None:
         (_scale_shape, [LINEAR + "_scale", FILE.name, "[3]"]),
         (_scale_zero, [LINEAR + "_scale", FILE.name, "positive"]),
         (_scale_of_nothing, [LINEAR, "float16", "float8_e4m3fn"]),
+        (_input_scale(INPUT_SCALE, torch.ones(3)), [INPUT_SCALE, FILE.name, "[3]", "[1]"]),
+        (_input_scale(INPUT_SCALE, torch.ones(()).half()), [INPUT_SCALE, "float16", "float32"]),
+        (_input_scale(INPUT_SCALE, torch.tensor(0.0)), [INPUT_SCALE, FILE.name, "positive"]),
+        (_input_scale(INPUT_SCALE, torch.tensor(-1.0)), [INPUT_SCALE, "-1", "positive"]),
+        (_input_scale(INPUT_SCALE, torch.tensor(1e-42)), [INPUT_SCALE, "positive"]),
+        (_input_scale(INPUT_SCALE, torch.tensor(torch.inf)), [INPUT_SCALE, "inf", "finite"]),
+        (_input_scale(INPUT_SCALE, torch.tensor([torch.nan])), [INPUT_SCALE, "nan", "finite"]),
+        (_input_scale(STRANGE, torch.ones(())), [STRANGE, "no place for"]),
+        (_input_scale(NO_LINEAR, torch.ones(())), [NO_LINEAR, "no place for"]),
     ],
 )
 def test_what_does_not_fit_is_named(model_dir, damage, said):

@@ -1,14 +1,18 @@
 """Our forward is diffusers' forward, on every shape of model that SD3.5 comes in."""
 
+import re
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from deployments.sd3.fp8 import Fp8Linear, quantize_linears
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice
 
 FP8_IN_FLOAT32 = PrecisionChoice("fp8", "fp8", torch.float32, "for these tests")
+FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "scaled_mm")
 
 
 def random_model(qk_norm: str | None, dual_attention_layers: tuple[int, ...]):
@@ -104,6 +108,101 @@ def test_fp8_weights_err_by_their_rounding_only(fp8_modulation):
         Optimizations(fp8_modulation=fp8_modulation),
     )
     assert relative(ours.velocity(*inputs), expected) < 1e-5
+
+
+def largest_inputs() -> dict[str, float]:
+    """The largest value that each Linear of the blocks reads, as calibration would find it."""
+    model = random_model("rms_norm", (0,))
+    found: dict[str, float] = {}
+
+    def note(name: str):
+        def hook(_, inputs):
+            found[name] = float(inputs[0].abs().max())
+
+        return hook
+
+    for name, module in model.transformer_blocks.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(note(name))
+    diffusers_velocity(model, *drawn())
+    return found
+
+
+def fp8_velocity(scales: dict[str, float], optimizations=Optimizations(), inputs=None):  # noqa: B008
+    """Velocity by FP8 products; layers that `scales` names have static scales."""
+    model = random_model("rms_norm", (0,))
+    quantize_linears(model.transformer_blocks, "scaled_mm")
+    for name, scale in scales.items():
+        layer = model.transformer_blocks.get_submodule(name)
+        assert isinstance(layer, Fp8Linear)
+        layer.input_scale = torch.tensor(scale)
+    mmdit = Mmdit.from_diffusers(model, "cpu", FP8_PRODUCTS, optimizations)
+    return mmdit.velocity(*(inputs or drawn()))
+
+
+def test_calibrated_static_scales_err_little_more_than_dynamic_ones():
+    exact = diffusers_velocity(random_model("rms_norm", (0,)), *drawn())
+    scales = {name: largest / 448 for name, largest in largest_inputs().items()}
+    static, dynamic = fp8_velocity(scales), fp8_velocity({})
+    assert not torch.equal(static, dynamic)
+    assert relative(static, exact) < 1.5 * relative(dynamic, exact)
+
+
+@pytest.mark.parametrize(
+    "readers",
+    [
+        ".norm1",  # modulation, one matrix of all
+        "0.attn.to_[qkv]",
+        "0.attn.add_[qkv]_proj",
+        "0.attn2.to_[qkv]",
+        "1.attn.to_out.0",
+        "1.attn.to_add_out",
+        "1.ff.net.0.proj",
+        "1.ff_context.net.0.proj",
+        "2.ff.net.2",
+        "1.ff_context.net.2",
+    ],
+)
+def test_every_static_scale_is_read(readers):
+    scales = {name: largest / 448 for name, largest in largest_inputs().items()}
+    small = {name: scale / 50 for name, scale in scales.items() if re.search(readers, name)}
+    assert small
+    assert not torch.equal(fp8_velocity(scales | small), fp8_velocity(scales))
+
+
+@pytest.mark.parametrize("fused_qkv", [True, False])
+def test_layers_that_read_the_same_take_the_largest_scale(fused_qkv):
+    scales = {name: largest / 448 for name, largest in largest_inputs().items()}
+    ordinary = fp8_velocity(scales, Optimizations(fused_qkv=fused_qkv))
+    differing = scales | {f"0.attn.to_{which}": scales["0.attn.to_q"] / 9 for which in "qk"}
+    assert torch.equal(fp8_velocity(differing, Optimizations(fused_qkv=fused_qkv)), ordinary)
+
+
+@pytest.mark.parametrize("fused_qkv", [True, False])
+@pytest.mark.parametrize(
+    "some",
+    [
+        ["0.attn.to_q", "0.attn.to_k", "0.attn.add_q_proj", "0.attn.add_k_proj"],
+        ["0.ff.net.0.proj", "1.ff.net.2", "1.attn.to_add_out"],  # of one stream alone
+        ["0.norm1.linear", "1.norm1.linear", "1.norm1_context.linear"],
+    ],
+)
+def test_static_scales_that_only_some_have_are_not_used(some, fused_qkv):
+    on = Optimizations(fused_qkv=fused_qkv)
+    found = fp8_velocity(dict.fromkeys(some, 1e-3), on)
+    assert torch.equal(found, fp8_velocity({}, on))
+
+
+def test_with_static_scales_a_row_of_nonsense_stays_alone():
+    scales = {name: largest / 448 for name, largest in largest_inputs().items()}
+    latents, *rest = drawn()
+    expected = fp8_velocity(scales, inputs=(latents, *rest))
+    for nonsense in (float("nan"), float("inf"), 1e30):
+        spoiled = latents.clone()
+        spoiled[1] = nonsense
+        velocity = fp8_velocity(scales, inputs=(spoiled, *rest))
+        assert torch.equal(velocity[[0, 2]], expected[[0, 2]])
+        assert not torch.equal(velocity[1], expected[1])
 
 
 def test_weights_are_held_once():

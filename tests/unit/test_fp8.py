@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from deployments.sd3.fp8 import Fp8Linear, dequantize, quantize_per_channel
+from deployments.sd3.adaln import modulate
+from deployments.sd3.fp8 import Fp8Linear, QuantizedRows, dequantize, quantize_per_channel
+from deployments.sd3.gelu import gelu
+from deployments.sd3.joint_layout import from_joint
+from deployments.sd3.linear import Quantization, quantization
+from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 
 def _linear(inputs: int = 48, outputs: int = 32, seed: int = 0) -> nn.Linear:
@@ -51,6 +56,12 @@ def test_rows_of_zeros_and_of_subnormals_survive():
     assert torch.allclose(back[2], weight[2])
 
 
+def _with_input_scale(scale: float | None, arithmetic="scaled_mm", **sizes: int) -> Fp8Linear:
+    layer = Fp8Linear.from_linear(_linear(**sizes), arithmetic)
+    layer.input_scale = None if scale is None else torch.tensor(scale)
+    return layer
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_equals_a_dequantised_linear_bit_for_bit(dtype):
     linear = _linear()
@@ -61,24 +72,26 @@ def test_linear_equals_a_dequantised_linear_bit_for_bit(dtype):
 
 
 def test_weight_stays_fp8_when_the_model_is_cast():
-    model = nn.Sequential(Fp8Linear.from_linear(_linear())).to(torch.bfloat16)
-    layer = model[0]
-    assert isinstance(layer, Fp8Linear)
+    layer = _with_input_scale(0.3)
+    nn.Sequential(layer).to(torch.bfloat16)
+    assert layer.input_scale == torch.tensor(0.3)
     assert layer.weight_fp8.dtype == torch.float8_e4m3fn
     assert layer.weight_scale.dtype == torch.float32
     assert layer.bias is not None
     assert layer.bias.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("input_scale", [None, 3 / 448])
 @pytest.mark.parametrize("arithmetic", ["dequantize", "scaled_mm"])
-def test_a_row_does_not_feel_its_neighbour(arithmetic):
-    layer = Fp8Linear.from_linear(_linear(), arithmetic)
+def test_a_row_does_not_feel_its_neighbour(arithmetic, input_scale):
+    layer = _with_input_scale(input_scale, arithmetic)
     x = torch.randn(4, 48).to(torch.bfloat16)
     poisoned = x.clone()
     poisoned[1] = float("nan")
     poisoned[2] *= 1e6
     before, after = layer(x), layer(poisoned)
     assert torch.equal(before[[0, 3]], after[[0, 3]])
+    assert after[1].isnan().all()
 
 
 def test_scaled_mm_is_close_to_dequantised():
@@ -88,3 +101,69 @@ def test_scaled_mm_is_close_to_dequantised():
     layer.arithmetic = "scaled_mm"
     error = (layer(x).float() - exact).norm() / exact.norm()
     assert 0 < error < 0.04
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-8, 8))
+def test_a_static_scale_is_the_dynamic_one_where_both_are_the_same(seed, exponent):
+    x = torch.randn(7, 48, generator=torch.Generator().manual_seed(seed))
+    x = x / x.abs().amax(dim=1, keepdim=True) * 1.7 * 2.0**exponent
+    x[:, 0] = 1.7 * 2.0**exponent  # exactly the largest of every row
+    static = _with_input_scale(float(x[0, 0]) / 448)
+    assert torch.equal(static(x), _with_input_scale(None)(x))
+
+
+def test_what_exceeds_a_static_scale_saturates():
+    layer = _with_input_scale(1 / 448)
+    x = torch.randn(5, 48) * 3
+    x[2, 7] = float("inf")
+    assert torch.equal(layer(x), layer(x.clamp(-1, 1)))
+    assert not torch.equal(layer(x), _with_input_scale(4 / 448)(x))
+
+
+def test_dequantising_does_not_read_a_static_scale():
+    x = torch.randn(5, 48)
+    ours, theirs = (_with_input_scale(scale, "dequantize")(x) for scale in (1e-6, None))
+    assert torch.equal(ours, theirs)
+
+
+LAYOUT = StreamLayout(2, 6, 3)
+PRODUCERS = {
+    "modulate": lambda how: modulate(
+        torch.randn(LAYOUT.rows, 48),
+        LAYOUT,
+        PerStream(torch.zeros(2, 48), torch.zeros(2, 48)),
+        PerStream(torch.zeros(2, 48), torch.zeros(2, 48)),
+        quantize=how,
+        fused=False,
+    ),
+    "gelu": lambda how: gelu(torch.randn(LAYOUT.rows, 48), LAYOUT, quantize=how, fused=False),
+    "from_joint": lambda how: from_joint(
+        torch.randn(2, LAYOUT.tokens, 48), LAYOUT, quantize=how, fused=False
+    ),
+}
+
+
+@pytest.mark.parametrize("producer", PRODUCERS.values(), ids=PRODUCERS)
+def test_each_stream_is_quantised_by_its_own_constant(producer):
+    torch.manual_seed(0)
+    exact = producer(False)
+    torch.manual_seed(0)
+    rows = producer(Quantization(PerStream(torch.tensor(5 / 448), torch.tensor(0.5 / 448))))
+    assert isinstance(rows, QuantizedRows)
+    for at, largest in ((LAYOUT.image_rows, 5.0), (LAYOUT.text_rows, 0.5)):
+        assert (rows.scale[at] == torch.tensor(largest / 448)).all()
+        kept = exact[at].clamp(-largest, largest)
+        error = (rows.values[at].float() * rows.scale[at] - kept).abs()
+        assert (error <= kept.abs() * 2**-4 * 1.001 + largest / 448 * 2**-10).all()
+
+
+def test_layers_say_how_their_input_is_quantised():
+    static, dynamic = _with_input_scale(0.5), _with_input_scale(None)
+    assert quantization([static, static]) == Quantization(
+        PerStream(torch.tensor(0.5), torch.tensor(0.5))
+    )
+    assert quantization([static]) == Quantization(PerStream(torch.tensor(0.5), None))
+    assert quantization([static, dynamic]) == Quantization()
+    assert quantization([static, _with_input_scale(0.5, "dequantize")]) is False
+    assert quantization([static, _linear()]) is False

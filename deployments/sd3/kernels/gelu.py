@@ -13,9 +13,12 @@ from torch import Tensor
 
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
 from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
+from deployments.sd3.kernels.static_scales import saturated, static_scales
+from deployments.sd3.linear import Quantization
+from deployments.sd3.stream_layout import StreamLayout
 
 
-def quantized_gelu(x: Tensor) -> QuantizedRows:
+def quantized_gelu(x: Tensor, layout: StreamLayout, quantize: Quantization) -> QuantizedRows:
     """See `gelu.gelu`: [rows, columns] -> the same in E4M3."""
     rows, columns = x.shape
     values = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
@@ -24,6 +27,8 @@ def quantized_gelu(x: Tensor) -> QuantizedRows:
         x,
         values,
         scale,
+        layout.text_start,
+        **static_scales(quantize, scale),
         **row_blocks(columns),
         LARGEST=LARGEST_E4M3,
         SMALLEST=SMALLEST_SCALE,
@@ -32,11 +37,15 @@ def quantized_gelu(x: Tensor) -> QuantizedRows:
     return QuantizedRows(values, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["text_start"])
 def _gelu(
     x,
     values,
     scale,
+    text_start,
+    static_image,
+    static_text,
+    STATIC: tl.constexpr,
     WIDTH: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
@@ -50,11 +59,16 @@ def _gelu(
     inside = b < WIDTH
     y_a = _tanh_gelu(tl.load(x + at + a).to(tl.float32))
     y_b = _tanh_gelu(tl.load(x + at + b, mask=inside, other=0.0).to(tl.float32))
-    of_row = row_scale(y_a, y_b, LARGEST, SMALLEST)
+    if STATIC:
+        of_row = tl.load(static_image if row < text_start else static_text)
+    else:
+        of_row = row_scale(y_a, y_b, LARGEST, SMALLEST)
     tl.store(scale + row, of_row)
     inverse = 1 / of_row
-    tl.store(values + at + a, (y_a * inverse).to(values.dtype.element_ty))
-    tl.store(values + at + b, (y_b * inverse).to(values.dtype.element_ty), mask=inside)
+    y_a = saturated(y_a * inverse, STATIC, LARGEST)
+    y_b = saturated(y_b * inverse, STATIC, LARGEST)
+    tl.store(values + at + a, y_a.to(values.dtype.element_ty))
+    tl.store(values + at + b, y_b.to(values.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -15,6 +15,8 @@ from torch import Tensor
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
 from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
+from deployments.sd3.kernels.static_scales import saturated, static_scales
+from deployments.sd3.linear import Quantization
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 _TOKENS_A_PROGRAM = 16
@@ -55,7 +57,9 @@ def to_joint_in_one_pass(
     return joint[0], joint[1], joint[2]
 
 
-def from_joint_in_one_pass(attended: Tensor, layout: StreamLayout) -> QuantizedRows:
+def from_joint_in_one_pass(
+    attended: Tensor, layout: StreamLayout, quantize: Quantization
+) -> QuantizedRows:
     """See `joint_layout.from_joint`; columns of `attended` are contiguous."""
     columns = attended.shape[2]
     values = torch.empty((layout.rows, columns), dtype=torch.float8_e4m3fn, device=attended.device)
@@ -70,6 +74,7 @@ def from_joint_in_one_pass(attended: Tensor, layout: StreamLayout) -> QuantizedR
         layout.text_start,
         layout.image,
         max(layout.text, 1),
+        **static_scales(quantize, scale),
         **row_blocks(columns),
         LARGEST=LARGEST_E4M3,
         SMALLEST=SMALLEST_SCALE,
@@ -156,6 +161,9 @@ def _from_joint(
     text_start,
     image_tokens,
     text_tokens,
+    static_image,
+    static_text,
+    STATIC: tl.constexpr,
     WIDTH: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
@@ -168,9 +176,11 @@ def _from_joint(
     if row < image_rows:
         of = row // image_tokens
         token = row % image_tokens
+        static = static_image
     else:
         of = (row - text_start) // text_tokens
         token = image_tokens + (row - text_start) % text_tokens
+        static = static_text
     source = of.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride
     at = row.to(tl.int64) * WIDTH
     a = tl.arange(0, FIRST)
@@ -178,8 +188,10 @@ def _from_joint(
     inside = b < WIDTH
     x_a = tl.load(attended + source + a).to(tl.float32)
     x_b = tl.load(attended + source + b, mask=inside, other=0.0).to(tl.float32)
-    of_row = row_scale(x_a, x_b, LARGEST, SMALLEST)
+    of_row = tl.load(static) if STATIC else row_scale(x_a, x_b, LARGEST, SMALLEST)
     tl.store(scale + row, of_row)
     inverse = 1 / of_row
-    tl.store(values + at + a, (x_a * inverse).to(values.dtype.element_ty))
-    tl.store(values + at + b, (x_b * inverse).to(values.dtype.element_ty), mask=inside)
+    x_a = saturated(x_a * inverse, STATIC, LARGEST)
+    x_b = saturated(x_b * inverse, STATIC, LARGEST)
+    tl.store(values + at + a, x_a.to(values.dtype.element_ty))
+    tl.store(values + at + b, x_b.to(values.dtype.element_ty), mask=inside)
