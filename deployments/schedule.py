@@ -15,18 +15,18 @@ Whom the forward is made for, in this order:
 How many share the forward. Rows of the best ratio come first, and as many are taken as bring the
 most progress a second, a row's progress being its ratio times its share of the card. With few
 requests that is a strict test: a second picture at 1024x1024 makes a forward 1.9 times as long, so
-it delays the older request and is let in only if it has waited nearly as long. At 512x512 it adds
-a few per cent and is let in at once. With a queue another thing counts: each second saved is saved
-for all who wait and all who will come, and near saturation one per cent more throughput shortens
-the queue by ten. So a term grows steeply with the number of requests until only throughput counts.
-Batches end at the knee of the measured curve all the same: the last 0.75 % of price are never
-bought, they delay many for nearly nothing. And while few wait, throughput alone takes no more than
-0.7 of them into one forward, so that somebody finishes early.
+it delays the older request and is let in only if it has waited nearly as long. At 512x512, where
+it may add only a few per cent, it is let in at once. With a queue another thing counts: each second
+saved is saved for all who wait and all who will come, and near saturation one per cent more
+throughput shortens the queue by ten. So a term grows with the square of the number of requests
+beyond two, until only throughput counts. Batches end at the knee of the measured curve all the
+same: the last 0.75 % of price are never bought, they delay many for nearly nothing. And while few
+wait, throughput alone takes no more than 65 % of them into one forward: somebody finishes early.
 
 Sizes share the card by the same figure: the shape goes next whose best batch makes most progress.
 
-The three constants were chosen on Poisson arrivals at 50, 70 and 90 % of saturation under cost
-curves with a weak and a strong gain from batching, and checked on others (`loadtest.engine_bench`).
+The constants were chosen on Poisson arrivals at 50, 70 and 90 % of saturation under cost curves
+with weak and strong gains from batching, and checked on other arrivals (`loadtest.engine_bench`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ RowLimit = Callable[[TokenShape], int]
 MAX_ROWS = 32
 
 _UNBOUGHT = 0.0075  # of the best price a row: what lies beyond the knee
-_CROWDING = 0.05  # how steeply throughput comes to count as requests gather
-_SHARE_FOR_THROUGHPUT = 0.7  # of the requests, that throughput alone may put into one forward
+_NO_CROWD = 2  # requests; each beyond them makes throughput count for more
+_SHARE_FOR_THROUGHPUT = 0.65  # of the requests, that throughput alone may put into one forward
 _SAVED_FOR_OTHERS = 0.1  # the same between shapes, where it is a tie-breaker only
 _OF_LOWER_PRIORITY = 0.05  # what progress of lower priorities is worth: they take what is free
 _OVERDUE_S = 30.0  # both this long and
@@ -226,7 +226,7 @@ def _fill(
     """
     best_price = min(prices)
     knee = best_price * (1 + _UNBOUGHT)
-    throughput_counts = _CROWDING * crowd**2 * ratios
+    throughput_counts = max(crowd - _NO_CROWD, 0) ** 2 * ratios / crowd
     others_count = _SAVED_FOR_OTHERS * ratios
     number, rows, progress = 0, 0, 0.0
     best_alone = best_crowded = worth = 0.0

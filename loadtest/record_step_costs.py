@@ -82,9 +82,7 @@ def record(
             steps[shape, count]()
     warm_until = time.monotonic() + warm_s
     while time.monotonic() < warm_until:
-        time_steps(
-            steps[shape, 1], 8, mmdit.device
-        )  # waits for the card, so the host cannot run on
+        time_steps(steps[shape, count], 4, mmdit.device)  # waits for the card at its end
     for (shape, count), step in steps.items():
         took = time_steps(step, number, mmdit.device)
         costs.observe(shape, count, statistics.median(took) / 1000)
