@@ -20,8 +20,9 @@ def drawn(*, query_tokens: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.
 @pytest.mark.parametrize("name", ON_CPU)
 def test_equals_torchs_attention(name, query_tokens):
     query, key, value = drawn(query_tokens=query_tokens)
-    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
     attended = BACKENDS[name](query, key, value)
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    expected = F.scaled_dot_product_attention(query, key, value)
     assert attended.shape == (2, query_tokens, 32)
     torch.testing.assert_close(attended, expected.transpose(1, 2).flatten(2))
 
