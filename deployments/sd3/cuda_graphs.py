@@ -73,10 +73,10 @@ class CudaGraphs:
     def replay(
         self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor
     ) -> Tensor:
-        """Return the forward's result; a copy, since the next replay overwrites the graph's own."""
+        """Return the result in float32: a copy, for the next replay overwrites the graph's own."""
         captured = self._captured[*latents.shape, prompt_embeds.shape[1]]
         given = (latents, timesteps, prompt_embeds, pooled)
         for own, value in zip(captured.inputs, given, strict=True):
             own.copy_(value)
         captured.graph.replay()
-        return captured.output.clone()
+        return captured.output.to(torch.float32, copy=True)

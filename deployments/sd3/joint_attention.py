@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.joint_layout import from_joint, to_joint
-from deployments.sd3.linear import Linear, Quantization, agreed, each_stream, quantization, stacked
+from deployments.sd3.linear import (
+    Linear,
+    Quantization,
+    agree_on_scale_,
+    each_stream,
+    quantization,
+    stacked,
+)
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -37,7 +44,7 @@ class JointAttention(nn.Module):
                 self.out.append(attn.to_add_out)
         # One layer for each stream, or three: [layer][stream].
         fused = optimizations.fused_qkv
-        layers = [[stacked(stream)] if fused else agreed(stream) for stream in streams]
+        layers = [[stacked(stream)] if fused else agree_on_scale_(stream) for stream in streams]
         self.projections: Any = nn.ModuleList(
             nn.ModuleList(of_streams) for of_streams in zip(*layers, strict=True)
         )

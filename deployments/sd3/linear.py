@@ -96,11 +96,13 @@ def _apply(layer: nn.Module, x: Tensor | QuantizedRows, out: Tensor) -> None:
             torch.mm(x, layer.weight.t(), out=out)
         else:
             torch.addmm(layer.bias, x, layer.weight.t(), out=out)
+    else:
+        raise TypeError(f"{type(layer).__name__} cannot read {type(x).__name__}")
 
 
 def stacked(layers: Sequence[Linear]) -> Linear:
     """Return one layer whose output is those of all, side by side; all of one kind."""
-    layers = agreed(layers)
+    layers = agree_on_scale_(layers)
     if len(layers) == 1:
         return layers[0]
     biases = [layer.bias for layer in layers if layer.bias is not None]
@@ -117,7 +119,7 @@ def stacked(layers: Sequence[Linear]) -> Linear:
     return _linear(torch.cat([layer.weight for layer in layers if layer.weight is not None]), bias)
 
 
-def agreed(layers: Sequence[Linear]) -> list[Linear]:
+def agree_on_scale_(layers: Sequence[Linear]) -> list[Linear]:
     """Give layers that read the same input one static scale, in place, and return them.
 
     It is the largest of theirs, with which nothing saturates that its own layer would have kept; or

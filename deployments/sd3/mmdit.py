@@ -131,8 +131,12 @@ class Mmdit:
         """
         if self.device.type != "cuda":
             return
-        tokens = height * width // self._transformer.patch**2 + text_tokens
-        self._attention.measure(rows, tokens, self._heads, self._head_width)
+        image_tokens = height * width // self._transformer.patch**2
+        counts = [image_tokens + text_tokens]
+        if self._transformer.attends_again:
+            counts.append(image_tokens)
+        for tokens in counts:
+            self._attention.measure(rows, tokens, self._heads, self._head_width)
         inputs = self._random_inputs(height, width, text_tokens, rows)
         if self._graphs:
             self._graphs.capture(*inputs)
@@ -177,7 +181,7 @@ class Mmdit:
             pooled.to(self.device, dtype),
         )
         if self._graphs and self._graphs.has(inputs[0].shape, inputs[2].shape[1]):
-            return self._graphs.replay(*inputs).float()
+            return self._graphs.replay(*inputs)
         output: Tensor = self._transformer(*inputs)
         return output.float()
 

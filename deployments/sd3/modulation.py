@@ -28,18 +28,17 @@ class Modulation(nn.Module):
         self.sizes = [layer.out_features for layer in layers]
         if as_dtype is not None:
             layers = [plain(layer, as_dtype) for layer in layers]
-        # Dequantised for each product, one matrix of all would be a copy of a third of the model.
-        made_anew = any(
-            isinstance(layer, Fp8Linear) and not layer.takes_quantized for layer in layers
-        )
-        self.layers = nn.ModuleList(layers if made_anew else [stacked(layers)])
+        # Anything but FP8 products reads more bytes, and stacking, or making one weight of all anew
+        # for each product, would for a moment hold a third of the model twice.
+        fp8 = all(isinstance(layer, Fp8Linear) and layer.takes_quantized for layer in layers)
+        self.layers = nn.ModuleList([stacked(layers)] if fp8 else layers)
 
     def forward(self, condition: Tensor) -> list[Tensor]:
-        """Return one [B, size] for each layer given, perhaps views of one matrix.
+        """Return one [B, size] for each layer given, all views of one matrix.
 
         Args:
             condition: [B, D], after SiLU.
         """
-        if len(self.layers) == len(self.sizes):
-            return [layer(condition) for layer in self.layers]
-        return list(self.layers[0](condition).split(self.sizes, dim=1))
+        outputs = [layer(condition) for layer in self.layers]
+        whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return list(whole.split(self.sizes, dim=1))

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 class Optimizations:
     """What may differ from the plain forward; results differ by rounding only.
 
-    On a CPU the kernels have no part: there `fused_qkv` and `attention` are all that acts.
+    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation` and `attention` act.
 
     Attributes:
         fused_adaln: residual, LayerNorm, modulation and quantisation in one pass (`adaln.py`).
         fused_gelu: GELU and quantisation in one pass (`gelu.py`).
-        fused_qkv: one product for query, key and value of a stream (`joint_block.py`).
+        fused_qkv: one product for query, key and value of a stream (`joint_attention.py`).
         fused_qk_norm: RMSNorm and the joint layout of attention in one pass (`joint_layout.py`).
         fused_quantize: what attention gives, quantised in one pass (`joint_layout.py`).
         fp8_modulation: modulation weights stay FP8, a third of all weights (`modulation.py`).
         cuda_graphs: prepared buckets replay a captured graph (`cuda_graphs.py`).
-        attention: `auto` measures what there is; else a name that `attention.py` knows.
+        attention: `auto` measures what a card has; else a name that `attention.py` knows.
     """
 
     fused_adaln: bool = True

@@ -21,8 +21,8 @@ class Transformer(nn.Module):
     """The denoising transformer.
 
     Args:
-        model: Loaded, in eval mode; its blocks are taken apart and their weights taken over, so
-            that no weight is held twice.
+        model: Loaded, in eval mode; its blocks are taken apart and their weights taken over. Only
+            FP8 modulation weights are held twice, while they are stacked.
         attention: How attention is computed.
         optimizations: What is switched on.
     """
@@ -51,6 +51,7 @@ class Transformer(nn.Module):
         for index, block in enumerate(model.transformer_blocks):
             self.blocks.append(JointBlock(block, attention, optimizations))
             model.transformer_blocks[index] = nn.Identity()
+        self.attends_again = any(block.attend_again is not None for block in self.blocks)
         self.fused_adaln = optimizations.fused_adaln
 
     def forward(

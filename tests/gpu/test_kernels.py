@@ -8,13 +8,28 @@ from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.gelu import gelu
 from deployments.sd3.joint_layout import from_joint, to_joint
 from deployments.sd3.linear import Quantization
+from deployments.sd3.mmdit import Mmdit
+from deployments.sd3.optimizations import Optimizations
+from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.stream_layout import PerStream, StreamLayout
+from loadtest.sd35 import config, random_inputs, random_transformer
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
+DEQUANTIZED = PrecisionChoice("fp8", "fp8", torch.bfloat16, "as on a card without FP8 units")
+BF16 = PrecisionChoice("bf16", "bf16", torch.bfloat16, "for this test")
+PLAIN = Optimizations(
+    fused_adaln=False,
+    fused_gelu=False,
+    fused_qkv=False,
+    fused_qk_norm=False,
+    fused_quantize=False,
+    cuda_graphs=False,
+    attention="efficient",
+)
 LAYOUTS = [StreamLayout(2, 100, 33), StreamLayout(3, 7, 5), StreamLayout(1, 64, 0)]
 ROUNDING = 4e-3  # of bfloat16, once more than the plain way or once less
 ONE_CODE = 0.03  # a value between two E4M3 codes may go to either: 1/16 apart, seldom
@@ -132,3 +147,26 @@ def test_a_row_of_nonsense_stays_alone(quantize):
     found = gelu(x, layout, quantize=how, fused=True)
     assert torch.equal(values(found)[[0, 1, 3, 4]], values(expected)[[0, 1, 3, 4]])
     assert values(found)[2].isnan().any()
+
+
+@pytest.mark.parametrize("precision", [DEQUANTIZED, BF16], ids=lambda each: each.label)
+@pytest.mark.parametrize("name", ["tiny", "tiny-dual"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_whole_forward_is_the_plain_one(name, rows, precision):
+    inputs = random_inputs(config(name), rows, 24, 20, "cuda")
+    velocities = []
+    for optimizations in (Optimizations(attention="efficient"), PLAIN):
+        model = random_transformer(name, "cuda", torch.bfloat16)
+        mmdit = Mmdit.from_diffusers(model, "cuda", precision, optimizations)
+        velocities.append(
+            mmdit.velocity(inputs.latents, inputs.sigmas, inputs.prompt_embeds, inputs.pooled)
+        )
+    for ours, plain in zip(*velocities, strict=True):  # row by row: one may hide in the mean
+        assert relative(ours, plain) < 0.02
+
+
+def test_modulation_of_two_matrices_is_refused():
+    layout = StreamLayout(2, 16, 4)
+    parts = PerStream(drawn(2, 64), drawn(2, 6 * 64)[:, :64])
+    with pytest.raises(ValueError, match="one matrix"):
+        modulate(drawn(layout.rows, 64), layout, parts, parts, quantize=False, fused=True)

@@ -129,7 +129,7 @@ def test_row_wise_products_that_ignore_the_stream_are_never_used(
 
 @pytest.mark.parametrize(
     ("bf16_ms", "free_gib", "weights"),
-    [(2.8, 22, "fp8"), (2.5, 22, "bf16"), (2.5, 16.5, "fp8"), (2.5, 17, "bf16")],
+    [(2.8, 22, "fp8"), (2.5, 22, "bf16"), (2.5, 17, "fp8"), (2.5, 18, "bf16")],
 )
 def test_without_fp8_units_bf16_is_taken_where_it_fits_and_is_faster(
     world, bf16_ms, free_gib, weights

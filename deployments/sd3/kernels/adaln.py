@@ -31,12 +31,17 @@ def modulate_in_one_pass(
     gate: PerStream | None,
     quantize: Quantization | Literal[False],
 ) -> Tensor | QuantizedRows:
-    """See `adaln.modulate`; rows of `hidden` and `branch` are contiguous."""
+    """See `adaln.modulate`; rows of `hidden` and `branch` are contiguous.
+
+    Raises:
+        ValueError: What modulates the two streams are not views of one matrix.
+    """
     rows, width = layout.rows, hidden.shape[1]
     dtype = torch.float8_e4m3fn if quantize else hidden.dtype
     modulated = torch.empty((rows, width), dtype=dtype, device=hidden.device)
     row_scales = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
     gate = gate or shift  # read only with a branch
+    stride = _common_stride(shift, scale)
     _modulate[(rows,)](
         hidden,
         hidden if branch is None else branch,
@@ -48,8 +53,8 @@ def modulate_in_one_pass(
         _of_text(scale),
         modulated,
         row_scales,
-        gate.image.stride(0),
-        shift.image.stride(0),
+        _common_stride(gate),
+        stride,
         layout.batch * layout.image,
         layout.text_start,
         layout.image,
@@ -68,6 +73,13 @@ def modulate_in_one_pass(
 
 def _of_text(part: PerStream) -> Tensor:
     return part.image if part.text is None else part.text
+
+
+def _common_stride(*parts: PerStream) -> int:
+    strides = {each.stride(0) for part in parts for each in part if each is not None}
+    if len(strides) > 1:
+        raise ValueError(f"modulation of both streams must be views of one matrix: {strides}")
+    return int(strides.pop())
 
 
 # Strides are multiples of 16, and only what is specialised for that is read 16 bytes at a time.
