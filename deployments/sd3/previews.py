@@ -8,7 +8,9 @@ SD3.5's are published by its makers, and a model folder with another VAE states 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deployments.device_errors import is_sticky
 from deployments.sd3.stored_tensors import read_json
 from serve.errors import ConfigurationError
 
 FILE_NAME: Final = "latent_rgb.json"
 
 Rgb = tuple[float, float, float]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,60 @@ def latents_to_rgb(latents: Tensor, mapping: LatentRgb | None = None) -> NDArray
         raise ValueError(
             f"latents {list(latents.shape)} do not fit a map of {len(mapping.factors)} channels"
         )
-    factors = torch.tensor(mapping.factors, device=latents.device)
-    bias = torch.tensor(mapping.bias, device=latents.device)
+    factors, bias = _on_device(mapping, latents.device)
     image = torch.einsum("chw,cr->hwr", latents.float(), factors) + bias
     pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.cpu().numpy())
+
+
+@lru_cache(maxsize=8)
+def _on_device(mapping: LatentRgb, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Copy a map once, not for every preview; float32 [C, 3] and [3]."""
+    # Whoever comes first may be in inference mode, others need not be.
+    with torch.inference_mode(False):
+        return torch.tensor(mapping.factors).to(device), torch.tensor(mapping.bias).to(device)
+
+
+class Previewer:
+    """Shows what pictures will be for as long as that works: no picture fails for its preview.
+
+    Args:
+        mapping: Of the model's VAE; SD3.5's if None.
+        channels: Of the model's latents.
+
+    Raises:
+        ConfigurationError: The model's folder states a map for another number of channels.
+    """
+
+    def __init__(self, mapping: LatentRgb | None, channels: int) -> None:
+        self._mapping = mapping or SD3
+        self._works = len(self._mapping.factors) == channels
+        # SD3.5's stands in where a folder states none; such a model only has no previews.
+        if not self._works and self._mapping is not SD3:
+            raise ConfigurationError(
+                f"The model's {FILE_NAME} is for latents of {len(self._mapping.factors)} channels,"
+                f" and the model's have {channels}.",
+                field="model.path",
+                value=len(self._mapping.factors),
+                allowed=f"{channels} rows of factors",
+            )
+
+    def show(self, denoised: Tensor) -> NDArray[np.uint8] | None:
+        """Return a picture as `latents_to_rgb` does, or None once that has failed.
+
+        Raises:
+            RuntimeError: The device is lost.
+        """
+        if not self._works:
+            return None
+        try:
+            return latents_to_rgb(denoised, self._mapping)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            self._works = False
+            _log.exception("previews do not work and are left out from now on")
+            return None
 
 
 def _rgb(row: object) -> Rgb:

@@ -131,7 +131,10 @@ def _dpmpp_2m_sde(sigmas: Sequence[float], state: SamplerState, velocity: Tensor
         latents = latents + (0.5 * gain * inverse_r) * (denoised - state.previous)
     generator = torch.Generator("cpu")
     generator.set_state(state.generator)
-    noise = torch.randn((1, *state.latents.shape), generator=generator)[0].to(latents.device)
+    # From pinned memory the host need not wait for the copy.
+    noise = torch.randn(
+        (1, *latents.shape), generator=generator, pin_memory=latents.device.type == "cuda"
+    )[0].to(latents.device, non_blocking=True)
     latents = latents + sigma_next * math.sqrt(1 - exp_minus_h**2) * noise
     return SamplerState(latents, state.step + 1, denoised, generator.get_state())
 
