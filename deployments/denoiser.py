@@ -58,6 +58,7 @@ class Denoiser:
             ),
             costs=warmed.costs,
             memory=warmed.memory,
+            prepared_rows=warmed.prepared_rows,
             meter=meter if meter.is_available else None,
             latent_rgb=LatentRgb.of_model(model_dir),
         )
@@ -98,7 +99,7 @@ class Denoiser:
         return replace(event, stamp=stamp)
 
     def check_health(self) -> None:
-        """Tell Serve to replace this replica once its engine or its GPU is gone.
+        """Tell Serve to replace this replica once its engine or its GPU is gone or stuck.
 
         Raises:
             StageUnavailable: The engine takes no more work; says why.

@@ -10,32 +10,36 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from deployments.device_errors import first_line, is_out_of_memory, is_sticky
+from deployments.device_errors import first_line, is_sticky
 from deployments.energy_shares import EnergyShares, Meter
 from deployments.forward import Stepped, step_together
+from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
 from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
 from deployments.live_set import LiveSet
 from deployments.memory_budget import MemoryBudget, ModelMemory
 from deployments.payloads import DenoiseJob, Latents, Path, StepProgress
+from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
-from deployments.sd3.previews import LatentRgb, latents_to_rgb
+from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.step_costs import StepCosts
 from serve.errors import (
     DeadlineExceeded,
     JobCancelled,
     KelvinError,
-    StageFailed,
     StageUnavailable,
 )
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
+
+# Between two looks at a card's free memory while nothing waits for it.
+_LOOK_AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +70,15 @@ class Engine:
         limits: Shapes that the model takes.
         costs: What forwards take; the engine goes on measuring into it.
         memory: What there is room for; the device's own if None.
+        prepared_rows: The most rows of a shape that were made fast at start-up; its forwards take
+            no more. Other shapes have the memory's limit only.
         meter: Of the card's energy.
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
         policy: Chooses whose rows go into the next forward.
-        clock: Of deadlines and ages, in seconds.
+        clock: Of all times, in seconds.
+
+    Raises:
+        ConfigurationError: `latent_rgb` is for another number of channels.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Engine:
         limits: InputLimits | None = None,
         costs: StepCosts | None = None,
         memory: MemoryBudget | None = None,
+        prepared_rows: Mapping[TokenShape, int] | None = None,
         meter: Meter | None = None,
         latent_rgb: LatentRgb | None = None,
         policy: Policy = choose,
@@ -91,10 +101,20 @@ class Engine:
         self._memory = memory or MemoryBudget.of_device(model.device)
         self._model_memory = ModelMemory(model.in_channels, model.precision.compute_dtype)
         self._energy = EnergyShares(meter)
-        self._latent_rgb = latent_rgb
+        self._prepared_rows = dict(prepared_rows or {})
+        self._previewer = Previewer(latent_rgb, model.in_channels)
         self._policy = policy
         self._clock = clock
         self._requests = LiveSet(model, self._memory, max_waiting, clock)
+        self._watch = ForwardWatch(clock)
+        self._recovery = Recovery(
+            model.device,
+            self._memory,
+            drop=self._drop,
+            live=lambda: self._requests.counts[1],
+            pause=self._requests.pause,
+        )
+        self._looked_at = float("-inf")
         self._stats = EngineStats()
         self._measuring = threading.Lock()
         self._seen: set[tuple[TokenShape, int]] = set()
@@ -159,9 +179,12 @@ class Engine:
         """Ask an idle card whether it is still there; a busy one is asked by every forward.
 
         Raises:
-            StageUnavailable: The engine takes no more work, now or already; says why.
+            StageUnavailable: The engine takes no more work, now or already, or is stuck; says why.
         """
-        if self.model.device.type == "cuda" and self.is_alive:
+        if (stuck := self._watch.stuck_because) is not None:
+            self._requests.end(stuck)
+        # Asking may wait for a forward under way.
+        if self.model.device.type == "cuda" and self.is_alive and not self._watch.is_running:
             try:
                 torch.cuda.mem_get_info(self.model.device)
             except RuntimeError as error:
@@ -177,8 +200,12 @@ class Engine:
                 while self._requests.wait_for_work(self._energy.settle):
                     self._turn()
         except BaseException as error:
-            self._requests.end(f"a bug of its own: {type(error).__name__}: {first_line(error)}")
-            raise
+            if not (isinstance(error, Exception) and is_sticky(error)):
+                self._requests.end(f"a bug of its own: {type(error).__name__}: {first_line(error)}")
+                raise
+            # Whose fault it was cannot be known: all are tried elsewhere, so often and no more.
+            self._requests.end(f"the GPU was lost: {first_line(error)}")
+            _log.error("the GPU was lost", exc_info=error)
         finally:
             gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
             for ticket in self._requests.tickets():
@@ -186,7 +213,8 @@ class Engine:
 
     def _turn(self) -> None:
         self._drop_ended()
-        self._admit()
+        with self._watch.running(0.0):  # it copies to the card
+            self._admit()
         chosen = self._choose()
         if chosen:
             self._advance(chosen)
@@ -207,50 +235,63 @@ class Engine:
                 self._drop(ticket, late)
 
     def _admit(self) -> None:
+        waiting, live = self._requests.counts
+        now = self._clock()
+        if (waiting and live) or now >= self._looked_at + _LOOK_AGAIN_S:
+            self._memory.look(self._requests.held_bytes)
+            self._looked_at = now
         while (ticket := self._requests.next_to_admit()) is not None:
             try:
-                live = LiveRequest(ticket, self.model, self._clock())
+                admitted = LiveRequest(ticket, self.model)
             except Exception as error:
-                self._drop(ticket, self._failure(error))
+                failure = caught(error)
             else:
-                self._requests.admit(live)
+                self._requests.admit(admitted)
+                continue
+            self._recovery.not_admitted(ticket, failure)
+            return  # the live ones go on first
 
     def _choose(self) -> list[LiveRequest]:
         """Return whose rows go into the next forward; all of one latent and text shape."""
-        live, held = self._requests.live, self._requests.held_bytes
-        keys = self._policy(
-            [each.work() for each in live],
-            self.costs,
-            self._clock(),
-            lambda shape: self._memory.row_limit(shape, held),
-        )
+        live, held = self._recovery.ready(self._requests.live), self._requests.held_bytes
+
+        def row_limit(shape: TokenShape) -> int:
+            limit = self._memory.row_limit(shape, held)
+            return min(limit, self._prepared_rows.get(shape, limit))
+
+        keys = self._policy([each.work() for each in live], self.costs, self._clock(), row_limit)
         by_key = {each.ticket.key: each for each in live}
         return [by_key[key] for key in keys]
 
     def _advance(self, chosen: Sequence[LiveRequest]) -> None:
         """Run one forward and step each request by its own rows."""
         rows, shape = sum(live.rows for live in chosen), chosen[0].shape
+        began = self._clock()
         for live in chosen:
-            live.has_begun = True
-        began = time.perf_counter()
+            live.begin(began)
         try:
-            path = self.model.path(shape.height, shape.width, shape.text_tokens, rows)
-            stepped = step_together(self.model, chosen)
+            with self._watch.running(self.costs.seconds(shape, rows)):
+                path = self.model.path(shape.height, shape.width, shape.text_tokens, rows)
+                stepped = step_together(self.model, chosen)
         except Exception as error:
-            # Its frames hold the tensors of the forward; what follows may need that memory.
-            failure = error.with_traceback(None) if is_out_of_memory(error) else error
+            failure = caught(error)
         else:
-            self._measured(shape, rows, time.perf_counter() - began, path)
+            seconds = self._clock() - began
+            self._measured(shape, rows, seconds, path)
+            self._recovery.went_well(chosen)
             for live in chosen:
-                self._energy.worked(live, live.rows)
+                self._energy.worked(live.ticket.key, live.rows * shape.tokens)
             for live, outcome in zip(chosen, stepped, strict=True):
-                self._take(live, outcome, path)
+                self._take(live, outcome, seconds, path)
             return
-        self._recover(chosen, rows, failure)
+        for fewer in self._recovery.smaller(chosen, rows, failure):
+            if self.is_alive:
+                self._advance(fewer)
 
     def _measured(self, shape: TokenShape, rows: int, seconds: float, path: Path) -> None:
         # The first of its kind also pays for what libraries load and allocate.
-        if (shape, rows) in self._seen or self.costs.is_measured(shape, rows):
+        is_first = (shape, rows) not in self._seen and not self.costs.is_measured(shape, rows)
+        if seconds > 0 and not is_first:
             with self._measuring:
                 self.costs.observe(shape, rows, seconds)
         self._seen.add((shape, rows))
@@ -261,51 +302,32 @@ class Engine:
             last_path=path,
         )
 
-    def _recover(self, chosen: Sequence[LiveRequest], rows: int, failure: Exception) -> None:
-        """Find out with fewer rows whose fault it was, or what there is room for."""
-        if is_sticky(failure):
-            self._requests.end(f"the GPU was lost: {first_line(failure)}")
-        if len(chosen) == 1:
-            self._drop(chosen[0].ticket, self._failure(failure))
-        elif is_sticky(failure):
-            # One of them may have broken the card, but the others may go on elsewhere.
-            gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
-            for live in chosen:
-                self._drop(live.ticket, gone)
-        elif is_out_of_memory(failure):
-            _log.warning("no memory for a forward of %d rows of %s", rows, chosen[0].shape)
-            self._memory.ran_out(chosen[0].shape, rows)
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._advance(chosen[: len(chosen) // 2])  # the others' turn comes
-        else:
-            for live in chosen:
-                if self.is_alive:
-                    self._advance([live])
-
-    def _take(self, live: LiveRequest, outcome: Stepped | Exception, path: Path) -> None:
+    def _take(
+        self, live: LiveRequest, outcome: Stepped | Exception, seconds: float, path: Path
+    ) -> None:
         """Carry one request over a step that was computed, and out if it was its last."""
         if isinstance(outcome, Exception):
-            self._drop(live.ticket, self._failure(outcome))
+            self._drop(live.ticket, told(outcome))
             return
+        progress = live.advance(outcome.state, seconds, path)
+        if outcome.denoised is not None:
+            progress = replace(progress, preview=self._previewer.show(outcome.denoised))
+        finished: Latents | KelvinError | None = None
         try:
-            progress = replace(live.advance(outcome.state, self._clock()), path=path)
-            if outcome.denoised is not None:
-                preview = latents_to_rgb(outcome.denoised, self._latent_rgb)
-                progress = replace(progress, preview=preview)
             finished = self._finish(live) if live.is_finished else None
         except Exception as error:
-            self._drop(live.ticket, self._failure(error))
-            return
+            finished = told(error)
         self._tell(live.ticket, progress)
         if finished is not None:
             self._drop(live.ticket, finished)
 
     def _finish(self, live: LiveRequest) -> Latents:
         self._energy.settle()
-        return live.result(self._clock())
+        return live.result(self._clock(), self._energy.joules(live.ticket.key))
 
     def _drop(self, ticket: Ticket, last: Latents | KelvinError) -> None:
+        self._recovery.forget(ticket)
+        self._energy.forget(ticket.key)
         if not self._requests.remove(ticket):
             # Nothing of what is done outlives it.
             self._memory.forget()
@@ -319,17 +341,3 @@ class Engine:
             # Whoever listened is gone; its request stops, the others go on.
             _log.exception("a listener failed on %s", type(event).__name__)
             ticket.cancel()
-
-    def _failure(self, error: Exception) -> KelvinError:
-        """Return what the request is told; an error that outlives it ends the engine as well.
-
-        The request itself is not to be tried elsewhere: it may be what broke the card.
-        """
-        if isinstance(error, KelvinError):
-            return error
-        _log.error("denoising failed", exc_info=error)
-        if is_sticky(error):
-            self._requests.end(f"the GPU was lost: {first_line(error)}")
-        if is_out_of_memory(error):
-            return StageFailed(f"Not even one request of this size fits: {first_line(error)}")
-        return StageFailed(f"The denoiser failed: {type(error).__name__}: {error}")

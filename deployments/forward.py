@@ -1,7 +1,9 @@
 """One forward over the rows of several requests, and one step of each one's own sampler.
 
-The host waits for the device once a forward, however many requests share it: what is computed for
-each of them is queued before that, and thrown away for those whose values turn out to be wrong.
+`step_together` waits for the device once, however many requests share the forward: what is computed
+for each of them is queued before that, and thrown away for those whose values turn out to be wrong.
+Afterwards the engine waits once for each preview that is due and each picture that is finished, to
+copy it to the host; nothing else waits.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def step_together(model: VelocityModel, chosen: Sequence[LiveRequest]) -> list[S
             stepped.append(Stepped(state, denoised))
         except (ArithmeticError, ValueError) as error:  # of its own numbers
             stepped.append(error)
-    # The only place where the host waits for the device.
+    # The only place here where the host waits for the device.
     return [
         each if sound else _not_sound(live)
         for live, each, sound in zip(chosen, stepped, is_sound.tolist(), strict=True)

@@ -135,18 +135,15 @@ class LiveRequest:
     Args:
         ticket: What was submitted.
         model: That it will run on.
-        now: Seconds, by the clock that the ticket was stamped with.
 
     Raises:
         InvalidRequest: Unknown sampler or scheduler, or a shift that cannot be.
     """
 
-    def __init__(self, ticket: Ticket, model: VelocityModel, now: float) -> None:
+    def __init__(self, ticket: Ticket, model: VelocityModel) -> None:
         job = ticket.job
         self.ticket = ticket
-        self.admitted_at = self.stepped_at = now
-        self.has_begun = False  # a forward took its rows
-        self.joules: float | None = 0.0
+        self.began_at: float | None = None  # when a forward first took its rows
         self.precision = model.precision
         self.shape = token_shape(job)
         self.bytes = live_bytes(job, model.in_channels, model.precision.compute_dtype)
@@ -204,23 +201,43 @@ class LiveRequest:
         every, number = self.ticket.job.preview_every, self.state.step + 1
         return every > 0 and number % every == 0 and number < self.sampler.steps
 
-    def advance(self, state: SamplerState, now: float) -> StepProgress:
-        """Take over the state after a step and return what is told of it."""
-        self.state = state
-        before, self.stepped_at = self.stepped_at, now
-        return StepProgress(state.step, self.sampler.steps, now - before)
+    @property
+    def has_begun(self) -> bool:
+        """True once a forward took its rows."""
+        return self.began_at is not None
 
-    def result(self, now: float) -> Latents:
-        """Return the finished latents, stamped."""
+    def begin(self, now: float) -> None:
+        """Note that a forward takes its rows; until the first one it waited."""
+        self.began_at = now if self.began_at is None else self.began_at
+
+    def advance(self, state: SamplerState, seconds: float, path: Path) -> StepProgress:
+        """Take over the state after a step and return what is told of it.
+
+        Args:
+            state: After the step.
+            seconds: That the step's forward took.
+            path: How it ran.
+        """
+        self.state = state
+        return StepProgress(state.step, self.sampler.steps, seconds, path=path)
+
+    def result(self, now: float, joules: float | None) -> Latents:
+        """Return the finished latents, stamped.
+
+        Args:
+            now: Seconds, by the clock that the ticket was stamped with.
+            joules: That the request has used; None: not known.
+        """
+        began = now if self.began_at is None else self.began_at
         stamp = Stamp(
             replica="",  # who runs an engine knows its own name
             pid=os.getpid(),
             precision=self.precision.name,
-            queue_s=self.admitted_at - self.ticket.submitted_at,
-            seconds=now - self.admitted_at,
+            queue_s=began - self.ticket.submitted_at,
+            seconds=now - began,
         )
         latents = self.state.latents.to("cpu", torch.float32).numpy()
-        return Latents(latents, stamp, joules=self.joules)
+        return Latents(latents, stamp, joules=joules)
 
 
 def _unconditional(

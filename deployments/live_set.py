@@ -123,6 +123,12 @@ class LiveSet:
             self._ended_because = self._ended_because or reason
             self._changed.notify_all()
 
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until something new comes or `end` is called."""
+        with self._changed:
+            if self._ended_because is None:
+                self._changed.wait(seconds)
+
     def wait_for_work(self, on_waking: Callable[[], None]) -> bool:
         """Wait until there is something to do.
 

@@ -2,7 +2,9 @@
 
 Two things are counted: what each live request holds between forwards, and the peak of the largest
 forward, which grows with rows x tokens. What can never fit is refused at once, what fits later
-waits, and a forward takes no more rows than there is room for.
+waits, and a forward takes no more rows than there is room for. What can ever fit is a matter of the
+card and of this process alone; what fits now depends on neighbours, too, so the card is asked now
+and then (`look`), by the engine's thread and under no lock.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from deployments.live_request import LATENT_PIXELS, live_bytes, most_rows, token_shape
 from deployments.payloads import DenoiseJob
 from deployments.schedule import MAX_ROWS
+from deployments.sd3.card import most_bytes, usable_bytes
 from deployments.step_costs import TokenShape
 from serve.errors import InvalidRequest
 
@@ -29,6 +32,9 @@ _HEADROOM = 1.15
 _CUDA_MARGIN_BYTES = GIB // 2
 # A CPU's memory is shared with everything else on the machine, so a limit stands in.
 _CPU_CAPACITY_BYTES = 4 * GIB
+# Successful forwards until what ran out is tried again; each time in vain doubles them.
+_PATIENCE = 64
+_MOST_PATIENCE = 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class MemoryBudget:
     """Bytes for live requests and for the forward under way.
 
     Args:
-        capacity_bytes: For both together, beside the weights.
+        capacity_bytes: For both together, beside the weights, if no neighbour takes any.
         bytes_per_token: Peak of a forward for one token of one row.
         available: Returns the bytes that are free this moment, where that can be asked: a card may
             be shared. None: `capacity_bytes` less what live requests hold.
@@ -59,7 +65,10 @@ class MemoryBudget:
         self.capacity_bytes = capacity_bytes
         self.bytes_per_token = bytes_per_token
         self._available = available
+        self._room = capacity_bytes  # what there was for both when last looked
         self._too_many: int | None = None  # rows x tokens of the smallest forward that did not fit
+        self._patience = _PATIENCE
+        self._until_tried_again = 0
 
     @classmethod
     def of_device(
@@ -75,44 +84,59 @@ class MemoryBudget:
             return cls(_CPU_CAPACITY_BYTES, bytes_per_token=bytes_per_token)
         # What stays reserved when nothing is cached belongs to captured graphs and is not free.
         torch.cuda.empty_cache()
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        reserved = torch.cuda.memory_reserved(device)
+        of_graphs = reserved - torch.cuda.memory_allocated(device)
 
         def available() -> int:
-            free, _ = torch.cuda.mem_get_info(device)
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - held
-            return int(free) + max(cached, 0) - _CUDA_MARGIN_BYTES
+            return usable_bytes(device) - of_graphs - _CUDA_MARGIN_BYTES
 
-        capacity = max(available(), 0)
+        # Not what is free now: a neighbour that loads its weights must not shrink this for ever.
+        capacity = max(most_bytes(device) - reserved - _CUDA_MARGIN_BYTES, 0)
         return cls(capacity, bytes_per_token=bytes_per_token, available=available)
+
+    def look(self, held_bytes: int) -> None:
+        """Ask the device what there is room for now; between forwards, with no lock held.
+
+        Args:
+            held_bytes: By live requests.
+        """
+        if self._available is not None:
+            self._room = min(self.capacity_bytes, self._available() + held_bytes)
 
     def forward_bytes(self, shape: TokenShape, rows: int) -> int:
         """Return the peak of a forward of so many rows, above what is held before it."""
         return int(rows * shape.tokens * self.bytes_per_token * _HEADROOM)
 
     def free_bytes(self, held_bytes: int) -> int:
-        """Return what is free while live requests hold so many bytes and no forward runs."""
-        free = self.capacity_bytes - held_bytes
-        return free if self._available is None else min(free, self._available())
+        """Return what was free when last looked, had live requests held so many bytes then."""
+        return self._room - held_bytes
 
     def row_limit(self, shape: TokenShape, held_bytes: int) -> int:
-        """Return the most rows that a forward of a shape has room for, at least 1.
-
-        By the accounts alone: asking the device takes too long for once a forward.
-        """
-        free = self.capacity_bytes - held_bytes
-        fitting = free // max(self.forward_bytes(shape, 1), 1)
+        """Return the most rows that a forward of a shape has room for, at least 1."""
+        fitting = self.free_bytes(held_bytes) // max(self.forward_bytes(shape, 1), 1)
         if self._too_many is not None:
             fitting = min(fitting, (self._too_many - 1) // shape.tokens)
         return max(1, min(MAX_ROWS, fitting))
 
     def ran_out(self, shape: TokenShape, rows: int) -> None:
-        """Remember that a forward did not fit, so that the next ones are smaller."""
+        """Remember for a while that a forward did not fit, so that the next ones are smaller."""
         failed = rows * shape.tokens
         self._too_many = failed if self._too_many is None else min(self._too_many, failed)
+        self._until_tried_again = self._patience
+
+    def went_well(self) -> None:
+        """Note a forward that fitted; after some of them what ran out is tried again."""
+        if self._too_many is None:
+            return
+        self._until_tried_again -= 1
+        if self._until_tried_again <= 0:
+            self._too_many = None
+            self._patience = min(2 * self._patience, _MOST_PATIENCE)
 
     def forget(self) -> None:
         """Drop what `ran_out` said; whoever took the memory may have gone."""
         self._too_many = None
+        self._patience = _PATIENCE
 
     def check(self, job: DenoiseJob, model: ModelMemory) -> None:
         """Refuse a job that would not fit even alone.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,8 @@ from deployments.sd3.stored_tensors import read_json
 from deployments.step_costs import StepCosts, TokenShape
 from serve.errors import ConfigurationError
 
-# Guided requests take two rows each; odd counts come of unguided ones.
-_CUDA_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+# Without gaps, so that whatever the policy chooses was captured.
+_CUDA_ROWS = tuple(range(1, 17))
 # A laptop must be ready at once; whether two guided pictures share a forward is all it must know.
 _CPU_ROWS = (2, 4)
 _CPU_SECONDS = 0.7
@@ -51,6 +51,7 @@ class Warmed:
 
     costs: StepCosts
     memory: MemoryBudget
+    prepared_rows: dict[TokenShape, int]  # the most of each shape that replay a CUDA graph
 
 
 def text_tokens_of(model_dir: Path, max_sequence_length: int) -> int:
@@ -84,13 +85,15 @@ def warm_up(
             device if empty.
 
     Raises:
-        ConfigurationError: A size that the model cannot draw.
+        ConfigurationError: A size that the model cannot draw, or no memory for the two rows of one
+            guided picture of the first size.
     """
     on_cpu = model.device.type == "cpu"
     counts = sorted(set(rows)) or (_CPU_ROWS if on_cpu else _CUDA_ROWS)
     give_up_at = time.monotonic() + _CPU_SECONDS if on_cpu else float("inf")
     costs, bytes_per_token = StepCosts(), 0.0
-    for width, height in sizes:
+    prepared: dict[TokenShape, int] = {}
+    for number, (width, height) in enumerate(sizes):
         shape = TokenShape(height // LATENT_PIXELS, width // LATENT_PIXELS, text_tokens)
         if max(shape.height, shape.width) > model.largest_side:
             raise ConfigurationError(
@@ -99,35 +102,52 @@ def warm_up(
                 value=f"{width}x{height}",
                 allowed=f"sides of at most {model.largest_side * LATENT_PIXELS} pixels",
             )
+        two_rows_fit = False
         try:
             peak = _peak_bytes(model, shape)
+            two_rows_fit = peak > 0
             bytes_per_token = max(bytes_per_token, peak / (2 * shape.tokens))
-            _warm_shape(model, shape, counts, costs, give_up_at)
+            for count in _warmed_counts(model, shape, counts, costs, give_up_at):
+                two_rows_fit = two_rows_fit or count >= 2
+                if model.path(shape.height, shape.width, text_tokens, count) == "graph":
+                    prepared[shape] = count
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if number == 0 and not two_rows_fit:
+                raise ConfigurationError(
+                    "The memory beside the model's weights is too small for one guided picture.",
+                    field="denoiser.warm_sizes",
+                    value=f"{width}x{height}",
+                    allowed="a smaller first size, a smaller precision, or a larger card",
+                ) from error
             _log.warning("no memory to warm up more rows of %dx%d pixels", width, height)
     known = {"bytes_per_token": bytes_per_token} if bytes_per_token else {}
-    return Warmed(costs, MemoryBudget.of_device(model.device, **known))
+    return Warmed(costs, MemoryBudget.of_device(model.device, **known), prepared)
 
 
-def _warm_shape(
+def _warmed_counts(
     model: WarmableModel,
     shape: TokenShape,
     counts: Sequence[int],
     costs: StepCosts,
     give_up_at: float,
-) -> None:
+) -> Iterator[int]:
+    """Prepare and time one row count after the other; yields each that is done."""
     best, without_gain = float("inf"), 0
     for rows in counts:
         model.prepare(shape.height, shape.width, shape.text_tokens, rows)
         costs.observe(shape, rows, _seconds(model, shape, rows))
+        yield rows
         if time.monotonic() > give_up_at:
             return
         per_row = costs.seconds(shape, rows) / rows
-        # Twice, for a count may fit the card's tiles badly and the next one well.
-        without_gain = 0 if per_row < best * (1 - _GAIN_WORTH_MORE_ROWS) else without_gain + 1
-        best = min(best, per_row)
+        # Twice, for a count may fit the card's tiles badly and the next one well. Against the last
+        # gain that was worth it, so that small ones add up.
+        if per_row < best * (1 - _GAIN_WORTH_MORE_ROWS):
+            best, without_gain = per_row, 0
+        else:
+            without_gain += 1
         if without_gain == 2:
             return
 

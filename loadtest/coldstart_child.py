@@ -82,7 +82,13 @@ def start(options: argparse.Namespace) -> None:
     warmed = warm_up(mmdit, [(options.size, options.size)], TEXT_TOKENS, rows)
     phase("warm_up")
     launches = LaunchTimes(mmdit)
-    engine = Engine(launches, max_waiting=_IN_FLIGHT, costs=warmed.costs, memory=warmed.memory)
+    engine = Engine(
+        launches,
+        max_waiting=_IN_FLIGHT,
+        costs=warmed.costs,
+        memory=warmed.memory,
+        prepared_rows=warmed.prepared_rows,
+    )
     try:
         prompt = (mmdit.joint_attention_dim, mmdit.pooled_projection_dim)
         step_s = first_step(engine, job_of(0, options.size, options.size, 2, True, prompt))

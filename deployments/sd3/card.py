@@ -71,10 +71,19 @@ def usable_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     cached = torch.cuda.memory_reserved(device) - allocated
+    return max(0, min(free + cached, _limit(device, total) - allocated))
+
+
+def most_bytes(device: torch.device) -> int:
+    """Return what this process may ever hold: the card's memory, within the allocator's limit."""
+    _, total = torch.cuda.mem_get_info(device)
+    return _limit(device, total)
+
+
+def _limit(device: torch.device, total: int) -> int:
     # Unlike its neighbours this one wants to be told which of them `cuda` is.
     index = torch.cuda.current_device() if device.index is None else device.index
-    limit = int(torch.cuda.get_per_process_memory_fraction(index) * total)
-    return max(0, min(free + cached, limit - allocated))
+    return int(torch.cuda.get_per_process_memory_fraction(index) * total)
 
 
 def gib(size_bytes: float) -> str:

@@ -10,16 +10,31 @@ import numpy as np
 import pytest
 import torch
 
+from deployments import live_request
 from deployments.engine import Engine
 from deployments.input_limits import InputLimits
+from deployments.live_request import LiveRequest
 from deployments.payloads import DenoiseJob, Latents, StepProgress
+from deployments.sd3 import previews
 from deployments.sd3.noise import initial_latents, request_generator
-from serve.errors import InvalidRequest, JobCancelled, Overloaded, StageFailed, StageUnavailable
+from deployments.sd3.previews import LatentRgb
+from deployments.step_costs import StepCosts, TokenShape
+from serve.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    JobCancelled,
+    Overloaded,
+    StageFailed,
+    StageUnavailable,
+)
 from tests.unit.toy_engine import (
+    Clock,
     Event,
     Gate,
     Listener,
     ToyModel,
+    alone,
+    everyone,
     failure,
     finished,
     job,
@@ -264,7 +279,8 @@ def test_a_card_that_is_lost_closes_the_engine(engine, model, error):
 
     model.before = fail
     gate.opened.set()
-    assert isinstance(failure(running), StageFailed)
+    # Also the only one that ran: nobody can tell whose fault it was.
+    assert isinstance(failure(running), StageUnavailable)
     # At once, so that nothing is taken that could only fail.
     assert not engine.is_alive
     with pytest.raises(StageUnavailable, match="CUDA error"):
@@ -272,6 +288,110 @@ def test_a_card_that_is_lost_closes_the_engine(engine, model, error):
     assert isinstance(failure(waiting), StageUnavailable)
     with pytest.raises(StageUnavailable):
         engine.submit(job(), Listener())
+
+
+@pytest.mark.parametrize("where", ["preview", "result", "admission"])
+def test_a_card_that_is_lost_beside_a_forward_fails_nobody_for_good(model, monkeypatch, where):
+    def lost(*given: object, **named: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device is lost")
+
+    model.in_channels = 16
+    engine = Engine(model, max_waiting=4, policy=everyone)
+    try:
+        gate = Gate(model)
+        blocker, _ = submit(engine, job(steps=1))
+        gate.wait()
+        places = {
+            "preview": (previews, "latents_to_rgb"),
+            "result": (LiveRequest, "result"),
+            "admission": (live_request, "from_wire"),
+        }
+        listeners = [submit(engine, job(steps=3, preview_every=1))[0] for _ in range(3)]
+        monkeypatch.setattr(*places[where], lost)
+        gate.opened.set()
+        assert {type(failure(listener)) for listener in listeners} == {StageUnavailable}
+        blocker.rest()
+        assert "device is lost" in str(engine.ended_because)
+    finally:
+        engine.close()
+
+
+def test_a_preview_that_fails_leaves_the_picture_and_is_not_tried_again(model, monkeypatch, caplog):
+    tried: list[object] = []
+
+    def broken(*given: object) -> None:
+        tried.append(given)
+        raise ValueError("no such colours")
+
+    expected = alone(job(steps=4))
+    monkeypatch.setattr(previews, "latents_to_rgb", broken)
+    four = LatentRgb(((0.0, 0.0, 0.0),) * 4)
+    engine = Engine(model, max_waiting=4, latent_rgb=four)
+    try:
+        events = submit(engine, job(steps=4, preview_every=1))[0].rest()
+    finally:
+        engine.close()
+    assert isinstance(events[-1], Latents)
+    np.testing.assert_array_equal(events[-1].latents, expected)
+    assert [event.preview for event in events if isinstance(event, StepProgress)] == [None] * 4
+    assert len(tried) == 1
+    assert [record.name for record in caplog.records] == ["deployments.sd3.previews"]
+
+
+def test_a_map_for_another_number_of_channels_is_refused_at_start_up(model):
+    with pytest.raises(ConfigurationError, match="3 channels"):
+        Engine(model, max_waiting=1, latent_rgb=LatentRgb(((0.0, 0.0, 0.0),) * 3))
+
+
+def test_waiting_for_the_first_forward_is_waiting_and_a_step_takes_what_its_forward_took(model):
+    clock = Clock()
+    engine = Engine(model, max_waiting=4, policy=one_at_a_time, clock=clock)
+
+    def spend(prompt_embeds: torch.Tensor) -> None:
+        clock.now += 2.0
+
+    try:
+        gate = Gate(model)
+        first, _ = submit(engine, job(steps=3))
+        gate.wait()
+        second, _ = submit(engine, job(steps=2))
+        model.before = spend
+        gate.opened.set()
+        finished(first)
+        *steps, last = second.rest()
+    finally:
+        engine.close()
+    # Two steps of the first were after the gate; it was live all the while, but none of its own.
+    assert isinstance(last, Latents)
+    assert (last.stamp.queue_s, last.stamp.seconds) == (4.0, 4.0)
+    assert [step.seconds for step in steps if isinstance(step, StepProgress)] == [2.0, 2.0]
+
+
+def test_a_forward_that_never_ends_fails_health_and_the_card_is_not_asked(model, monkeypatch):
+    def asked(device: torch.device) -> tuple[int, int]:
+        raise AssertionError("asked while a forward runs")
+
+    clock, costs = Clock(), StepCosts()
+    costs.observe(TokenShape(4, 8, 3), 1, 2.0)
+    engine = Engine(model, max_waiting=4, costs=costs, clock=clock)
+    gate = Gate(model)
+    try:
+        running, _ = submit(engine, job())
+        gate.wait()
+        monkeypatch.setattr(torch.cuda, "mem_get_info", asked)
+        monkeypatch.setattr(model, "device", torch.device("cuda"))
+        clock.now += 100.0  # 20 x 2 s and a minute
+        engine.check_health()
+        clock.now += 1.0
+        with pytest.raises(StageUnavailable, match="101 s"):
+            engine.check_health()
+        with pytest.raises(StageUnavailable):
+            submit(engine, job())
+        monkeypatch.setattr(model, "device", torch.device("cpu"))
+    finally:
+        gate.opened.set()
+        engine.close()
+    assert isinstance(failure(running), StageUnavailable)
 
 
 def test_a_card_that_vanishes_while_nothing_runs_is_noticed(engine, model, monkeypatch):

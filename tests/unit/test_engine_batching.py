@@ -11,7 +11,7 @@ from deployments.engine import Engine
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.sd3.previews import latents_to_rgb
 from deployments.sd3.sigmas import make_sigmas
-from serve.errors import StageFailed, StageUnavailable
+from serve.errors import JobCancelled, StageFailed, StageUnavailable
 from tests.unit.toy_engine import (
     Gate,
     Listener,
@@ -225,6 +225,27 @@ def test_energy_is_shared_by_rows_and_tokens(model):
     assert single.joules == pytest.approx(10 / 3)
     assert double.joules == pytest.approx(20 / 3)
     assert stats.joules == pytest.approx(20)  # with the one that came first
+
+
+def test_a_cancelled_requests_energy_is_nobody_elses(model):
+    engine = Engine(model, max_waiting=16, policy=everyone, meter=FakeMeter())
+    try:
+        gate = Gate(model)
+        staying, _ = submit(engine, job(steps=3, value=0.1))
+        gate.wait()
+        leaving, ticket = submit(engine, job(steps=4, value=0.2))
+
+        def cancel(prompt_embeds: torch.Tensor) -> None:
+            ticket.cancel()
+
+        model.before = cancel
+        gate.opened.set()
+        assert isinstance(failure(leaving), JobCancelled)
+        made = finished(staying)
+    finally:
+        engine.close()
+    # Three steps of four; the other's one, in the second forward, is not shared out.
+    assert made.joules == pytest.approx(7.5)
 
 
 def test_what_forwards_took_is_measured_and_told(engine, model):

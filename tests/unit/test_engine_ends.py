@@ -115,6 +115,47 @@ def test_a_higher_priority_takes_the_next_step(model):
     assert pytest.approx(0.2) in model.calls[2].prompts
 
 
+class Meter:
+    """Reads the same again and again."""
+
+    def since_last(self) -> float | None:
+        return 1.0
+
+
+@pytest.mark.parametrize("meter", [None, Meter()], ids=["no meter", "meter"])
+def test_what_is_cancelled_is_gone_while_others_go_on(model, meter):
+    engine = Engine(model, max_waiting=600, policy=everyone, meter=meter)
+    left: list[str] = []
+    tickets: list[Ticket] = []
+
+    def cancel_then_look(prompt_embeds: torch.Tensor) -> None:
+        if len(model.calls) == 3:
+            for ticket in tickets:
+                ticket.cancel()
+        if len(model.calls) == 10:
+            gc.collect()
+            live = [each for each in gc.get_objects() if type(each) is LiveRequest]
+            left.extend(each.ticket.job.job_id for each in live)
+
+    try:
+        gate = Gate(model)
+        staying, _ = submit(engine, job(steps=12, job_id="staying"))
+        gate.wait()
+        listeners = []
+        for _ in range(5):
+            listener, ticket = submit(engine, job(steps=12, job_id="leaving"))
+            listeners.append(listener)
+            tickets.append(ticket)
+        model.before = cancel_then_look
+        gate.opened.set()
+        assert all(isinstance(failure(listener), JobCancelled) for listener in listeners)
+        finished(staying)
+    finally:
+        engine.close()
+    assert "staying" in left
+    assert "leaving" not in left
+
+
 def test_hundreds_of_arrivals_and_cancels_leave_nothing_behind(model):
     threads = threading.active_count()
     engine = Engine(model, max_waiting=600)

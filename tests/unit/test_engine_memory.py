@@ -1,15 +1,18 @@
 """Memory is admitted, not hoped for; and when it runs out all the same, nobody else pays."""
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 
+from deployments import live_request
 from deployments.engine import Engine
 from deployments.live_request import live_bytes, token_shape
-from deployments.memory_budget import MemoryBudget
-from serve.errors import InvalidRequest, StageFailed
+from deployments.memory_budget import GIB, MemoryBudget, ModelMemory
+from deployments.payloads import Latents
+from serve.errors import InvalidRequest, StageFailed, StageUnavailable
 from tests.unit.toy_engine import (
     Gate,
     Listener,
@@ -175,14 +178,217 @@ def test_a_batch_that_does_not_fit_is_tried_with_fewer_rows_and_nobody_fails(
 def test_only_one_alone_fails_for_memory_and_the_engine_goes_on(start, model):
     engine = start()
     card = SmallCard(model, 1)
-    big, small = submit(engine, job(negative=prompt(0)))[0], submit(engine, SMALL)[0]
-    error = failure(big)
+    error = failure(submit(engine, job(negative=prompt(0)))[0])
     assert type(error) is StageFailed
     assert "Not even one request of this size fits" in str(error)
-    finished(small)
+    assert card.failures == 3
+    finished(submit(engine, SMALL)[0])
     assert engine.is_alive
     card.rows = 2
     finished(submit(engine, job(negative=prompt(0)))[0])
+
+
+def test_beside_others_it_may_fit_elsewhere_and_they_go_on_in_between(start, model):
+    engine = start()
+    gate = Gate(model)
+    first, _ = submit(engine, job(steps=1))
+    gate.wait()
+    big, _ = submit(engine, job(negative=prompt(0)))
+    small, _ = submit(engine, job(steps=9, value=0.1))
+    SmallCard(model, 1)
+    gate.opened.set()
+    finished(first)
+    error = failure(big)
+    assert type(error) is StageUnavailable
+    finished(small)
+    guided = [at for at, call in enumerate(model.calls) if call.rows > 1]
+    # Twice it is tried after another's forward.
+    assert len([at for at in guided if model.calls[at - 1].rows == 1]) >= 2
+    assert engine.is_alive
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_memory_that_is_short_for_a_moment_costs_nobody_a_picture(start, model, failures):
+    engine = start()
+    left = failures
+
+    def short_for_a_moment(prompt_embeds: torch.Tensor) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.before = short_for_a_moment
+    np.testing.assert_array_equal(finished(submit(engine, SMALL)[0]).latents, alone(SMALL))
+
+
+@pytest.mark.parametrize(("failures", "expected"), [(2, Latents), (3, StageFailed)])
+def test_admission_waits_for_memory_a_few_times(start, monkeypatch, failures, expected):
+    left, real = failures, live_request.from_wire
+
+    def short_for_a_moment(*given: object) -> torch.Tensor:
+        nonlocal left
+        if left:
+            left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_request, "from_wire", short_for_a_moment)
+    engine = start()
+    assert type(submit(engine, SMALL)[0].rest()[-1]) is expected
+    assert engine.queue_length == 0
+    finished(submit(engine, SMALL)[0])
+
+
+def test_admission_beside_others_that_finds_no_memory_goes_elsewhere(start, model, monkeypatch):
+    engine = start()
+    gate = Gate(model)
+    running, _ = submit(engine, job(steps=9))
+    gate.wait()
+    steps_before: list[int] = []
+
+    def short(*given: object) -> torch.Tensor:
+        steps_before.append(len(model.calls))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(live_request, "from_wire", short)
+    waiting, _ = submit(engine, SMALL)
+    gate.opened.set()
+    assert type(failure(waiting)) is StageUnavailable
+    finished(running)
+    assert steps_before == [1, 2, 3]
+
+
+def test_what_ran_out_is_tried_again_under_steady_load():
+    budget, shape = MemoryBudget(1 << 40), token_shape(SMALL)
+    budget.ran_out(shape, 4)
+    assert budget.row_limit(shape, 0) == 3
+    for _ in range(1000):
+        budget.went_well()
+    assert budget.row_limit(shape, 0) > 4
+
+
+def test_what_runs_out_again_and_again_is_tried_ever_more_rarely():
+    budget, shape = MemoryBudget(1 << 40), token_shape(SMALL)
+    tries = 0
+    for _ in range(4000):
+        if budget.row_limit(shape, 0) >= 4:
+            tries += 1
+            budget.ran_out(shape, 4)
+        else:
+            budget.went_well()
+    assert 2 <= tries <= 10
+
+
+def test_a_neighbours_memory_is_waited_for_and_refuses_nothing():
+    taken = 0
+    unit = MemoryBudget(0, bytes_per_token=TOKEN_BYTES)
+    capacity = 8 * holds() + forward(unit, 8)
+    budget = MemoryBudget(capacity, bytes_per_token=TOKEN_BYTES, available=lambda: capacity - taken)
+    model, shape = ModelMemory(4, torch.float32), token_shape(SMALL)
+    budget.look(0)
+    before = budget.row_limit(shape, 0)
+    assert before >= 8
+    taken = capacity - forward(unit, 2)
+    budget.look(0)
+    assert budget.row_limit(shape, 0) == 2
+    assert budget.free_bytes(0) == forward(unit, 2)
+    taken = capacity
+    budget.look(0)
+    budget.check(SMALL, model)
+    taken = 0
+    budget.look(0)
+    assert budget.row_limit(shape, 0) == before
+
+
+class Card:
+    """What CUDA would say of a card, shared with a neighbour."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.total, self.free, self.allocated, self.fraction = 80 * GIB, 60 * GIB, 10 * GIB, 1.0
+        answers = {
+            "mem_get_info": lambda device: (self.free, self.total),
+            "memory_allocated": lambda device: self.allocated,
+            "memory_reserved": lambda device: self.allocated + GIB,  # of captured graphs
+            "get_per_process_memory_fraction": lambda index: self.fraction,
+            "current_device": lambda: 0,
+            "empty_cache": lambda: None,
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+
+
+def test_a_cards_budget_keeps_to_the_allocators_limit(monkeypatch):
+    card = Card(monkeypatch)
+    card.fraction = 0.25
+    budget = MemoryBudget.of_device(torch.device("cuda"))
+    # 20 GiB less weights, graphs and half a GiB of margin.
+    assert budget.capacity_bytes == 8.5 * GIB
+    budget.look(0)
+    assert budget.free_bytes(0) == 8.5 * GIB
+
+
+def test_a_neighbours_load_at_start_up_makes_no_card_smaller_for_ever(monkeypatch):
+    card = Card(monkeypatch)
+    card.free = GIB
+    budget = MemoryBudget.of_device(torch.device("cuda"))
+    assert budget.capacity_bytes == 68.5 * GIB
+    budget.look(0)
+    assert budget.free_bytes(0) == 0.5 * GIB
+    card.free = 60 * GIB
+    budget.look(0)
+    assert budget.free_bytes(0) == 59.5 * GIB
+
+
+def test_the_card_is_asked_under_no_lock_that_submitting_needs(model):
+    asking, answered = threading.Event(), threading.Event()
+    armed = threading.Event()
+
+    def slow() -> int:
+        if armed.is_set():
+            asking.set()
+            assert answered.wait(20)
+        return GIB
+
+    engine = Engine(model, max_waiting=16, memory=MemoryBudget(GIB, available=slow))
+    try:
+        gate = Gate(model)
+        listeners = [submit(engine, SMALL)[0]]
+        gate.wait()
+        armed.set()
+        listeners.append(submit(engine, SMALL)[0])
+        gate.opened.set()
+        assert asking.wait(20)
+        adding = threading.Thread(target=lambda: listeners.append(submit(engine, SMALL)[0]))
+        adding.start()
+        adding.join(20)
+        assert not adding.is_alive()
+        answered.set()
+        for listener in listeners:
+            finished(listener)
+    finally:
+        answered.set()
+        engine.close()
+
+
+def test_a_forward_takes_no_more_rows_than_were_prepared(model):
+    engine = Engine(model, max_waiting=16, policy=everyone, prepared_rows={token_shape(SMALL): 3})
+    try:
+        gate = Gate(model)
+        listeners = [submit(engine, SMALL)[0]]
+        gate.wait()
+        listeners += [submit(engine, SMALL)[0] for _ in range(8)]
+        other = job(value=0.1, width=96)
+        listeners += [submit(engine, other)[0] for _ in range(5)]
+        gate.opened.set()
+        for listener in listeners:
+            finished(listener)
+    finally:
+        engine.close()
+    rows = dict.fromkeys((8, 12), 0)
+    for call in model.calls:
+        rows[call.latents[-1]] = max(rows[call.latents[-1]], call.rows)
+    assert rows == {8: 3, 12: 5}
 
 
 def test_what_ran_out_is_forgotten_when_the_engine_was_idle(start, model):
