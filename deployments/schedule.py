@@ -15,13 +15,14 @@ Whom the forward is made for, in this order:
 How many share the forward. Rows of the best ratio come first, and as many are taken as bring the
 most progress a second, a row's progress being its ratio times its share of the card. With few
 requests that is a strict test: a second picture at 1024x1024 makes a forward 1.9 times as long, so
-it delays the older request and is let in only if it has waited nearly as long. At 512x512, where
-it may add only a few per cent, it is let in at once. With a queue another thing counts: each second
-saved is saved for all who wait and all who will come, and near saturation one per cent more
-throughput shortens the queue by ten. So a term grows with the square of the number of requests
-beyond two, until only throughput counts. Batches end at the knee of the measured curve all the
-same: the last 0.75 % of price are never bought, they delay many for nearly nothing. And while few
-wait, throughput alone takes no more than 65 % of them into one forward: somebody finishes early.
+it delays the older request and is let in only if it has waited nearly as long, and for a gain of
+3 % at least. Where a forward is bound by anything but arithmetic, it is let in at once. With a
+queue another thing counts: each second saved is saved for all who wait and all who will come, and
+near saturation one per cent more throughput shortens the queue by ten. So a term grows with the
+square of the number of requests beyond two, until only throughput counts. Batches end at the knee
+of the measured curve all the same: the last 0.75 % of price are never bought, they delay many for
+nearly nothing. And throughput alone takes no more than 4 of 7 requests, or all but four, into one
+forward, so that somebody finishes early.
 
 Sizes share the card by the same figure: the shape goes next whose best batch makes most progress.
 
@@ -45,7 +46,9 @@ MAX_ROWS = 32
 
 _UNBOUGHT = 0.0075  # of the best price a row: what lies beyond the knee
 _NO_CROWD = 2  # requests; each beyond them makes throughput count for more
-_SHARE_FOR_THROUGHPUT = 0.65  # of the requests, that throughput alone may put into one forward
+_SHARE_TAKEN = 4 / 7  # of the requests, that throughput alone may put into one forward, or else
+_LEFT_OUT = 4  # all but so many of them
+_WORTH_DELAYING = 1.03  # by what progress must grow for a request more where nothing else counts
 _SAVED_FOR_OTHERS = 0.1  # the same between shapes, where it is a tie-breaker only
 _OF_LOWER_PRIORITY = 0.05  # what progress of lower priorities is worth: they take what is free
 _OVERDUE_S = 30.0  # both this long and
@@ -227,6 +230,7 @@ def _fill(
     best_price = min(prices)
     knee = best_price * (1 + _UNBOUGHT)
     throughput_counts = max(crowd - _NO_CROWD, 0) ** 2 * ratios / crowd
+    most_for_throughput = max(_SHARE_TAKEN * crowd, crowd - _LEFT_OUT)
     others_count = _SAVED_FOR_OTHERS * ratios
     number, rows, progress = 0, 0, 0.0
     best_alone = best_crowded = worth = 0.0
@@ -239,10 +243,10 @@ def _fill(
         share = best_price / max(prices[rows - 1], knee)
         alone = progress / rows * share
         worth = max(worth, alone + others_count * share)
-        if alone > best_alone * _SURELY:
+        if alone > best_alone * _WORTH_DELAYING:
             best_alone, number = alone, index
         crowded = alone + throughput_counts * share
-        if index <= _SHARE_FOR_THROUGHPUT * crowd and crowded > best_crowded * _SURELY:
+        if index <= most_for_throughput and crowded > best_crowded * _SURELY:
             best_crowded, number = crowded, index
     return number, worth
 

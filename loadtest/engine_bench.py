@@ -150,7 +150,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--model", dest="models", nargs="+", help="default: large and medium; with --gpu large")
     add("--costs", type=Path, default=RECORDED, help="recording of step costs")
     add("--number", type=int, default=4000, help="requests a cell and seed")
-    add("--seeds", type=int, nargs="+", default=(1, 2, 3))
+    add("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
     add("--loads", type=float, nargs="+", default=LOADS, help="shares of saturation")
     add("--markdown", action="store_true", help="the table for a README, on stderr")
     add("--plot", type=Path, help="PNG of p95 against load")

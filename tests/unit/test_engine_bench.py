@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from deployments.schedule import choose
 from deployments.step_costs import StepCosts, TokenShape
 from loadtest.arrivals import MIXES, Arrival, Mix, draw, square
 from loadtest.cost_files import RECORDED, read_recording
@@ -134,12 +133,14 @@ def test_p95_against_the_best_rival(mix: Mix, load: float, most: float) -> None:
     assert one["best_rival"] != KELVIN
 
 
-def test_a_policy_that_is_first_come_first_served_would_be_seen() -> None:
+def test_one_at_a_time_would_be_seen() -> None:
     costs, _ = read_recording(RECORDED, "medium")
-    arrivals = draw(MIXES[-1], 300, 1.0, seed=1)
-    ours = summary([serve_steps(arrivals, costs, choose)], costs)
-    fifo = summary([serve_batches(arrivals, costs, 1)], costs)
-    assert ours.p95 < 0.8 * fifo.p95
+    one = cell(
+        "medium", MIXES[-1], costs, 0.8, saturated("medium", MIXES[-1], costs)["rate"], 500, [7]
+    )
+    arms = one["arms"]
+    assert arms[KELVIN]["p95"] < 0.9 * arms["one at a time"]["p95"]
+    assert arms[KELVIN]["slowdown_p95"] < 0.5 * arms["one at a time"]["slowdown_p95"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
