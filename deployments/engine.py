@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from deployments.device_errors import first_line, is_sticky
 from deployments.energy_shares import EnergyShares, Meter
 from deployments.forward import Stepped, step_together
+from deployments.forward_record import EngineStats, ForwardRecord
 from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
 from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
@@ -29,12 +30,7 @@ from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
 from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.step_costs import StepCosts
-from serve.errors import (
-    DeadlineExceeded,
-    JobCancelled,
-    KelvinError,
-    StageUnavailable,
-)
+from serve.errors import DeadlineExceeded, JobCancelled, KelvinError, StageUnavailable
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
 
@@ -42,23 +38,6 @@ Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]
 _LOOK_AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What the engine is doing, for people and gauges."""
-
-    live_requests: int = 0  # admitted and not finished
-    waiting_requests: int = 0  # submitted and not admitted
-    forwards: int = 0  # since the start
-    last_rows: int = 0  # of the last forward
-    last_forward_ms: float | None = None
-    last_path: Path | None = None
-    joules: float | None = None  # used by requests since the start; None: the card does not say
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
 
 
 class Engine:
@@ -115,9 +94,7 @@ class Engine:
             pause=self._requests.pause,
         )
         self._looked_at = float("-inf")
-        self._stats = EngineStats()
-        self._measuring = threading.Lock()
-        self._seen: set[tuple[TokenShape, int]] = set()
+        self._record = ForwardRecord(self.costs)
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
 
@@ -139,17 +116,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return what it is doing now."""
         waiting, live = self._requests.counts
-        return replace(
-            self._stats,
-            live_requests=live,
-            waiting_requests=waiting,
-            joules=self._energy.total_joules,
-        )
+        return self._record.stats(live, waiting, self._energy.total_joules)
 
     def measured(self) -> dict[str, Any]:
         """Return what forwards take, as `StepCosts.as_json` does."""
-        with self._measuring:
-            return self.costs.as_json()
+        return self._record.costs()
 
     def submit(self, job: DenoiseJob, on_event: OnEvent) -> Ticket:
         """Queue a job.
@@ -277,7 +248,7 @@ class Engine:
             failure = caught(error)
         else:
             seconds = self._clock() - began
-            self._measured(shape, rows, seconds, path)
+            self._record.took(shape, rows, seconds, path)
             self._recovery.went_well(chosen)
             for live in chosen:
                 self._energy.worked(live.ticket.key, live.rows * shape.tokens)
@@ -287,20 +258,6 @@ class Engine:
         for fewer in self._recovery.smaller(chosen, rows, failure):
             if self.is_alive:
                 self._advance(fewer)
-
-    def _measured(self, shape: TokenShape, rows: int, seconds: float, path: Path) -> None:
-        # The first of its kind also pays for what libraries load and allocate.
-        is_first = (shape, rows) not in self._seen and not self.costs.is_measured(shape, rows)
-        if seconds > 0 and not is_first:
-            with self._measuring:
-                self.costs.observe(shape, rows, seconds)
-        self._seen.add((shape, rows))
-        self._stats = EngineStats(
-            forwards=self._stats.forwards + 1,
-            last_rows=rows,
-            last_forward_ms=seconds * 1000,
-            last_path=path,
-        )
 
     def _take(
         self, live: LiveRequest, outcome: Stepped | Exception, seconds: float, path: Path

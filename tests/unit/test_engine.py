@@ -311,7 +311,7 @@ def test_a_card_that_is_lost_beside_a_forward_fails_nobody_for_good(model, monke
         gate.opened.set()
         assert {type(failure(listener)) for listener in listeners} == {StageUnavailable}
         blocker.rest()
-        assert "device is lost" in str(engine.ended_because)
+        assert "the GPU was lost: CUDA error: device is lost" in str(engine.ended_because)
     finally:
         engine.close()
 

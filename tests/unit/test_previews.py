@@ -64,3 +64,17 @@ def test_a_file_that_is_no_map_is_refused_by_name(tmp_path: Path, text: str):
     with pytest.raises(ConfigurationError) as caught:
         LatentRgb.of_model(tmp_path)
     assert FILE_NAME in str(caught.value.value) + caught.value.message
+
+
+def test_a_map_is_copied_to_the_device_once(monkeypatch):
+    own = LatentRgb(((0.25, 0.5, 0.75),))
+    copies: list[object] = []
+    real = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda data: copies.append(data) or real(data))
+    for _ in range(3):
+        with torch.inference_mode():
+            latents_to_rgb(torch.zeros(1, 2, 2), own)
+    assert len(copies) == 2  # factors and bias
+    latents = torch.zeros(1, 2, 2, requires_grad=True)
+    with torch.no_grad():
+        latents_to_rgb(latents, own)
