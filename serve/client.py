@@ -87,8 +87,14 @@ class KelvinClient:
         self._http.close()
 
     def submit(self, request: GenerateRequest) -> JobRecord:
-        """Post a job; it is durable once this returns."""
-        return self._record("POST", "/v1/jobs", request)
+        """Post a job; it is durable once this returns.
+
+        Raises:
+            InvalidRequest: Before anything is sent, as through the Python handle.
+        """
+        # Checked again: `model_copy(update=...)` checks nothing, and on the way into JSON NaN would
+        # become null, which asks for the default.
+        return self._record("POST", "/v1/jobs", GenerateRequest.model_validate(request))
 
     def job(self, job_id: str) -> JobRecord:
         """Return what is known of a job."""

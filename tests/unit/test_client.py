@@ -5,6 +5,7 @@ A real socket rather than a mocked transport, because broken streams are what it
 
 import hashlib
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -310,3 +311,25 @@ def test_a_proxy_in_the_environment_does_not_stand_before_loopback(
         monkeypatch.delenv(name, raising=False)
     with KelvinClient(kelvin.url) as client:
         assert client.submit(GenerateRequest(prompt="a circle")).id == JOB
+
+
+@pytest.mark.parametrize(
+    ("update", "field"),
+    [
+        ({"deadline_s": math.nan}, "deadline_s"),
+        ({"guidance_scale": math.inf}, "guidance_scale"),
+        ({"negative_prompt_range": None}, "negative_prompt_range"),
+    ],
+)
+def test_what_json_would_turn_into_a_default_is_refused_and_never_sent(kelvin, update, field):
+    unchecked = GenerateRequest(prompt="a").model_copy(update=update)
+    with KelvinClient(kelvin.url) as client:
+        with pytest.raises(errors.InvalidRequest) as refused:
+            client.submit(unchecked)
+        with pytest.raises(errors.InvalidRequest) as by_waiting:
+            client.generate(unchecked)
+    with pytest.raises(errors.InvalidRequest) as by_handle:
+        GenerateRequest.model_validate(unchecked)
+    assert refused.value.field == field
+    assert refused.value.body() == by_waiting.value.body() == by_handle.value.body()
+    assert kelvin.seen == []
