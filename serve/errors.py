@@ -77,7 +77,9 @@ class InvalidRequest(KelvinError):
         """
         first = error.errors(include_url=False)[0]
         # A field's name is the caller's too, where the field is unknown.
-        field = _shorten_text(".".join(str(part) for part in first["loc"])) or None
+        field = (
+            _shorten_text(".".join(str(part) for part in first["loc"])) if first["loc"] else None
+        )
         if first["type"] == "extra_forbidden":
             return cls(
                 f"Unknown field {field!r}.",
@@ -86,9 +88,15 @@ class InvalidRequest(KelvinError):
                 allowed="one of: " + ", ".join(sorted(allowed)),
             )
         if first["type"] == "missing":
-            message, value = f"Field {field!r} is required.", None
+            # Of a list that is too short, the list is what was sent.
+            in_list = isinstance(first["loc"][-1], int)
+            message, value = (
+                f"Field {field!r} is required.",
+                list(first["input"]) if in_list else None,
+            )
         else:
-            message, value = f"Field {field!r}: {first['msg']}.", first["input"]
+            subject = "The request" if field is None else f"Field {field!r}"
+            message, value = f"{subject}: {first['msg']}.", first["input"]
         right = allowed.get(str(first["loc"][0])) if first["loc"] else "a JSON object"
         return cls(message, field=field, value=value, allowed=right)
 

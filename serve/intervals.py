@@ -7,8 +7,11 @@ from pydantic_core import PydanticCustomError
 
 
 def _tuple(value: Any) -> Any:
-    # JSON has no tuples, and strict validation takes nothing else.
-    return tuple(value) if isinstance(value, list) else value
+    # JSON has no tuples, and strict validation takes nothing else. Told here, because pydantic's
+    # own words speak of tuples.
+    if not isinstance(value, list | tuple) or len(value) not in (1, 2):
+        raise PydanticCustomError("not_a_pair", "Input should be two numbers in a list")
+    return tuple(value)
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:

@@ -120,13 +120,14 @@ class GenerateRequest(BaseModel):
 
     guidance_interval: Interval | None = Field(
         None,
-        description="[low, high], 0 <= low < high <= 1: guidance only at noise levels (sigmas) "
-        "within; everywhere if absent",
+        description="[low, high], on the command line LOW,HIGH with a comma; 0 <= low < high <= 1: "
+        "guidance only at noise levels (sigmas) within; everywhere if absent",
     )
     negative_prompt_range: Interval = Field(
         (0.0, 1.0),
-        description="[start, end], 0 <= start < end <= 1: the share of sampling in which the "
-        "negative prompt holds; zeros take its place outside",
+        description="[start, end], on the command line LOW,HIGH with a comma; "
+        "0 <= start < end <= 1: the share of sampling in which the negative prompt holds; zeros "
+        "take its place outside",
     )
     preview_every: int = Field(
         0, ge=0, le=200, description="steps between previews, 0 to 200; 0 is without previews"

@@ -278,3 +278,30 @@ def test_record_round_trip():
         id="x", status="failed", request=GenerateRequest(prompt="x"), error={"error": {"code": "y"}}
     )
     assert JobRecord.model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize("field", ["guidance_interval", "negative_prompt_range"])
+@pytest.mark.parametrize("value", [[], [0.1, 0.2, 0.3], "0.1,0.2", 0.5, {"low": 0.1}])
+def test_what_is_no_pair_is_told_so_in_the_words_of_json(field, value):
+    with pytest.raises(InvalidRequest) as refused:
+        GenerateRequest.model_validate_json(json.dumps({"prompt": "a", field: value}))
+    error = refused.value
+    assert "two numbers in a list" in error.message
+    assert "uple" not in error.message
+    assert error.field == field
+    assert error.value == (value if isinstance(value, str | float) else repr(value))
+
+
+def test_of_a_pair_that_lacks_a_number_the_list_is_shown():
+    with pytest.raises(InvalidRequest) as refused:
+        GenerateRequest.model_validate({"prompt": "a", "guidance_interval": [0.1]})
+    assert refused.value.value == "[0.1]"
+
+
+@pytest.mark.parametrize("data", [None, [], "a prompt", 3])
+def test_what_is_no_request_at_all_names_no_field(data):
+    with pytest.raises(InvalidRequest) as refused:
+        GenerateRequest.model_validate(data)
+    assert refused.value.field is None
+    assert refused.value.message.startswith("The request: ")
+    assert "None" not in refused.value.message
