@@ -64,7 +64,7 @@ def _number(text: str) -> Any:
 
 
 def _pair(text: str) -> Any:
-    return [_number(part) for part in text.split(",")]
+    return [_number(part) for part in text.strip().removeprefix("[").removesuffix("]").split(",")]
 
 
 _KINDS: dict[Any, str] = {_integer: "INTEGER", _number: "NUMBER", _pair: "LOW,HIGH"}
@@ -176,7 +176,9 @@ def generate(
         typer.Option(
             "--embed-prompt/--no-embed-prompt",
             help="Write the prompts into the file's metadata.",
-            rich_help_panel="Picture",
+            # A panel of its own: a name with a --no- widens every row of its panel, and at 80
+            # columns that cut other names short.
+            rich_help_panel="File",
         ),
     ] = None,
     priority: Annotated[

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serve.__main__ import main
+from serve.__main__ import _pair, main
 from serve.commands.generate import request_from
 from serve.commands.overrides import settings_from_options
 from serve.errors import ConfigurationError, InvalidRequest
@@ -69,6 +69,25 @@ def test_every_field_of_the_contract_has_its_option() -> None:
     hidden = {"prompt", "negative_prompt_2", "negative_prompt_3", *GenerateRequest.RESERVED}
     for name in GenerateRequest.model_fields.keys() - hidden:
         assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("command", ["up", "generate", "doctor", "demo"])
+def test_help_cuts_no_name_short_at_80_columns(command: str) -> None:
+    done = kelvin(command, "--help", env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 0
+    assert "…" not in done.stdout.decode()
+
+
+def test_an_interval_is_taken_with_or_without_the_brackets_of_json() -> None:
+    assert _pair("0.2,0.9") == _pair("[0.2, 0.9]") == [0.2, 0.9]
+
+
+@pytest.mark.parametrize("option", ["--guidance-interval", "--negative-prompt-range"])
+def test_an_interval_without_a_comma_is_told_its_form(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    _, error = error_of(capsys, "generate", "x", option, "0.9", "0.2")
+    assert "LOW,HIGH with a comma" in error["allowed"]
 
 
 BAD_OPTIONS = [
