@@ -87,7 +87,10 @@ class Pipeline:
             job.cancel()
 
     async def stream(self, request: GenerateRequest) -> AsyncIterator[JobEvent]:
-        """Make pictures and yield the job's events; closing the stream cancels the job.
+        """Make pictures and yield the job's events; `.cancel()` on the stream cancels the job.
+
+        Through a handle the stream is Ray Serve's response generator: to stop reading it, or to
+        leave a loop over it, cancels nothing.
 
         Raises:
             KelvinError: The request is not accepted. Later failures are the last event.
