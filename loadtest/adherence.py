@@ -29,15 +29,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.overhead import machine
+from loadtest import command_line
 from loadtest.picture_batches import PictureBatches, PictureSettings
 from loadtest.shares import paired_loss
 from loadtest.trials import Judges, Trial, held_out_prompts, summarise
 from serve.config import ModelSettings
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
+from serve.requests import GenerateRequest
 
 _PRECISIONS = ("bf16", "fp8", "fp32")
+MOST_PROMPTS = 100_000
 _SEED_STRIDE = 1_000_003  # so that two seeds share no starting noise
 _STDERR = Console(stderr=True)
 
@@ -46,6 +48,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make and judge all pictures."""
     model_dir = resolve_model_dir(ModelSettings(path=options.model))
     spec = ModelSpec.from_directory(model_dir, None)
+    # The model's own limits, refused as a request would be.
+    spec.resolve(GenerateRequest(prompt="a", width=options.width, height=options.height))
     settings = PictureSettings.of(spec)
     settings = replace(
         settings,
@@ -55,12 +59,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         guidance_scale=options.guidance_scale or settings.guidance_scale,
         guidance_interval=options.guidance_interval,
     )
-    on_gpu = options.device.startswith("cuda")
     arms: dict[str, list[Trial]] = {}
     report: dict[str, Any] = {
-        "command": " ".join(["python -m loadtest.adherence", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if on_gpu else machine()["cpu"],
-        "torch": torch.__version__,
+        **command_line.known_before("loadtest.adherence", options),
         "model": spec.name,
         "settings": vars(options)
         | {"guidance_scale": settings.guidance_scale, "size": [settings.width, settings.height]},
@@ -69,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with Judges() as judges:
         for precision in options.precision:
             unquantised = options.reference and precision != "fp8"
-            folder = Path(options.reference) if unquantised else model_dir
+            folder = options.reference if unquantised else model_dir
             began = time.monotonic()
             batches = PictureBatches(folder, precision, options.device, options.rows)
             pictures, arms[precision] = _trials(batches, judges, precision, settings, options)
@@ -173,49 +174,61 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m loadtest.adherence", description=__doc__.split("\n\n")[0]
     )
     add = parser.add_argument
-    add("--n", type=int, default=500, help="prompts")
+    add("--n", type=command_line.whole(1, MOST_PROMPTS), default=500, help="prompts")
     add("--model", default="builtin", help="`builtin` or a folder in Diffusers layout")
-    add("--reference", help="folder of the same model before quantisation, for arms not fp8")
+    add(
+        "--reference",
+        type=command_line.existing_folder,
+        help="folder of the same model before quantisation, for arms not fp8",
+    )
     add("--precision", default="bf16,fp8", help="arms, comma-separated")
-    add("--num-inference-steps", type=int, default=20)
-    add("--guidance-scale", type=float, help="above 1; the model's own if absent")
+    add("--num-inference-steps", type=command_line.whole(1, 200), default=20)
+    add(
+        "--guidance-scale",
+        type=command_line.number(1, 100),
+        help="above 1; the model's own if absent",
+    )
     add(
         "--guidance-interval",
-        type=float,
+        type=command_line.number(0, 1),
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="noise levels outside of which there is no guidance; guides every step if absent",
     )
-    add("--width", type=int, help="pixels, a multiple of 16; the model's own if absent")
-    add("--height", type=int, help="likewise")
-    add("--seed", type=int, default=0)
-    add("--rows", type=int, help="pictures a forward; 64 on a GPU, 4 on a CPU")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--pictures", type=Path, help="folder for the pictures and their verdicts")
+    pixels = "pixels, a multiple of 16; the model's own if absent"
+    add("--width", type=command_line.side, help=pixels)
+    add("--height", type=command_line.side, help="likewise")
+    add("--seed", type=command_line.whole(0, 2**32 - 1), default=0)
+    add("--rows", type=command_line.rows, help="pictures a forward; 64 on a GPU, 4 on a CPU")
+    add(
+        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    add(
+        "--pictures",
+        type=command_line.folder_to_fill,
+        help="folder for the pictures and their verdicts",
+    )
     add("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_args(arguments)
     options.rows = options.rows or (64 if options.device.startswith("cuda") else 4)
     options.precision = options.precision.split(",")
     if unknown := set(options.precision) - set(_PRECISIONS):
         parser.error(f"--precision: {', '.join(unknown)}; known are {', '.join(_PRECISIONS)}")
-    if min(options.n, options.rows, options.num_inference_steps) < 1:
-        parser.error("--n, --rows and --num-inference-steps: at least 1")
     if options.guidance_scale is not None and not options.guidance_scale > 1:
         parser.error("--guidance-scale: above 1")
     if options.guidance_interval is not None:
         low, high = options.guidance_interval = tuple(options.guidance_interval)
         if not 0 <= low < high <= 1:
             parser.error("--guidance-interval: two numbers from 0 to 1, the lower first")
-    if any(
-        side is not None and (side < 16 or side % 16) for side in (options.width, options.height)
-    ):
-        parser.error("--width and --height: multiples of 16")
     return options
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit 1 where the model or the machine cannot do it."""
+    return command_line.run_in_words(_run, parse_arguments(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
     report = measure(options)
     _STDERR.print(table_of(report))
     for kind, values in report.get("fp8_against_bf16", {}).items():
@@ -228,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadtest import command_line
 from loadtest.results import STDERR, Results
+from loadtest.sd35 import largest_side
 
 LONGEST_START_S = 60.0
 
@@ -96,29 +98,46 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--model", default="large", choices=_MODELS)
-    add("--size", type=int, default=1024, help="side of the first picture, pixels")
-    add("--starts", type=int, default=2, help="the last one is measured; 0: only the checkpoint")
-    add("--requests", type=int, default=1000, help="after the last start; 0: none")
-    add("--steps", type=int, default=2, help="of each request")
+    add("--size", type=command_line.side, default=1024, help="side of the first picture, pixels")
+    add(
+        "--starts",
+        type=command_line.whole(0, 100),
+        default=2,
+        help="the last one is measured; 0: only the checkpoint",
+    )
+    add(
+        "--requests",
+        type=command_line.whole(0, 1_000_000),
+        default=1000,
+        help="after the last start; 0: none",
+    )
+    add("--steps", type=command_line.whole(1, 200), default=2, help="of each request")
     add("--warm-rows", default="", help="rows to prepare, comma-separated; as served if absent")
-    add("--dir", type=Path, help="where the checkpoint is kept")
-    add("--device", default="cuda", help="cuda or cpu")
-    add("--out", type=Path, help="file that holds the report after every phase")
+    add("--dir", type=command_line.folder_to_fill, help="where the checkpoint is kept")
+    add("--device", type=command_line.device, default="cuda", help="cuda or cpu")
+    add(
+        "--out",
+        type=command_line.file_to_write,
+        help="file that holds the report after every phase",
+    )
     add("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_args(arguments)
     options.dir = options.dir or Path(tempfile.gettempdir()) / f"kelvin-random-{options.model}"
-    if options.size < 16 or options.size % 16:
-        parser.error("--size: a multiple of 16")
-    if min(options.starts, options.requests) < 0 or options.steps < 1:
-        parser.error("--starts and --requests: at least 0; --steps: at least 1")
-    if any(not rows.isdigit() for rows in options.warm_rows.split(",") if rows):
-        parser.error("--warm-rows: numbers, comma-separated")
+    try:
+        for rows in filter(None, options.warm_rows.split(",")):
+            command_line.rows(rows)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --warm-rows: {error}, comma-separated")
     return options
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit 1 if a process failed."""
-    options = parse_arguments()
+    return command_line.run_in_words(_run_all, parse_arguments(arguments))
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    command_line.check_side(options.size, largest_side(options.model))
     known = {
         "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
         "model": options.model,

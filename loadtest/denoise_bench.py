@@ -15,7 +15,6 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import REQUESTABLE, PrecisionChoice, choose_precision
+from loadtest import command_line
 from loadtest.denoise_arms import (
     ARMS,
     bucket,
@@ -36,9 +36,8 @@ from loadtest.denoise_arms import (
     relative_error,
 )
 from loadtest.forward_timing import alternate, sustain, time_steps
-from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
-from loadtest.sd35 import MODELS, Inputs, config, random_inputs, random_transformer
+from loadtest.sd35 import MODELS, Inputs, config, largest_side, random_inputs, random_transformer
 from loadtest.stage_memory import GIB, REAL, TINY, measure_stages
 
 CAP_GIB = 22.0
@@ -60,6 +59,7 @@ _AT_MOST: dict[tuple[str, int], dict[str, float]] = {
 
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Run the phases that were asked for; each is kept as soon as it is measured."""
+    command_line.check_side(options.size, largest_side(options.model))
     device = torch.device(options.device)
     precision = choice_of(options, device)
     results.keep(precision={"label": precision.label, "reason": precision.reason})
@@ -268,45 +268,49 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--model", default="large", choices=MODELS)
-    add("--size", type=int, default=1024, help="side of the picture, pixels")
-    add("--rows", type=int, default=2)
+    add("--size", type=command_line.side, default=1024, help="side of the picture, pixels")
+    add("--rows", type=command_line.rows, default=2)
     add("--arms", help="comma-separated, or `none`; all, but where pretending only `kelvin`")
-    add("--steps", type=int, default=30, help="timed steps an arm; 0 leaves this phase out")
-    add("--warm-up", type=int, default=5, help="steps before")
-    add("--sustained", type=float, default=0.0, help="seconds without pause for each arm")
+    count = command_line.whole(0, 10_000)
+    add("--steps", type=count, default=30, help="timed steps an arm; 0 leaves this phase out")
+    add("--warm-up", type=count, default=5, help="steps before")
+    add(
+        "--sustained",
+        type=command_line.seconds,
+        default=0.0,
+        help="seconds without pause for each arm",
+    )
     add("--ablations", action="store_true", help="each optimisation off alone")
     add("--stages", action="store_true", help="memory of text encoding and decoding together")
     add("--precision", default="fp8", choices=REQUESTABLE, help="of Kelvin")
     add("--pretend", choices=_PRETENDABLE, help=f"that card's path, under {CAP_GIB:.0f} GiB")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, help="file that holds the report after every phase")
+    add(
+        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    add(
+        "--out",
+        type=command_line.file_to_write,
+        help="file that holds the report after every phase",
+    )
     add("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_args(arguments)
     options.arms = options.arms or ("kelvin" if options.pretend else ",".join(ARMS))
     options.arms = tuple(name for name in options.arms.split(",") if name != "none")
     if unknown := set(options.arms) - set(ARMS):
         parser.error(f"--arms: {', '.join(sorted(unknown))}; known are {', '.join(ARMS)}, none")
-    if options.size < 16 or options.size % 16:
-        parser.error("--size: a multiple of 16")
-    if options.rows < 1 or min(options.steps, options.warm_up, options.sustained) < 0:
-        parser.error("--rows: at least 1; --steps, --warm-up and --sustained: at least 0")
     return options
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit 1 where the model or the machine cannot do it."""
+    return command_line.run_in_words(_run, parse_arguments(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
     diffusers.utils.logging.set_verbosity_error()
-    on_gpu = options.device.startswith("cuda")
-    known = {
-        "command": " ".join(["python -m loadtest.denoise_bench", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if on_gpu else machine()["cpu"],
-        "torch": torch.__version__,
-        "model": options.model,
-        "size": options.size,
-        "rows": options.rows,
-        "pretend": options.pretend,
-    }
+    known = command_line.known_before(
+        "loadtest.denoise_bench", options, "model", "size", "rows", "pretend"
+    )
     with Results(known, options.out, options.json) as results:
         try:
             measure(options, results)
@@ -316,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -27,10 +26,9 @@ from torch import Tensor
 
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.precision import PrecisionChoice, choose_precision
-from loadtest import adherence
+from loadtest import adherence, command_line
 from loadtest.denoise_arms import diffusers_velocity, forget_garbage
 from loadtest.fidelity_models import MODELS, Subject, quantise_linears_alone, subject_of
-from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
 from loadtest.sd35 import Inputs
 
@@ -43,6 +41,8 @@ _ROWS = 2  # in a forward
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Predict the same velocities in every way, one model at a time on the device."""
     device = torch.device(options.device)
+    # Before anything is made: the machine may refuse.
+    precisions = {arm: _choice(arm, options, device) for arm in ("bf16", "fp8")}
     _exact_float32()
     subject = subject_of(options.model, device)
     cases = subject.cases(options.seeds, options.sigmas, options.size)
@@ -54,8 +54,7 @@ def measure(options: argparse.Namespace, results: Results) -> None:
     del model
     forget_garbage(device)
     found.add("diffusers_bf16", _outputs_of_diffusers(subject, torch.bfloat16, cases, device))
-    for arm in ("bf16", "fp8"):
-        precision = _choice(arm, options, device)
+    for arm, precision in precisions.items():
         mmdit = subject.kelvin(precision)
         found.add(f"kelvin_{arm}", _predict(partial(_kelvin, mmdit), cases))
         results.keep(**{f"kelvin_{arm}_precision": f"{precision.label}: {precision.reason}"})
@@ -71,7 +70,7 @@ def measure_adherence(options: argparse.Namespace, results: Results) -> None:
     """Compare what pictures show in FP8 and in bf16 over paired prompts."""
     arguments = ["--n", str(options.adherence), "--device", options.device]
     if options.reference:
-        arguments += ["--reference", options.reference]
+        arguments += ["--reference", str(options.reference)]
     report = adherence.measure(adherence.parse_arguments(arguments))
     compared = report["fp8_against_bf16"]["all"]
     results.keep(
@@ -198,37 +197,54 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--model", default="builtin", choices=(*MODELS, "none"), help="`none`: adherence only")
-    add("--size", type=int, help="side, pixels; 512 for random weights, else the model's own")
-    add("--seeds", type=int, default=2, help="noises and prompts")
-    add("--sigmas", type=int, default=10, help="noise levels: 1/n, 2/n, ..., 1")
+    add(
+        "--size",
+        type=command_line.side,
+        help="side, pixels; 512 for random weights, else the model's own",
+    )
+    add("--seeds", type=command_line.whole(1, 1000), default=2, help="noises and prompts")
+    add(
+        "--sigmas",
+        type=command_line.whole(1, 1000),
+        default=10,
+        help="noise levels: 1/n, 2/n, ..., 1",
+    )
     add("--pretend", choices=("sm_86", "sm_89"), help="that card's FP8 path")
     add(
-        "--adherence", type=int, default=0, metavar="N", help="paired prompts on the built-in model"
+        "--adherence",
+        type=command_line.whole(0, adherence.MOST_PROMPTS),
+        default=0,
+        metavar="N",
+        help="paired prompts on the built-in model",
     )
-    add("--reference", help="folder of the built-in model before quantisation, for adherence")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, help="file that holds the report after every phase")
+    add(
+        "--reference",
+        type=command_line.existing_folder,
+        help="folder of the built-in model before quantisation, for adherence",
+    )
+    add(
+        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    add(
+        "--out",
+        type=command_line.file_to_write,
+        help="file that holds the report after every phase",
+    )
     add("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_args(arguments)
-    if min(options.seeds, options.sigmas) < 1 or options.adherence < 0:
-        parser.error("--seeds and --sigmas: at least 1; --adherence: at least 0")
-    if options.size is not None and (options.size < 16 or options.size % 16):
-        parser.error("--size: a multiple of 16")
+    if options.model == "none" and not options.adherence:
+        parser.error("--model none without --adherence N: there is nothing to do")
     return options
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit 1 where the model or the machine cannot do it."""
+    return command_line.run_in_words(_run, parse_arguments(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
     diffusers.utils.logging.set_verbosity_error()
-    on_gpu = options.device.startswith("cuda")
-    known = {
-        "command": " ".join(["python -m loadtest.fidelity", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if on_gpu else machine()["cpu"],
-        "torch": torch.__version__,
-        "model": options.model,
-        "pretend": options.pretend,
-    }
+    known = command_line.known_before("loadtest.fidelity", options, "model", "pretend")
     with Results(known, options.out, options.json) as results:
         if options.model != "none":
             try:
@@ -240,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

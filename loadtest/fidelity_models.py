@@ -17,13 +17,15 @@ from deployments.sd3.precision import PrecisionChoice, choose_precision
 from deployments.sd3.stored_tensors import read_json
 from deployments.sd3.text import TextEncoders
 from deployments.sd3.wire import from_wire
+from loadtest.command_line import check_side
 from loadtest.denoise_arms import diffusers_velocity
 from loadtest.sd35 import MODELS as RANDOM_MODELS
-from loadtest.sd35 import Inputs, config, random_inputs, random_transformer
+from loadtest.sd35 import Inputs, config, largest_side, random_inputs, random_transformer
 from loadtest.trials import held_out_prompts
 from serve.config import ModelSettings
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
+from serve.requests import GenerateRequest
 
 MODELS = ("builtin", *RANDOM_MODELS)
 
@@ -86,7 +88,9 @@ class _Random:
         return Mmdit.from_diffusers(model, self.device, precision)
 
     def cases(self, seeds: int, sigmas: int, size: int | None) -> list[Inputs]:
-        side = (size or (_TINY_SIZE if self.name.startswith("tiny") else _RANDOM_SIZE)) // 8
+        pixels = size or (_TINY_SIZE if self.name.startswith("tiny") else _RANDOM_SIZE)
+        check_side(pixels, largest_side(self.name))
+        side = pixels // 8
         cases = []
         for seed in range(seeds):
             rows = random_inputs(config(self.name), sigmas, side, side, self.device, seed=seed + 1)
@@ -101,7 +105,8 @@ class _Builtin:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.model_dir: Path = resolve_model_dir(ModelSettings(path="builtin"))
-        self.defaults = ModelSpec.from_directory(self.model_dir, None).defaults
+        self.spec = ModelSpec.from_directory(self.model_dir, None)
+        self.defaults = self.spec.defaults
 
     def diffusers(self, dtype: torch.dtype) -> SD3Transformer2DModel:
         folder = self.model_dir / "transformer"
@@ -120,6 +125,8 @@ class _Builtin:
 
     @torch.no_grad()
     def cases(self, seeds: int, sigmas: int, size: int | None) -> list[Inputs]:
+        # The model's own limits, refused as a request would be.
+        self.spec.resolve(GenerateRequest(prompt="a", width=size, height=size))
         side = (size or self.defaults.width) // 8
         precision = choose_precision("fp32", self.device)
         text = TextEncoders.load(self.model_dir, self.device, precision)

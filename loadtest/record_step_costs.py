@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from deployments.sd3.mmdit import Mmdit
+from deployments.sd3.precision import REQUESTABLE
 from deployments.step_costs import StepCosts
+from loadtest import command_line
 from loadtest.arrivals import TEXT_TOKENS, square
 from loadtest.cost_files import write_recording
 from loadtest.denoise_arms import kelvin_step
@@ -27,7 +28,7 @@ from loadtest.forward_timing import time_steps
 from loadtest.results import STDERR
 from loadtest.sd35 import MODELS, random_inputs, random_transformer
 from serve.config import ModelSettings
-from serve.errors import KelvinError
+from serve.errors import InvalidRequest
 from serve.model_dir import resolve_model_dir
 
 BROUGHT_ALONG = ("pico", "builtin")
@@ -63,6 +64,9 @@ def record(
         rows: Counts to try; more tokens than 8 rows of 1024x1024 are left out.
         warm_s: Seconds of work before the first timing: a card that was idle clocks higher.
         number: Forwards a bucket, of which the median counts.
+
+    Raises:
+        InvalidRequest: A side is larger than the model's, or nothing is left to time.
     """
     costs = StepCosts()
     takes = {
@@ -72,6 +76,7 @@ def record(
     }
     steps = {}
     for side in sides:
+        command_line.check_side(side, mmdit.largest_side)
         shape = square(side)
         for count in rows:
             if count > 1 and count * shape.tokens > _MOST_TOKENS:
@@ -80,6 +85,13 @@ def record(
             inputs = random_inputs(takes, count, shape.height, shape.width, mmdit.device)
             steps[shape, count] = kelvin_step(mmdit, inputs)
             steps[shape, count]()
+    if not steps:
+        raise InvalidRequest(
+            "Of these rows and sides nothing is left to time.",
+            field="rows",
+            value=str(list(rows)),
+            allowed=f"1, or at most {_MOST_TOKENS} tokens in a forward",
+        )
     warm_until = time.monotonic() + warm_s
     while time.monotonic() < warm_until:
         time_steps(steps[shape, count], 4, mmdit.device)  # waits for the card at its end
@@ -110,38 +122,44 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m loadtest.record_step_costs", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--model", choices=(*MODELS, *BROUGHT_ALONG), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="other models in it are kept")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="pixels")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--warm-s", type=float, default=8.0, help="of work before timing")
-    parser.add_argument("--number", type=int, default=9, help="forwards timed for each bucket")
+    parser.add_argument(
+        "--out",
+        type=command_line.file_to_write,
+        required=True,
+        help="other models in it are kept",
+    )
+    parser.add_argument("--device", type=command_line.device, default="cuda")
+    parser.add_argument("--precision", default="auto", choices=REQUESTABLE)
+    parser.add_argument("--sides", type=command_line.side, nargs="+", default=SIDES, help="pixels")
+    parser.add_argument("--rows", type=command_line.rows, nargs="+", default=ROWS)
+    parser.add_argument(
+        "--warm-s", type=command_line.seconds, default=8.0, help="of work before timing"
+    )
+    parser.add_argument(
+        "--number",
+        type=command_line.whole(1, 10_000),
+        default=9,
+        help="forwards timed for each bucket",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record one model into a file."""
-    options = parse_arguments(arguments)
-    try:
-        mmdit = load_mmdit(options.model, torch.device(options.device), options.precision)
-        costs = record(
-            mmdit,
-            sorted(options.sides),
-            sorted(options.rows),
-            options.warm_s,
-            options.number,
-        )
-    except KelvinError as error:
-        STDERR.print(str(error), markup=False)
-        return 1
+    """Record one model into a file; exit 1 where the model or the machine cannot do it."""
+    return command_line.run_in_words(_run, parse_arguments(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    mmdit = load_mmdit(options.model, torch.device(options.device), options.precision)
+    costs = record(
+        mmdit, sorted(options.sides), sorted(options.rows), options.warm_s, options.number
+    )
     command = f"python -m loadtest.record_step_costs --model {options.model} --out FILE"
     entry = write_recording(options.out, options.model, costs, provenance(mmdit, command))
     for cost in entry["costs"]:
         side, rows, seconds = cost["height"] * 8, cost["rows"], cost["seconds"]
         line = f"{side}x{side}, {rows} rows: {seconds * 1000:.2f} ms, {seconds * 1000 / rows:.2f}"
         STDERR.print(f"{line} a row", highlight=False)
-    return 0
 
 
 if __name__ == "__main__":

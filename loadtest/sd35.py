@@ -83,6 +83,11 @@ def config(name: str) -> dict[str, Any]:
     return dict(_CONFIGS[name])
 
 
+def largest_side(name: str) -> int:
+    """Return the side of the model's table of positions, in latents."""
+    return int(_CONFIGS[name]["pos_embed_max_size"]) * int(_CONFIGS[name]["patch_size"])
+
+
 @torch.no_grad()
 def random_transformer(
     name: str, device: torch.device | str, dtype: torch.dtype, seed: int = 0
