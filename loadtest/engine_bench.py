@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from loadtest import command_line
 from loadtest.arrivals import MIXES, Mix, draw
 from loadtest.cost_files import RECORDED, read_recording
 from loadtest.engine_cells import KELVIN, LEAST_THROUGHPUT, LOADS, MOST_P95, cell, saturated
@@ -146,14 +147,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--json", action="store_true", help="one JSON object on stdout")
-    add("--out", type=Path, help="file for the same JSON, written as it grows")
+    add(
+        "--out", type=command_line.file_to_write, help="file for the same JSON, written as it grows"
+    )
     add("--model", dest="models", nargs="+", help="default: large and medium; with --gpu large")
     add("--costs", type=Path, default=RECORDED, help="recording of step costs")
     add("--number", type=int, default=4000, help="requests a cell and seed")
     add("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
     add("--loads", type=float, nargs="+", default=LOADS, help="shares of saturation")
     add("--markdown", action="store_true", help="the table for a README, on stderr")
-    add("--plot", type=Path, help="PNG of p95 against load")
+    add("--plot", type=command_line.file_to_write, help="PNG of p95 against load")
     real = parser.add_argument_group("with real forwards")
     add = real.add_argument
     add("--gpu", action="store_true", help="serve one cell with the real engine instead")

@@ -27,6 +27,17 @@ def test_a_recording_is_what_the_benchmark_reads(tmp_path: Path) -> None:
     assert {"device", "torch", "command", "date", "source"} <= set(told)
 
 
+def test_counts_that_only_the_smaller_size_takes_are_left_out_of_the_larger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loadtest.record_step_costs._MOST_TOKENS", 1500)
+    mmdit = load_mmdit("tiny", torch.device("cpu"), "fp32")
+    measured = record(mmdit, (64, 256), (1, 2, 3), warm_s=0.01, number=1)
+    assert measured.is_measured(square(64), 3)
+    assert measured.is_measured(square(256), 2)
+    assert not measured.is_measured(square(256), 3)
+
+
 @pytest.mark.parametrize("model", ["tiny", "pico"])
 def test_the_command_replays_a_cell(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--gpu", "--json", "--model", model, "--mix", "mixed", "--sides", "64", "128"]

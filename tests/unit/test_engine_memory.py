@@ -12,6 +12,7 @@ from deployments.engine import Engine
 from deployments.live_request import live_bytes, token_shape
 from deployments.memory_budget import GIB, MemoryBudget, ModelMemory
 from deployments.payloads import Latents
+from deployments.sd3.wire import from_wire
 from serve.errors import InvalidRequest, StageFailed, StageUnavailable
 from tests.unit.toy_engine import (
     Gate,
@@ -224,7 +225,7 @@ def test_memory_that_is_short_for_a_moment_costs_nobody_a_picture(start, model, 
 
 @pytest.mark.parametrize(("failures", "expected"), [(2, Latents), (3, StageFailed)])
 def test_admission_waits_for_memory_a_few_times(start, monkeypatch, failures, expected):
-    left, real = failures, live_request.from_wire
+    left, real = failures, from_wire
 
     def short_for_a_moment(*given: object) -> torch.Tensor:
         nonlocal left

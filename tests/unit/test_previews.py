@@ -70,7 +70,12 @@ def test_a_map_is_copied_to_the_device_once(monkeypatch):
     own = LatentRgb(((0.25, 0.5, 0.75),))
     copies: list[object] = []
     real = torch.tensor
-    monkeypatch.setattr(torch, "tensor", lambda data: copies.append(data) or real(data))
+
+    def noted(data: object) -> torch.Tensor:
+        copies.append(data)
+        return real(data)
+
+    monkeypatch.setattr(torch, "tensor", noted)
     for _ in range(3):
         with torch.inference_mode():
             latents_to_rgb(torch.zeros(1, 2, 2), own)
