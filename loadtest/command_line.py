@@ -28,6 +28,14 @@ _SIDE_STEP = 16
 _PIXELS_A_LATENT = 8
 
 
+def add_device_and_report(parser: argparse.ArgumentParser) -> None:
+    """Add where a measurement runs, and where its report goes."""
+    add = parser.add_argument
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", type=file_to_write, help="file that holds the report after every phase")
+    add("--json", action="store_true", help="JSON on standard output")
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     """Return an argument's type: a whole number within bounds, both included."""
 

@@ -284,15 +284,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--stages", action="store_true", help="memory of text encoding and decoding together")
     add("--precision", default="fp8", choices=REQUESTABLE, help="of Kelvin")
     add("--pretend", choices=_PRETENDABLE, help=f"that card's path, under {CAP_GIB:.0f} GiB")
-    add(
-        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    add(
-        "--out",
-        type=command_line.file_to_write,
-        help="file that holds the report after every phase",
-    )
-    add("--json", action="store_true", help="JSON on standard output")
+    command_line.add_device_and_report(parser)
     options = parser.parse_args(arguments)
     options.arms = options.arms or ("kelvin" if options.pretend else ",".join(ARMS))
     options.arms = tuple(name for name in options.arms.split(",") if name != "none")

@@ -222,15 +222,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=command_line.existing_folder,
         help="folder of the built-in model before quantisation, for adherence",
     )
-    add(
-        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    add(
-        "--out",
-        type=command_line.file_to_write,
-        help="file that holds the report after every phase",
-    )
-    add("--json", action="store_true", help="JSON on standard output")
+    command_line.add_device_and_report(parser)
     options = parser.parse_args(arguments)
     if options.model == "none" and not options.adherence:
         parser.error("--model none without --adherence N: there is nothing to do")
