@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import row_blocks, row_scale, row_sum
-from deployments.sd3.kernels.static_scales import saturated, static_scales
+from deployments.sd3.kernels.quantized_row import store_quantized
+from deployments.sd3.kernels.row_blocks import row_blocks, row_columns, row_sum
+from deployments.sd3.kernels.static_scales import static_scales
 from deployments.sd3.linear import Quantization
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -126,9 +127,7 @@ def _modulate(
     shift += of * stride
     scale += of * stride
     at = row.to(tl.int64) * WIDTH
-    a = tl.arange(0, FIRST)
-    b = FIRST + tl.arange(0, SECOND)
-    inside = b < WIDTH
+    a, b, inside = row_columns(WIDTH, FIRST, SECOND)
 
     # All loads first: what follows is three reductions, each of which waits for every warp.
     x_a = tl.load(hidden + at + a).to(tl.float32)
@@ -137,8 +136,6 @@ def _modulate(
     shift_b = tl.load(shift + b, mask=inside, other=0.0).to(tl.float32)
     scale_a = 1 + tl.load(scale + a).to(tl.float32)
     scale_b = 1 + tl.load(scale + b, mask=inside, other=0.0).to(tl.float32)
-    if STATIC:
-        of_row = tl.load(static)
     if HAS_BRANCH:
         branch_a = tl.load(branch + at + a).to(tl.float32)
         branch_b = tl.load(branch + at + b, mask=inside, other=0.0).to(tl.float32)
@@ -156,10 +153,20 @@ def _modulate(
     x_b = x_b * inverse * scale_b + shift_b
 
     if QUANTIZE:
-        if not STATIC:
-            of_row = row_scale(x_a, x_b, LARGEST, SMALLEST)
-        tl.store(row_scales + row, of_row)
-        x_a = saturated(x_a / of_row, STATIC, LARGEST)
-        x_b = saturated(x_b / of_row, STATIC, LARGEST)
-    tl.store(modulated + at + a, x_a.to(modulated.dtype.element_ty))
-    tl.store(modulated + at + b, x_b.to(modulated.dtype.element_ty), mask=inside)
+        store_quantized(
+            x_a,
+            x_b,
+            modulated,
+            row_scales,
+            row,
+            static,
+            STATIC,
+            WIDTH,
+            FIRST,
+            SECOND,
+            LARGEST,
+            SMALLEST,
+        )
+    else:
+        tl.store(modulated + at + a, x_a.to(modulated.dtype.element_ty))
+        tl.store(modulated + at + b, x_b.to(modulated.dtype.element_ty), mask=inside)

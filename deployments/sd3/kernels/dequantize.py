@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deployments.sd3.kernels.tiles import tile_of_program
+
 # A warp reads 512 codes of one row, 16 bytes a thread.
 _COLUMNS = 512
 _ROWS = 8
@@ -31,13 +33,7 @@ def dequantize_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Write `codes * scales` of one tile; codes are the bytes of E4M3, [rows, columns]."""
-    blocks = tl.cdiv(columns, COLUMNS)
-    tile = tl.program_id(0)
-    row = (tile // blocks) * ROWS + tl.arange(0, ROWS)
-    column = (tile % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    # All modulation weights in one matrix have more than 2**31 elements.
-    place = row[:, None].to(tl.int64) * columns + column[None, :]
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    row, _, place, inside = tile_of_program(rows, columns, columns, ROWS, COLUMNS)
     code = tl.load(codes + place, mask=inside, other=0)
     # The sign, extended to 16 bits, stays in the topmost; the bit beneath it is of the exponent.
     bits = (code.to(tl.int16) << 7) & -0x4080

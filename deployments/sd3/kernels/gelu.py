@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
-from deployments.sd3.kernels.static_scales import saturated, static_scales
+from deployments.sd3.kernels.quantized_row import store_quantized
+from deployments.sd3.kernels.row_blocks import row_blocks, row_columns
+from deployments.sd3.kernels.static_scales import static_scales
 from deployments.sd3.linear import Quantization
 from deployments.sd3.stream_layout import StreamLayout
 
@@ -54,21 +55,13 @@ def _gelu(
 ):
     row = tl.program_id(0)
     at = row.to(tl.int64) * WIDTH
-    a = tl.arange(0, FIRST)
-    b = FIRST + tl.arange(0, SECOND)
-    inside = b < WIDTH
+    a, b, inside = row_columns(WIDTH, FIRST, SECOND)
     y_a = _tanh_gelu(tl.load(x + at + a).to(tl.float32))
     y_b = _tanh_gelu(tl.load(x + at + b, mask=inside, other=0.0).to(tl.float32))
-    if STATIC:
-        of_row = tl.load(static_image if row < text_start else static_text)
-    else:
-        of_row = row_scale(y_a, y_b, LARGEST, SMALLEST)
-    tl.store(scale + row, of_row)
-    inverse = 1 / of_row
-    y_a = saturated(y_a * inverse, STATIC, LARGEST)
-    y_b = saturated(y_b * inverse, STATIC, LARGEST)
-    tl.store(values + at + a, y_a.to(values.dtype.element_ty))
-    tl.store(values + at + b, y_b.to(values.dtype.element_ty), mask=inside)
+    static = static_image if row < text_start else static_text
+    store_quantized(
+        y_a, y_b, values, scale, row, static, STATIC, WIDTH, FIRST, SECOND, LARGEST, SMALLEST
+    )
 
 
 @triton.jit

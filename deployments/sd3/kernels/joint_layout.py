@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import LARGEST_E4M3, SMALLEST_SCALE, QuantizedRows
-from deployments.sd3.kernels.row_blocks import row_blocks, row_scale
-from deployments.sd3.kernels.static_scales import saturated, static_scales
+from deployments.sd3.kernels.quantized_row import store_quantized
+from deployments.sd3.kernels.row_blocks import row_blocks, row_columns
+from deployments.sd3.kernels.static_scales import static_scales
 from deployments.sd3.linear import Quantization
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -182,16 +183,9 @@ def _from_joint(
         token = image_tokens + (row - text_start) % text_tokens
         static = static_text
     source = of.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride
-    at = row.to(tl.int64) * WIDTH
-    a = tl.arange(0, FIRST)
-    b = FIRST + tl.arange(0, SECOND)
-    inside = b < WIDTH
+    a, b, inside = row_columns(WIDTH, FIRST, SECOND)
     x_a = tl.load(attended + source + a).to(tl.float32)
     x_b = tl.load(attended + source + b, mask=inside, other=0.0).to(tl.float32)
-    of_row = tl.load(static) if STATIC else row_scale(x_a, x_b, LARGEST, SMALLEST)
-    tl.store(scale + row, of_row)
-    inverse = 1 / of_row
-    x_a = saturated(x_a * inverse, STATIC, LARGEST)
-    x_b = saturated(x_b * inverse, STATIC, LARGEST)
-    tl.store(values + at + a, x_a.to(values.dtype.element_ty))
-    tl.store(values + at + b, x_b.to(values.dtype.element_ty), mask=inside)
+    store_quantized(
+        x_a, x_b, values, scale, row, static, STATIC, WIDTH, FIRST, SECOND, LARGEST, SMALLEST
+    )

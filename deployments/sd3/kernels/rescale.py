@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deployments.sd3.kernels.tiles import tile_of_program
+
 _COLUMNS = 512
 _ROWS = 4
 
@@ -32,12 +34,7 @@ def rescale_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Scale one tile of the product [rows, columns] in place."""
-    blocks = tl.cdiv(columns, COLUMNS)
-    tile = tl.program_id(0)
-    row = (tile // blocks) * ROWS + tl.arange(0, ROWS)
-    column = (tile % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    place = row[:, None].to(tl.int64) * stride + column[None, :]
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    row, column, place, inside = tile_of_program(rows, columns, stride, ROWS, COLUMNS)
     row_scale = tl.load(row_scales + row, mask=row < rows, other=0.0)
     channel_scale = tl.load(channel_scales + column, mask=column < columns, other=0.0)
     value = tl.load(product + place, mask=inside, other=0.0).to(tl.float32)

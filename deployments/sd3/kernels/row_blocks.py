@@ -41,3 +41,10 @@ def row_max(a, b):
 def row_scale(a, b, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
     """Return what a row is divided by so that E4M3 holds it."""
     return tl.maximum(row_max(tl.abs(a), tl.abs(b)) / LARGEST, SMALLEST)
+
+
+@triton.jit
+def row_columns(WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """Return the columns of both blocks, and which of the second's exist."""
+    second = FIRST + tl.arange(0, SECOND)
+    return tl.arange(0, FIRST), second, second < WIDTH
