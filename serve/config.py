@@ -168,6 +168,28 @@ class TelemetrySettings(_Section):
     )
 
 
+class ThermalSettings(_Section):
+    """Where a replica reads its card's temperature, limits, power and clock."""
+
+    source: Literal["nvml", "scripted", "off"] = Field(
+        "nvml",
+        description="`nvml` asks the card; `scripted` reads a file instead, for rehearsals, and "
+        "everything drawn from it is marked so; `off` reads nothing",
+    )
+    script: str | None = Field(
+        None, description="YAML file of the `scripted` source, the same on every node; only with it"
+    )
+    period_s: float = Field(0.5, gt=0, le=60, description="seconds between two readings")
+
+    @model_validator(mode="after")
+    def _script_goes_with_its_source(self) -> "ThermalSettings":
+        if (self.source == "scripted") != (self.script is not None):
+            raise ValueError(
+                "source `scripted` needs a file in `script`, and no other source takes one"
+            )
+        return self
+
+
 class Settings(_Section):
     """Everything that can be set."""
 
@@ -180,6 +202,7 @@ class Settings(_Section):
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    thermal: ThermalSettings = ThermalSettings()
 
     @field_validator("text_encoder", "denoiser", "vae_decoder")
     @classmethod
