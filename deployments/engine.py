@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from cluster.governor import FREE, Allowance
 from deployments.device_errors import first_line, is_sticky
 from deployments.energy_shares import EnergyShares, Meter
+from deployments.engine_load import EngineLoad, LoadMeter
 from deployments.forward import Stepped, step_together
 from deployments.forward_record import EngineStats, ForwardRecord
 from deployments.forward_watch import ForwardWatch
@@ -52,6 +54,7 @@ class Engine:
         prepared_rows: The most rows of a shape that were made fast at start-up; its forwards take
             no more. Other shapes have the memory's limit only.
         meter: Of the card's energy.
+        governor: Says before each forward what the card may do; free if None.
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
         policy: Chooses whose rows go into the next forward.
         clock: Of all times, in seconds.
@@ -70,6 +73,7 @@ class Engine:
         memory: MemoryBudget | None = None,
         prepared_rows: Mapping[TokenShape, int] | None = None,
         meter: Meter | None = None,
+        governor: Callable[[], Allowance] | None = None,
         latent_rgb: LatentRgb | None = None,
         policy: Policy = choose,
         clock: Clock = time.monotonic,
@@ -81,6 +85,9 @@ class Engine:
         self._model_memory = ModelMemory(model.in_channels, model.precision.compute_dtype)
         self._energy = EnergyShares(meter)
         self._prepared_rows = dict(prepared_rows or {})
+        self._governor = governor or (lambda: FREE)
+        self._allowance = FREE
+        self._load = LoadMeter(self.costs, clock)
         self._previewer = Previewer(latent_rgb, model.in_channels)
         self._policy = policy
         self._clock = clock
@@ -118,6 +125,15 @@ class Engine:
         waiting, live = self._requests.counts
         return self._record.stats(live, waiting, self._energy.total_joules)
 
+    def load(self) -> EngineLoad:
+        """Return how much there is to do, and how fast it is done."""
+        return self._load.load(self._requests.tickets(), self._allowance.duty)
+
+    @property
+    def allowance(self) -> Allowance:
+        """What the governor last let the card do."""
+        return self._allowance
+
     def measured(self) -> dict[str, Any]:
         """Return what forwards take, as `StepCosts.as_json` does."""
         return self._record.costs()
@@ -138,7 +154,9 @@ class Engine:
         """
         self._limits.check(job)
         self._memory.check(job, self._model_memory)
-        return self._requests.add(job, on_event)
+        ticket = self._requests.add(job, on_event)
+        self._load.accepted(job)
+        return ticket
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Stop after the step under way; whatever is unfinished ends with StageUnavailable."""
@@ -186,9 +204,13 @@ class Engine:
         self._drop_ended()
         with self._watch.running(0.0):  # it copies to the card
             self._admit()
+        self._allowance = self._governor()
         chosen = self._choose()
         if chosen:
+            began = self._clock()
             self._advance(chosen)
+            if self._allowance.duty < 1:
+                self._requests.rest(self._allowance.pause_s(self._clock() - began))
 
     def _drop_ended(self) -> None:
         """Let go of what was cancelled or whose deadline has passed."""
@@ -197,8 +219,10 @@ class Engine:
             if ticket.is_cancelled:
                 self._drop(ticket, JobCancelled("The job was cancelled before it finished."))
             elif ticket.is_late(now):
+                held = self._allowance.duty
                 late = DeadlineExceeded(
-                    f"The job had {ticket.job.deadline_s:.3f} s, and they have passed.",
+                    f"The job had {ticket.job.deadline_s:.3f} s, and they have passed."
+                    + (f" For heat the card computes {held:.0%} of the time." * (held < 1)),
                     field="deadline_s",
                     value=ticket.job.deadline_s,
                     allowed="more time, fewer steps, or a higher priority",
@@ -225,12 +249,15 @@ class Engine:
     def _choose(self) -> list[LiveRequest]:
         """Return whose rows go into the next forward; all of one latent and text shape."""
         live, held = self._recovery.ready(self._requests.live), self._requests.held_bytes
+        most_rows = self._allowance.most_rows
 
         def row_limit(shape: TokenShape) -> int:
             limit = self._memory.row_limit(shape, held)
-            return min(limit, self._prepared_rows.get(shape, limit))
+            return min(limit, self._prepared_rows.get(shape, limit), most_rows or limit)
 
-        keys = self._policy([each.work() for each in live], self.costs, self._clock(), row_limit)
+        # With its pauses a forward takes so much longer, and deadlines are judged by that.
+        costs = self.costs.stretched(1 / self._allowance.duty)
+        keys = self._policy([each.work() for each in live], costs, self._clock(), row_limit)
         by_key = {each.ticket.key: each for each in live}
         return [by_key[key] for key in keys]
 
@@ -249,6 +276,7 @@ class Engine:
         else:
             seconds = self._clock() - began
             self._record.took(shape, rows, seconds, path)
+            self._load.took(shape, rows, seconds)
             self._recovery.went_well(chosen)
             for live in chosen:
                 self._energy.worked(live.ticket.key, live.rows * shape.tokens)
@@ -267,6 +295,7 @@ class Engine:
             self._drop(live.ticket, told(outcome))
             return
         progress = live.advance(outcome.state, seconds, path)
+        self._load.stepped(live)
         if outcome.denoised is not None:
             progress = replace(progress, preview=self._previewer.show(outcome.denoised))
         finished: Latents | KelvinError | None = None
@@ -285,6 +314,7 @@ class Engine:
     def _drop(self, ticket: Ticket, last: Latents | KelvinError) -> None:
         self._recovery.forget(ticket)
         self._energy.forget(ticket.key)
+        self._load.ended(ticket)
         if not self._requests.remove(ticket):
             # Nothing of what is done outlives it.
             self._memory.forget()

@@ -129,6 +129,11 @@ class LiveSet:
             if self._ended_because is None:
                 self._changed.wait(seconds)
 
+    def rest(self, seconds: float) -> None:
+        """Wait, whatever comes, but no longer than until `end` is called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended_because is not None, seconds)
+
     def wait_for_work(self, on_waking: Callable[[], None]) -> bool:
         """Wait until there is something to do.
 

@@ -95,6 +95,18 @@ class StepCosts:
             self._prices[shape, most_rows] = found
         return found
 
+    def stretched(self, factor: float) -> StepCosts:
+        """Return these costs with every forward so many times as long; a view for deciding by.
+
+        Raises:
+            ValueError: factor is not positive.
+        """
+        if factor == 1:
+            return self
+        if factor <= 0:
+            raise ValueError(f"forwards cannot take {factor} times as long")
+        return _Stretched(self, factor)
+
     def is_measured(self, shape: TokenShape, rows: int) -> bool:
         """True if a forward of exactly this kind was recorded or observed."""
         return rows in self._recent.get(shape, ())
@@ -152,6 +164,18 @@ class StepCosts:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(f"This is no recording of step costs: {error!r}") from error
         return costs
+
+
+class _Stretched(StepCosts):
+    def __init__(self, costs: StepCosts, factor: float) -> None:
+        super().__init__()
+        self._costs, self._factor = costs, factor
+
+    def seconds(self, shape: TokenShape, rows: int) -> float:
+        return self._costs.seconds(shape, rows) * self._factor
+
+    def prices(self, shape: TokenShape, most_rows: int) -> tuple[float, ...]:
+        return tuple(price * self._factor for price in self._costs.prices(shape, most_rows))
 
 
 def _along(curve: tuple[list[int], list[float]], rows: float) -> float:
