@@ -1,0 +1,1 @@
+"""A cluster under a virtual clock: heat, cards, requests, and the policies that serve it."""
