@@ -32,7 +32,7 @@ from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
 from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.step_costs import StepCosts
-from serve.errors import DeadlineExceeded, JobCancelled, KelvinError, StageUnavailable
+from serve.errors import KelvinError, StageUnavailable
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
 
@@ -216,18 +216,9 @@ class Engine:
         """Let go of what was cancelled or whose deadline has passed."""
         now = self._clock()
         for ticket in self._requests.tickets():
-            if ticket.is_cancelled:
-                self._drop(ticket, JobCancelled("The job was cancelled before it finished."))
-            elif ticket.is_late(now):
-                held = self._allowance.duty
-                late = DeadlineExceeded(
-                    f"The job had {ticket.job.deadline_s:.3f} s, and they have passed."
-                    + (f" For heat the card computes {held:.0%} of the time." * (held < 1)),
-                    field="deadline_s",
-                    value=ticket.job.deadline_s,
-                    allowed="more time, fewer steps, or a higher priority",
-                )
-                self._drop(ticket, late)
+            over = ticket.over(now, self._allowance.duty)
+            if over is not None:
+                self._drop(ticket, over)
 
     def _admit(self) -> None:
         waiting, live = self._requests.counts

@@ -23,6 +23,7 @@ from deployments.sd3.samplers import Sampler, SamplerState, start
 from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.wire import from_wire
 from deployments.step_costs import TokenShape
+from serve.errors import DeadlineExceeded, JobCancelled, KelvinError
 
 OnEvent = Callable[[StepProgress | Latents | BaseException], None]
 Clock = Callable[[], float]  # seconds that never go back
@@ -69,14 +70,24 @@ class Ticket:
         """Ask to stop: at once if it waits, at the next step if it runs; nothing if it is done."""
         self._cancelled.set()
 
-    @property
-    def is_cancelled(self) -> bool:
-        """True once `cancel` was called."""
-        return self._cancelled.is_set()
+    def over(self, now: float, duty: float) -> KelvinError | None:
+        """Return what it ends with if it was cancelled or its deadline has passed, else None.
 
-    def is_late(self, now: float) -> bool:
-        """True once its deadline has passed."""
-        return self.deadline is not None and now >= self.deadline
+        Args:
+            now: Seconds, by the engine's clock.
+            duty: Share of the time that the card may compute.
+        """
+        if self._cancelled.is_set():
+            return JobCancelled("The job was cancelled before it finished.")
+        if self.deadline is None or now < self.deadline:
+            return None
+        held = f" For heat the card computes {duty:.0%} of the time." if duty < 1 else ""
+        return DeadlineExceeded(
+            f"The job had {self.job.deadline_s:.3f} s, and they have passed.{held}",
+            field="deadline_s",
+            value=self.job.deadline_s,
+            allowed="more time, fewer steps, or a higher priority",
+        )
 
     @property
     def admission_order(self) -> tuple[int, float, int]:

@@ -38,7 +38,7 @@ class Replay:
     """
 
     def __init__(self, mmdit: Mmdit, costs: StepCosts) -> None:
-        self._prompt = _random_prompt(mmdit)
+        self._prompt = random_prompt(mmdit)
         self._costs = costs
         self._mmdit = mmdit
         self.observed = costs
@@ -73,7 +73,7 @@ class Replay:
         try:
             for arrival in arrivals:
                 time.sleep(max(0.0, began + arrival.at - time.monotonic()))
-                engine.submit(self._job(arrival), listener(arrival.key))
+                engine.submit(replay_job(arrival, self._prompt), listener(arrival.key))
             for _ in arrivals:
                 if not done.acquire(timeout=_LONGEST_WAIT_S):
                     raise TimeoutError("the engine did not finish what it was given")
@@ -93,25 +93,28 @@ class Replay:
         took = [self.serve([alone]).finished_at[first.key] for _ in range(2)]
         return max(0.0, (min(took) - alone.unloaded_s(self._costs)) / alone.steps)
 
-    def _job(self, arrival: Arrival) -> DenoiseJob:
-        guided = arrival.rows == 2
-        return DenoiseJob(
-            job_id=f"replay-{arrival.key}",
-            image=0,
-            width=arrival.shape.width * 8,
-            height=arrival.shape.height * 8,
-            num_inference_steps=arrival.steps,
-            guidance_scale=4.5 if guided else 1.0,
-            sampler="euler",
-            scheduler="normal",
-            shift=3.0,
-            seed=arrival.key,
-            positive=self._prompt,
-            negative=self._prompt if guided else None,
-        )
+
+def replay_job(arrival: Arrival, prompt: PromptEmbedding) -> DenoiseJob:
+    """Return what an arrival asks an engine for."""
+    guided = arrival.rows == 2
+    return DenoiseJob(
+        job_id=f"replay-{arrival.key}",
+        image=0,
+        width=arrival.shape.width * 8,
+        height=arrival.shape.height * 8,
+        num_inference_steps=arrival.steps,
+        guidance_scale=4.5 if guided else 1.0,
+        sampler="euler",
+        scheduler="normal",
+        shift=3.0,
+        seed=arrival.key,
+        positive=prompt,
+        negative=prompt if guided else None,
+    )
 
 
-def _random_prompt(mmdit: Mmdit) -> PromptEmbedding:
+def random_prompt(mmdit: Mmdit) -> PromptEmbedding:
+    """Return embeddings of the shape that a model takes."""
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> NDArray[np.float32]:
