@@ -9,9 +9,11 @@ of both: sums over a picture are right, single forwards are not.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
+
+from cluster.nvml_device import NvmlDevice, NvmlSilence
+from deployments.card_uuid import card_uuid
 
 _log = logging.getLogger(__name__)
 
@@ -25,12 +27,9 @@ class EnergyMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._nvml: Any = None
-        self._handle: Any = None
-        self._errors: tuple[type[Exception], ...] = ()
+        uuid = card_uuid(device)
+        self._card = None if uuid is None else NvmlDevice(uuid)
         self._last_mj: int | None = None
-        if device.type == "cuda":
-            self._find(device)
         self._last_mj = self._read()
 
     @property
@@ -50,39 +49,16 @@ class EnergyMeter:
             return None
         return (self._last_mj - before) / 1000
 
-    def _find(self, device: torch.device) -> None:
-        try:
-            import pynvml
-        except ImportError:
-            return
-        self._errors = (pynvml.NVMLError, OSError)
-        try:
-            uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except (*self._errors, RuntimeError, AssertionError, AttributeError) as error:
-            # torch asserts that a driver is there; builds without CUDA have no `uuid`.
-            _log.info("no energy counter for %s: %s", device, error)
-            return
-        if _is_split(pynvml, handle):
-            _log.info("no energy counter for %s: MIG splits the card", device)
-            return
-        self._nvml, self._handle = pynvml, handle
-
     def _read(self) -> int | None:
-        if self._handle is None:
+        if self._card is None:
             return None
         try:
-            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except self._errors as error:
+            if self._card.is_split:
+                _log.info("no energy counter for %s: MIG splits the card", self._card.uuid)
+                self._card = None
+                return None
+            return int(self._card.ask("nvmlDeviceGetTotalEnergyConsumption"))
+        except NvmlSilence as silence:
             if self._last_mj is not None:
-                _log.warning("the card's energy counter stopped answering: %s", error)
+                _log.warning("the card's energy counter stopped answering: %s", silence)
             return None
-
-
-def _is_split(nvml: Any, handle: Any) -> bool:
-    try:
-        current, _ = nvml.nvmlDeviceGetMigMode(handle)
-    except nvml.NVMLError:  # cards that cannot be split say NotSupported
-        return False
-    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import threading
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from cluster.heat_reading import Reading
+from cluster.nvml_card import NvmlCard
+from deployments.card_uuid import card_uuid
 from deployments.energy import EnergyMeter
 
 _INTERVAL_S = 0.1
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One look at the card; None where it does not answer."""
-
-    sm_clock_mhz: float | None
-    power_w: float | None
-    temperature_c: float | None
 
 
 class GpuReadings:
@@ -37,7 +27,8 @@ class GpuReadings:
 
     def __init__(self, device: torch.device) -> None:
         self._energy = EnergyMeter(device)
-        self._nvml, self._handle = _find(device)
+        uuid = card_uuid(device)
+        self._card = None if uuid is None else NvmlCard(uuid)
         self._readings: list[Reading] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gpu-readings", daemon=True)
@@ -91,44 +82,13 @@ class GpuReadings:
         return [value for value in values if value is not None]
 
     def _watch(self) -> None:
-        if self._handle is None:
+        if self._card is None:
             return
         while not self._stop.wait(_INTERVAL_S):
-            self._readings.append(self._read())
-
-    def _read(self) -> Reading:
-        nvml, handle = self._nvml, self._handle
-
-        def ask(what: str, *arguments: int) -> float | None:
-            try:
-                return float(getattr(nvml, what)(handle, *arguments))
-            except nvml.NVMLError:
-                return None
-
-        milliwatts = ask("nvmlDeviceGetPowerUsage")
-        return Reading(
-            sm_clock_mhz=ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-            power_w=None if milliwatts is None else milliwatts / 1000,
-            temperature_c=ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        )
+            reading = self._card.read()
+            if reading is not None:
+                self._readings.append(reading)
 
 
 def _low_median_high(values: list[float]) -> list[float] | None:
     return [min(values), statistics.median(values), max(values)] if values else None
-
-
-def _find(device: torch.device) -> tuple[Any, Any]:
-    """Return NVML and the card's handle, or None twice."""
-    if device.type != "cuda":
-        return None, None
-    try:
-        import pynvml
-    except ImportError:
-        return None, None
-    try:
-        uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except (pynvml.NVMLError, OSError, RuntimeError, AttributeError) as error:
-        _log.warning("no readings of %s: %s", device, error)
-        return None, None
