@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+from cluster.pool_state import ReplicaState
 from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
-from serve.config import ModelSettings, PoolSettings
+from deployments.replica_load import Statistics, replica_state, shown_load
+from serve.config import ModelSettings, PoolSettings, ThermalSettings
+from serve.heat_settings import GovernorSection
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
@@ -28,9 +31,17 @@ _BETWEEN_ITEMS_S = 0.05
 class Denoiser:
     """Ray Serve deployment of one engine; only the builder makes it one."""
 
-    def __init__(self, model: ModelSettings, pool: PoolSettings) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        pool: PoolSettings,
+        thermal: ThermalSettings | None = None,
+        governor: GovernorSection | None = None,
+    ) -> None:
+        from deployments.card_heat import CardHeat
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
+        from deployments.engine_load import LoadMeter
         from deployments.input_limits import InputLimits
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb
@@ -48,8 +59,15 @@ class Denoiser:
             pool.warm_rows,
         )
         meter = EnergyMeter(self._device)
+        self._sizes = LoadMeter(warmed.costs, time.monotonic)
+        self._heat = CardHeat(
+            self._device,
+            thermal or ThermalSettings(source="off"),
+            governor or GovernorSection(),
+            pool.name,
+        )
         self._engine = Engine(
-            self._mmdit,
+            self._heat.rehearsed(self._mmdit),
             max_waiting=pool.max_ongoing_requests,
             limits=InputLimits(
                 joint_attention_dim=self._mmdit.joint_attention_dim,
@@ -60,9 +78,11 @@ class Denoiser:
             memory=warmed.memory,
             prepared_rows=warmed.prepared_rows,
             meter=meter if meter.is_available else None,
+            governor=self._heat.governor,
             latent_rgb=LatentRgb.of_model(model_dir),
         )
         self._metrics = Metrics()
+        self._statistics = Statistics(self._state)
 
     async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
         """Yield what happened since the last item; the last event of the last item is Latents.
@@ -80,12 +100,12 @@ class Denoiser:
         self._metrics.queue_length("denoise", self._engine.queue_length)
         try:
             async for together in _grouped(events):
-                yield tuple(self._stamped(event) for event in together)
+                yield self._with_load([self._stamped(job, event) for event in together])
         finally:
             # Cancelled, disconnected or finished: an engine that is done takes no notice.
             ticket.cancel()
 
-    def _stamped(self, event: StepProgress | Latents) -> StepProgress | Latents:
+    def _stamped(self, job: DenoiseJob, event: StepProgress | Latents) -> StepProgress | Latents:
         if isinstance(event, StepProgress):
             return event
         self._metrics.stage_seconds("denoise", event.stamp.seconds)
@@ -96,7 +116,25 @@ class Denoiser:
             pid=self._identity.pid,
             precision=self._mmdit.precision.label,
         )
-        return replace(event, stamp=stamp)
+        return replace(event, stamp=stamp, cool_s=self._sizes.cool_seconds(job))
+
+    def _with_load(
+        self, events: list[StepProgress | Latents]
+    ) -> tuple[StepProgress | Latents, ...]:
+        """Let each item of the stream carry this replica's load once."""
+        return *events[:-1], replace(events[-1], load=self._state())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Answer Ray Serve's question for this replica's load; never fails."""
+        return self._statistics.numbers()
+
+    def _state(self) -> ReplicaState:
+        reading = self._heat.reading
+        state = replica_state(
+            self._identity.replica, self._engine.load(), reading, self._heat.age_s
+        )
+        self._metrics.heat(state, reading)
+        return state
 
     def check_health(self) -> None:
         """Tell Serve to replace this replica once its engine or its GPU is gone or stuck.
@@ -104,6 +142,7 @@ class Denoiser:
         Raises:
             StageUnavailable: The engine takes no more work; says why.
         """
+        self._statistics.numbers()  # sets the gauges even where nobody else asks
         self._engine.check_health()
 
     def status(self) -> dict[str, Any]:
@@ -117,6 +156,8 @@ class Denoiser:
             queue_length=self._engine.queue_length,
             cache_hits=0,
             cache_misses=0,
+            load=shown_load(self._state()),
+            heat=self._heat.shown(self._engine.allowance),
             **report_forwards(self._engine.measured(), self._mmdit),
         )
         return {**replica.as_json(), "engine": self._engine.stats().as_json()}

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.pool_state import ReplicaState
+
 Array = NDArray[np.float32] | NDArray[np.uint16]
 
 Path = Literal["graph", "eager"]
@@ -47,6 +49,7 @@ class PromptEmbedding:
     pooled_prompt_embeds: Array  # [pooled_projection_dim]
     warnings: tuple[str, ...]  # e.g. what was truncated
     stamp: Stamp
+    load: ReplicaState | None = None  # of the replica that answers, then
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class StepProgress:
     seconds: float  # of this step
     preview: NDArray[np.uint8] | None = None  # [height / 8, width / 8, 3] RGB
     path: Path = "eager"  # how this step's forward ran
+    load: ReplicaState | None = None  # of the replica, once for each item of the stream
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Latents:
     latents: NDArray[np.float32]  # [channels, height / 8, width / 8], as the model samples them
     stamp: Stamp
     joules: float | None = None  # this picture's share of the card's energy; None: not known
+    load: ReplicaState | None = None  # of the replica, then
+    cool_s: float | None = None  # all its work, alone on the cool card; None: not known
 
 
 @dataclass(frozen=True)
@@ -100,3 +106,4 @@ class Pixels:
 
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
     stamp: Stamp
+    load: ReplicaState | None = None  # of the replica, then

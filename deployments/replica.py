@@ -40,6 +40,8 @@ class ReplicaStatus:
     measured_ms: dict[str, float] = field(default_factory=dict)
     path: dict[str, str] = field(default_factory=dict)  # graph or eager
     attention: dict[str, str] = field(default_factory=dict)
+    load: dict[str, Any] = field(default_factory=dict)  # `replica_load.shown_load`
+    heat: dict[str, Any] | None = None  # `replica_load.shown_heat`; None: nothing is read here
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.pool_state import ReplicaState
 from deployments.embedding_cache import EmbeddingCache
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from serve.config import ModelSettings, PoolSettings
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
@@ -46,11 +48,15 @@ class TextEncoder:
         self._queue: deque[_Waiting] = deque()
         self._under_way: dict[TextJob, asyncio.Future[PromptEmbedding]] = {}
         self._metrics = Metrics()
+        self._meter = CallMeter()
+        self._statistics = Statistics(self._state)
         self._worker: asyncio.Task[None] | None = None
 
     async def encode(self, jobs: tuple[TextJob, ...]) -> tuple[PromptEmbedding, ...]:
         """Encode prompts; equal ones, in the cache or under way, are computed once."""
-        return tuple(await asyncio.gather(*(self._encode(job) for job in jobs)))
+        embeddings = await asyncio.gather(*(self._encode(job) for job in jobs))
+        load = self._state()
+        return tuple(replace(embedding, load=load) for embedding in embeddings)
 
     async def _encode(self, job: TextJob) -> PromptEmbedding:
         arrived = time.monotonic()
@@ -61,6 +67,7 @@ class TextEncoder:
         if answer is None:
             answer = asyncio.get_running_loop().create_future()
             self._under_way[job] = answer
+            self._meter.came()
             self._queue.append(_Waiting(job, arrived, answer))
             self._metrics.queue_length("text", len(self._queue))
             if self._worker is None or self._worker.done():
@@ -73,6 +80,7 @@ class TextEncoder:
         while self._queue:
             count = min(self._largest_batch, len(self._queue))
             batch = [self._queue.popleft() for _ in range(count)]
+            self._meter.began(count)
             self._metrics.queue_length("text", len(self._queue))
             try:
                 embeddings = await loop.run_in_executor(self._thread, self._compute, batch)
@@ -101,6 +109,7 @@ class TextEncoder:
         encoded = self._encoders.encode([waiting.job for waiting in batch])
         seconds = time.monotonic() - started
         self._metrics.stage_seconds("text", seconds)
+        self._meter.took(seconds / len(batch))
         return [
             PromptEmbedding(
                 prompt_embeds=prompt.prompt_embeds,
@@ -118,13 +127,22 @@ class TextEncoder:
         ]
 
     def _finish(self, waiting: _Waiting, embedding: PromptEmbedding) -> None:
+        self._meter.ended()
         self._cache.put(waiting.job, embedding)
         del self._under_way[waiting.job]
         waiting.answer.set_result(embedding)
 
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        self._meter.ended()
         del self._under_way[waiting.job]
         waiting.answer.set_exception(error)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Answer Ray Serve's question for this replica's load; never fails."""
+        return self._statistics.numbers()
+
+    def _state(self) -> ReplicaState:
+        return replica_state(self._identity.replica, self._meter.load())
 
     def status(self) -> dict[str, Any]:
         """Return this replica's line of `/v1/status`."""
@@ -137,4 +155,5 @@ class TextEncoder:
             queue_length=len(self._under_way),
             cache_hits=self._cache.hits,
             cache_misses=self._cache.misses,
+            load=shown_load(self._state()),
         ).as_json()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+from cluster.pool_state import ReplicaState
 from deployments.payloads import Latents, Pixels, Stamp
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from serve.config import ModelSettings, PoolSettings
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
@@ -25,28 +28,38 @@ class VaeDecoder:
         self._decoder = Decoder.load(resolve_model_dir(model), self._device, pool.precision)
         # One thread: torch already uses every core for one picture.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._unfinished = 0
         self._metrics = Metrics()
+        self._meter = CallMeter()
+        self._statistics = Statistics(self._state)
 
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture off the event loop."""
         arrived = time.monotonic()
-        self._count(1)
+        self._meter.came()
+        self._tell_queue()
+        work = self._thread.submit(self._decode, latents, arrived)
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._decode, latents, arrived
-            )
+            pixels = await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if work.cancel():
+                self._meter.left()
+            raise
         finally:
-            self._count(-1)
+            self._tell_queue()
+        return replace(pixels, load=self._state())
 
-    def _count(self, change: int) -> None:
-        self._unfinished += change
-        self._metrics.queue_length("decode", self._unfinished)
+    def _tell_queue(self) -> None:
+        self._metrics.queue_length("decode", self._meter.load().requests)
 
     def _decode(self, latents: Latents, arrived: float) -> Pixels:
         started = time.monotonic()
-        pixels = self._decoder.decode(latents.latents)
+        self._meter.began()
+        try:
+            pixels = self._decoder.decode(latents.latents)
+        finally:
+            self._meter.ended()
         seconds = time.monotonic() - started
+        self._meter.took(seconds)
         self._metrics.stage_seconds("decode", seconds)
         stamp = Stamp(
             replica=self._identity.replica,
@@ -57,6 +70,13 @@ class VaeDecoder:
         )
         return Pixels(pixels=pixels, stamp=stamp)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Answer Ray Serve's question for this replica's load; never fails."""
+        return self._statistics.numbers()
+
+    def _state(self) -> ReplicaState:
+        return replica_state(self._identity.replica, self._meter.load())
+
     def status(self) -> dict[str, Any]:
         """Return this replica's line of `/v1/status`."""
         return ReplicaStatus(
@@ -65,7 +85,8 @@ class VaeDecoder:
             precision=self._decoder.precision.label,
             precision_reason=self._decoder.precision.reason,
             resident_bytes=self._decoder.resident_bytes,
-            queue_length=self._unfinished,
+            queue_length=self._meter.load().requests,
             cache_hits=0,
             cache_misses=0,
+            load=shown_load(self._state()),
         ).as_json()

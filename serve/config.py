@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -26,16 +24,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from cluster.pool_state import Stage
 from serve.errors import ConfigurationError
+from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """Which model to serve."""
 
     path: str = Field(
@@ -45,12 +41,30 @@ class ModelSettings(_Section):
     name: str | None = Field(None, description="name callers use; the folder's own name if absent")
 
 
-class PoolSettings(_Section):
+class PoolSettings(Section):
     """One pool: one stage of one model on one kind of card, exactly one Ray Serve deployment."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="deployment name")
     num_replicas: int = Field(
-        1, ge=1, description="processes, each with its own copy of the weights"
+        1,
+        ge=0,
+        description="processes, each with its own copy of the weights; with min_replicas and "
+        "max_replicas those to begin with",
+    )
+    min_replicas: int | None = Field(
+        None, ge=0, description="the fewest that autoscaling leaves; 0 lets an idle pool go"
+    )
+    max_replicas: int | None = Field(
+        None, ge=1, description="the most that autoscaling starts; with min_replicas, or not at all"
+    )
+    kind_speed: float | None = Field(
+        None, gt=0, description="of a cool card, an H100 being 1; an estimate by its kind if absent"
+    )
+    cost_per_hour: float | None = Field(
+        None, gt=0, description="of one replica; an estimate by the kind of card if absent"
+    )
+    start_s: float = Field(
+        60.0, gt=0, description="seconds from asking for a replica to its first request"
     )
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
     num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
@@ -76,6 +90,27 @@ class PoolSettings(_Section):
         "far as more rows still pay; chosen by device if empty",
     )
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "PoolSettings":
+        if (self.min_replicas is None) != (self.max_replicas is None):
+            raise ValueError("min_replicas and max_replicas are given together, or neither")
+        if self.min_replicas is None or self.max_replicas is None:
+            if self.num_replicas < 1:
+                raise ValueError("num_replicas is 1 or more where autoscaling starts none")
+        elif not self.min_replicas <= self.num_replicas <= self.max_replicas:
+            raise ValueError("num_replicas lies between min_replicas and max_replicas")
+        return self
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """True if replicas come and go."""
+        return self.max_replicas is not None
+
+    @property
+    def most_replicas(self) -> int:
+        """Return how many there can be at a time."""
+        return self.num_replicas if self.max_replicas is None else self.max_replicas
+
     @field_validator("warm_sizes")
     @classmethod
     def _sizes_are_whole_tokens(
@@ -97,7 +132,7 @@ def _one_pool(name: str) -> Any:
     return Field(default_factory=lambda: (PoolSettings(name=name),))
 
 
-class PipelineSettings(_Section):
+class PipelineSettings(Section):
     """The deployment that joins the stages; it is also the HTTP ingress."""
 
     num_replicas: int = Field(1, ge=1, description="processes that take requests")
@@ -109,7 +144,7 @@ class PipelineSettings(_Section):
     stage_retries: int = Field(2, ge=0, description="tries after a stage replica died")
 
 
-class StorageSettings(_Section):
+class StorageSettings(Section):
     """Where pictures and job records live."""
 
     endpoint_url: str | None = Field(None, description="S3 endpoint; AWS if absent")
@@ -140,14 +175,14 @@ class StorageSettings(_Section):
         return f"{stripped}/" if stripped else ""
 
 
-class EmbeddedStoreSettings(_Section):
+class EmbeddedStoreSettings(Section):
     """The SeaweedFS that `kelvin up` starts on loopback when no endpoint is given."""
 
     enabled: bool = Field(True, description="false: never start one")
     data_dir: str = Field("kelvin-data", description="folder that survives restarts")
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """Where the front doors listen."""
 
     host: str = Field(
@@ -156,7 +191,7 @@ class HttpSettings(_Section):
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port")
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """OpenTelemetry; off until an endpoint is given."""
 
     otlp_endpoint: str | None = Field(
@@ -168,7 +203,7 @@ class TelemetrySettings(_Section):
     )
 
 
-class ThermalSettings(_Section):
+class ThermalSettings(Section):
     """Where a replica reads its card's temperature, limits, power and clock."""
 
     source: Literal["nvml", "scripted", "off"] = Field(
@@ -190,7 +225,7 @@ class ThermalSettings(_Section):
         return self
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything that can be set."""
 
     model: ModelSettings = ModelSettings()
@@ -202,19 +237,27 @@ class Settings(_Section):
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    routing: RoutingSection = RoutingSection()
+    governor: GovernorSection = GovernorSection()
     thermal: ThermalSettings = ThermalSettings()
 
     @field_validator("text_encoder", "denoiser", "vae_decoder")
     @classmethod
-    def _exactly_one_pool(cls, pools: tuple[PoolSettings, ...]) -> tuple[PoolSettings, ...]:
-        if len(pools) != 1:
-            raise ValueError("several pools a stage are not supported yet: give exactly one")
+    def _at_least_one_pool(cls, pools: tuple[PoolSettings, ...]) -> tuple[PoolSettings, ...]:
+        if not pools:
+            raise ValueError("a stage needs a pool")
         return pools
+
+    @property
+    def pools(self) -> dict[Stage, tuple[PoolSettings, ...]]:
+        """Stage -> its pools."""
+        return {"text": self.text_encoder, "denoise": self.denoiser, "decode": self.vae_decoder}
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Settings":
         # Deployment names, and the Pipeline is one of them.
-        names = [pool.name for pool in (*self.text_encoder, *self.denoiser, *self.vae_decoder)]
+        names = [pool.name for pools in self.pools.values() for pool in pools]
         if len({"pipeline", *names}) != 1 + len(names):
             raise ValueError(
                 f"each pool needs a name of its own, other than pipeline: {', '.join(names)}"

@@ -7,8 +7,11 @@ only Kelvin knows. Ray exports each name with `ray_` in front.
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Literal
 
+from cluster.heat_reading import Reading
+from cluster.pool_state import ReplicaState
 from serve.requests import EventName
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 Stage = Literal["text", "denoise", "decode", "store"]
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+_BETWEEN_HEAT_S = 1.0
 
 
 class Metrics:
@@ -27,9 +31,16 @@ class Metrics:
     kelvin_images_total: pictures stored.
     kelvin_energy_joules_total: energy of denoising stored pictures, where cards tell it.
     kelvin_jobs_total{status}, kelvin_job_seconds{status}: jobs ended, from acceptance.
+    kelvin_replica_work_seconds{state}: cool seconds of work, waiting or running, in a denoiser.
+    kelvin_replica_slowdown_ratio: a forward's time over its time while the card was cool.
+    kelvin_replica_duty_ratio: share of the time that the governor lets the card compute.
+    kelvin_gpu_temperature_celsius{source}, kelvin_gpu_temperature_margin_celsius{source},
+    kelvin_gpu_power_watts{source}, kelvin_gpu_throttled{source},
+    kelvin_gpu_reading_age_seconds{source}: the card; a rehearsal has source="scripted".
     """
 
     def __init__(self) -> None:
+        self._heat_at = float("-inf")
         self._made: _Instruments | None = None
         self._looked = False
 
@@ -61,6 +72,30 @@ class Metrics:
             if seconds is not None:
                 made.job_seconds.observe(seconds, tags={"status": status})
 
+    def heat(self, state: ReplicaState, reading: Reading | None) -> None:
+        """Set what is known of a denoiser's load and card; not more than once a second."""
+        now = time.monotonic()
+        if now < self._heat_at + _BETWEEN_HEAT_S or (made := self._instruments()) is None:
+            return
+        self._heat_at = now
+        made.work.set(state.waiting_s, tags={"state": "waiting"})
+        made.work.set(state.running_s, tags={"state": "running"})
+        made.duty.set(state.duty)
+        if state.slowdown is not None:
+            made.slowdown.set(state.slowdown)
+        if reading is None:
+            return
+        tags = {"source": reading.source}
+        made.throttled.set(float(reading.is_throttling), tags=tags)
+        for gauge, value in (
+            (made.temperature, reading.temperature_c),
+            (made.margin, reading.margin_c),
+            (made.power, reading.power_w),
+            (made.reading_age, state.reading_age_s),
+        ):
+            if value is not None:
+                gauge.set(value, tags=tags)
+
     def _instruments(self) -> _Instruments | None:
         # On first use: in a replica's constructor, but also in a plain process that never has Ray.
         if not self._looked:
@@ -76,6 +111,14 @@ class _Instruments:
     joules: Counter
     jobs: Counter
     job_seconds: Histogram
+    work: Gauge
+    slowdown: Gauge
+    duty: Gauge
+    temperature: Gauge
+    margin: Gauge
+    power: Gauge
+    throttled: Gauge
+    reading_age: Gauge
 
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Gauge, Histogram
@@ -91,6 +134,26 @@ class _Instruments:
         self.jobs = Counter("kelvin_jobs_total", "Jobs ended.", ("status",))
         self.job_seconds = Histogram(
             "kelvin_job_seconds", "Seconds from acceptance to the end.", _SECONDS, ("status",)
+        )
+        self.work = Gauge(
+            "kelvin_replica_work_seconds", "Work of a denoiser, in seconds when cool.", ("state",)
+        )
+        self.slowdown = Gauge(
+            "kelvin_replica_slowdown_ratio", "A forward's time over its time when cool."
+        )
+        self.duty = Gauge("kelvin_replica_duty_ratio", "Share of the time it may compute.")
+        self.temperature = Gauge(
+            "kelvin_gpu_temperature_celsius", "Temperature of the card.", ("source",)
+        )
+        self.margin = Gauge(
+            "kelvin_gpu_temperature_margin_celsius", "Degrees to its slowdown.", ("source",)
+        )
+        self.power = Gauge("kelvin_gpu_power_watts", "Power of the card.", ("source",))
+        self.throttled = Gauge(
+            "kelvin_gpu_throttled", "1 while the card is slowed down for heat.", ("source",)
+        )
+        self.reading_age = Gauge(
+            "kelvin_gpu_reading_age_seconds", "Since the card was last read.", ("source",)
         )
 
 

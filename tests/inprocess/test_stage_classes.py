@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,15 @@ import torch
 from deployments import denoiser as denoiser_module
 from deployments.denoiser import Denoiser
 from deployments.engine import Engine
-from deployments.payloads import DenoiseJob, Latents, Stamp, StepProgress, TextJob
+from deployments.engine_load import EngineLoad
+from deployments.payloads import (
+    DenoiseJob,
+    Latents,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+    TextJob,
+)
 from deployments.sd3.text import EncodedPrompt
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
@@ -148,6 +156,9 @@ class FakeEngine:
         self.ticket = FakeTicket()
         self.tell: Callable[[Any], None] | None = None
 
+    def load(self) -> EngineLoad:
+        return EngineLoad(waiting_s=1.5, requests=2)
+
     def submit(self, job: DenoiseJob, on_event: Callable[[Any], None]) -> FakeTicket:
         self.tell = on_event
         return self.ticket
@@ -165,7 +176,8 @@ def denoiser(loaded_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> Deno
 
 
 LATENTS = Latents(np.zeros((16, 2, 2), np.float32), Stamp("", 0, "fp8", 0.0, 1.0))
-JOB: Any = object()
+PROMPT = PromptEmbedding(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), (), LATENTS.stamp)
+JOB = DenoiseJob("1", 0, 16, 16, 40, 1.0, "euler", "normal", 3.0, 0, PROMPT, None)
 
 
 async def test_fast_steps_travel_together_and_none_is_lost(
@@ -177,7 +189,12 @@ async def test_fast_steps_travel_together_and_none_is_lost(
     await asyncio.sleep(0)
     engine: Any = denoiser._engine
     engine.tell(StepProgress(1, 40, 0.1))
-    assert await first == (StepProgress(1, 40, 0.1),)
+    (told,) = await first
+    assert isinstance(told, StepProgress)
+    assert replace(told, load=None) == StepProgress(1, 40, 0.1)
+    assert told.load is not None
+    assert (told.load.waiting_s, told.load.requests) == (1.5, 2)
+    assert told.load.id == denoiser._identity.replica
     for step in range(2, 41):
         engine.tell(StepProgress(step, 40, 0.1))
     engine.tell(LATENTS)
@@ -185,6 +202,9 @@ async def test_fast_steps_travel_together_and_none_is_lost(
     assert rest[:-1] == [StepProgress(step, 40, 0.1) for step in range(2, 41)]
     assert isinstance(rest[-1], Latents)
     assert rest[-1].stamp.pid > 0
+    assert rest[-1].load is not None, "each item carries the replica's load once"
+    assert rest[-1].cool_s is not None
+    assert rest[-1].cool_s > 0
     assert "arithmetic" in rest[-1].stamp.precision
 
 

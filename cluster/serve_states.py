@@ -1,0 +1,142 @@
+"""From what Ray Serve's autoscaler knows of a deployment to a `PoolState`.
+
+Serve keeps each replica's statistics as short series and hands out means over its look-back period;
+the plan wants what is true now, so the newest value of each series is taken. How old that is, is
+measured by when it was first seen here: clocks of different machines are never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from cluster.pool_state import PoolState, ReplicaState, Stage
+from cluster.reported_numbers import NUMBERS, from_numbers
+
+# Every report has it, so its newest point dates the report.
+_DATES_REPORT = "accepted"
+
+
+class Context(Protocol):
+    """What is used of Ray Serve's `AutoscalingContext`."""
+
+    target_num_replicas: int
+    running_replicas: Sequence[Any]
+    capacity_adjusted_min_replicas: int
+    capacity_adjusted_max_replicas: int
+
+    @property
+    def raw_metrics(self) -> Mapping[str, Mapping[Any, Sequence[Any]]] | None:
+        """Name -> replica -> points with `timestamp` and `value`, oldest first."""
+
+    @property
+    def total_num_requests(self) -> float:
+        """In replicas and waiting for one."""
+
+    @property
+    def total_queued_requests(self) -> float:
+        """Waiting for a replica."""
+
+
+@dataclass(frozen=True)
+class PoolFacts:
+    """What settings say of a pool; the rest of `PoolState` changes."""
+
+    name: str
+    stage: Stage
+    model: str
+    kind: str
+    kind_speed: float
+    cost_per_hour: float
+    start_s: float
+
+
+class PoolWatch:
+    """Makes the states of one pool, one after the other.
+
+    Args:
+        facts: Of the pool.
+    """
+
+    def __init__(self, facts: PoolFacts) -> None:
+        self.facts = facts
+        self._reported: dict[str, tuple[float, float]] = {}  # its time there, first seen here
+        self._request_s: float | None = None
+
+    def state(self, context: Context, now: float) -> PoolState:
+        """Return how things stand.
+
+        Args:
+            context: Of the pool's deployment.
+            now: Seconds, never going back.
+        """
+        replicas = self._replicas(context, now)
+        self._reported = {
+            each.id: self._reported[each.id] for each in replicas if each.id in self._reported
+        }
+        accepted = sum(each.accepted for each in replicas)
+        if accepted > 0:
+            self._request_s = sum(each.accepted_s for each in replicas) / accepted
+        facts = self.facts
+        return PoolState(
+            name=facts.name,
+            stage=facts.stage,
+            model=facts.model,
+            kind=facts.kind,
+            replicas=tuple(replicas),
+            target=context.target_num_replicas,
+            minimum=context.capacity_adjusted_min_replicas,
+            maximum=context.capacity_adjusted_max_replicas,
+            queued=context.total_queued_requests or 0.0,
+            request_s=self._request_s,
+            kind_speed=facts.kind_speed,
+            cost_per_hour=facts.cost_per_hour,
+            start_s=facts.start_s,
+        )
+
+    def _replicas(self, context: Context, now: float) -> list[ReplicaState]:
+        series = context.raw_metrics or {}
+        dated = series.get(_DATES_REPORT, {})
+        found: list[ReplicaState] = []
+        silent: list[int] = []
+        for replica in context.running_replicas:
+            points = dated.get(replica)
+            told_at = points[-1].timestamp if points else 0.0
+            name = str(replica.unique_id)
+            before = self._reported.get(name)
+            if before is None or before[0] != told_at:
+                before = self._reported[name] = (told_at, now)
+            age = now - before[1]
+            if not points:
+                silent.append(len(found))
+                found.append(ReplicaState(id=name, age_s=age))
+                continue
+            found.append(from_numbers(name, _newest(series, replica, told_at), age))
+        return _with_requests_of_silent(found, silent, context)
+
+
+def _newest(
+    series: Mapping[str, Mapping[Any, Sequence[Any]]], replica: Any, told_at: float
+) -> dict[str, float]:
+    """Return the numbers of a replica's newest report; older ones of other names are left out."""
+    numbers = {}
+    for name in NUMBERS:
+        points = series.get(name, {}).get(replica)
+        if points and points[-1].timestamp == told_at:
+            numbers[name] = points[-1].value
+    return numbers
+
+
+def _with_requests_of_silent(
+    replicas: list[ReplicaState], silent: Iterable[int], context: Context
+) -> list[ReplicaState]:
+    """Share out the requests that no replica told of among those that told nothing."""
+    places = list(silent)
+    if not places:
+        return replicas
+    held = (context.total_num_requests or 0.0) - (context.total_queued_requests or 0.0)
+    untold = max(held - sum(each.requests for each in replicas), 0.0) / len(places)
+    for place in places:
+        replicas[place] = replace(replicas[place], requests=untold)
+    return replicas
