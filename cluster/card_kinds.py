@@ -1,0 +1,66 @@
+"""What kinds of cards do and cost, where nobody has measured yet: estimates, marked as such.
+
+Speeds are relative to an H100 SXM on the denoising of SD3.5, and matter only until replicas have
+told measured step times. Costs are typical on-demand list prices of one card with its share of the
+machine, in US dollars an hour, and matter only relative to one another: set your own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRICES_OF = "2025-12"
+"""The month the prices are typical of."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardKind:
+    """One kind of card.
+
+    Attributes:
+        speed: Of a cool card, an H100 being 1. An estimate unless the source says measured.
+        cost_per_hour: US dollars, on demand. An estimate.
+        source: What the speed was estimated from.
+    """
+
+    speed: float
+    cost_per_hour: float
+    source: str
+
+
+# Dense tensor TFLOP/s from the data sheets. FP8 where the chip has it, since Kelvin computes in FP8
+# there: H100 1979, L40S 733, RTX 6000 Ada 728, L4 242; BF16 elsewhere: A100 312, A10G 70. The ratio
+# of peaks understates small cards, since an H100 reaches only 40 % of its peak on this model
+# (62 TFLOP in 80 ms): published FLUX times give an L20, whose ratio of peaks is 0.12, a speed of
+# 0.22 (28 steps: 13.4 s against 2.97 s). An L4 has an L20's peak and a quarter of its power (72 W).
+KINDS: dict[str, CardKind] = {
+    "H100": CardKind(1.0, 6.9, "measured: the reference"),
+    "H200": CardKind(1.05, 7.9, "an H100's arithmetic with faster memory; estimate"),
+    "A100": CardKind(0.32, 3.0, "BF16 peak 312, no FP8; estimate"),
+    "A100-40G": CardKind(0.32, 2.75, "BF16 peak 312, no FP8; estimate"),
+    "A100-80G": CardKind(0.32, 3.4, "BF16 peak 312, no FP8; estimate"),
+    "L40S": CardKind(0.45, 1.9, "FP8 peak 733, 350 W; estimate"),
+    "RTX6000Ada": CardKind(0.42, 1.1, "FP8 peak 728, 300 W; estimate"),
+    "L20": CardKind(0.22, 1.2, "published FLUX times; estimate"),
+    "L4": CardKind(0.12, 0.8, "FP8 peak 242 at 72 W; estimate"),
+    "A10G": CardKind(0.08, 1.0, "BF16 peak 70, no FP8; estimate"),
+    "T4": CardKind(0.03, 0.53, "FP16 peak 65 at 70 W, no BF16; estimate"),
+    "CPU": CardKind(0.001, 0.05, "of the order of 1 TFLOP/s a core group; estimate"),
+}
+
+UNKNOWN = CardKind(0.2, 2.0, "a kind this table does not know; a guess")
+
+KIND_SPEEDS: dict[str, float] = {name: kind.speed for name, kind in KINDS.items()}
+
+
+def card_kind(name: str) -> CardKind:
+    """The estimates of a kind by Ray's name of it, in any case and spelling of separators."""
+    wanted = _plain(name)
+    for known, kind in KINDS.items():
+        if wanted == _plain(known):
+            return kind
+    return UNKNOWN
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum()).removeprefix("nvidia")

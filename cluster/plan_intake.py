@@ -1,0 +1,264 @@
+"""Pools as the plan reckons with them: arrays, cleaned of whatever cannot be true.
+
+The plan runs inside Ray Serve's controller, which an exception wedges, on numbers that came over
+the network. So nothing here raises; what is not a number, negative or beyond belief is replaced by
+the value that assumes least, and a warning says so once a pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from cluster.derating import Flags, Floats, factors
+from cluster.plan_settings import PlanSettings
+from cluster.pool_state import PoolState
+
+_FIELDS = (
+    "waiting_s",
+    "running_s",
+    "requests",
+    "accepted",
+    "accepted_s",
+    "age_s",
+    "reading_age_s",
+    "slowdown",
+    "duty",
+    "margin_c",
+    "throttled",
+)
+_read_fields = attrgetter(*_FIELDS)
+# Of replicas that stop nothing depends on; beyond these a number is a fault, not a load.
+_MOST_HELD_S = 86_400.0
+_MOST_COUNTED = 1e12
+_MOST_MARGIN_C = 200.0
+# Faster than its cool baseline by more than this is a poor baseline, not a fast card.
+_LEAST_SLOWDOWN, _MOST_SLOWDOWN = 0.8, 1000.0
+_LEAST_DUTY = 0.01
+UNTOLD_REQUEST_S = 1.0
+"""Cool seconds that a request is taken for where none ever came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A `PoolState` that can be reckoned with; arrays have one value a replica.
+
+    Attributes:
+        present: The counts are of, and of what follows.
+        waiting_s: Cool seconds held and not begun.
+        held_s: Cool seconds held.
+        accepted_s: Cool seconds ever accepted.
+        reported_age_s: Since the report; infinite if not known.
+        measured: Speed as measured, 1 being cool: duty over slowdown.
+        margin_c: NaN where nothing fresh is known.
+        throttled: From fresh readings only.
+        factor: How much of the replica counts: the smaller of what was measured and foretold.
+        busy: Something is held or queued.
+        told_request_s: Whether `request_s` was told and not assumed.
+    """
+
+    name: str
+    stage: str
+    model: str
+    kind: str
+    ids: tuple[str, ...]
+    target: int
+    minimum: int
+    maximum: int
+    queued: float
+    request_s: float
+    told_request_s: bool
+    kind_speed: float
+    cost_per_hour: float
+    start_s: float
+    waiting_s: Floats
+    held_s: Floats
+    accepted_s: Floats
+    reported_age_s: Floats
+    measured: Floats
+    margin_c: Floats
+    throttled: Flags
+    factor: Floats
+    busy: bool
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Stage and model: pools that may take each other's requests."""
+        return self.stage, self.model
+
+    @property
+    def queued_s(self) -> float:
+        """Cool seconds that wait outside of the replicas."""
+        return self.queued * self.request_s
+
+    @property
+    def present(self) -> int:
+        """Replicas that take requests."""
+        return len(self.ids)
+
+
+def intake(
+    pools: Iterable[PoolState], settings: PlanSettings, warnings: list[str]
+) -> tuple[Pool, ...]:
+    """Clean all pools, in the order of their names.
+
+    Args:
+        pools: As told.
+        settings: Of the plan.
+        warnings: Appended to, in words.
+    """
+    clean: dict[str, Pool] = {}
+    for state in pools:
+        name = str(state.name)
+        if name in clean:
+            warnings.append(f"{name}: told of twice; the first counts")
+            continue
+        clean[name] = _pool(name, state, settings, warnings)
+    return tuple(clean[name] for name in sorted(clean))
+
+
+def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[str]) -> Pool:
+    bad: set[str] = set()
+
+    def number(field: str, default: float, least: float, most: float) -> float:
+        told = getattr(state, field)
+        value = _float(told)
+        if math.isnan(value) or not least <= value <= most:
+            bad.add(field)
+        return default if math.isnan(value) else min(max(value, least), most)
+
+    minimum = int(number("minimum", 0, 0, 1e6))
+    maximum = int(number("maximum", minimum, 0, 1e6))
+    if maximum < minimum:
+        bad.add("minimum")
+        minimum = maximum
+    replicas, told_ids = _without_doubles(state.replicas, bad)
+    columns = dict(zip(_FIELDS, _columns(replicas, bad).T, strict=True))
+    waiting = _cleaned(columns, "waiting_s", _MOST_HELD_S, bad)
+    held = waiting + _cleaned(columns, "running_s", _MOST_HELD_S, bad)
+    requests = _cleaned(columns, "requests", _MOST_COUNTED, bad)
+    accepted_s = _cleaned(columns, "accepted_s", _MOST_COUNTED, bad)
+    age = _age(columns, "age_s")
+    if np.isinf(age).any():
+        bad.add("age_s")
+    measured, margin, throttled = _heat(columns, age, settings, bad)
+    foretold = factors(margin, throttled, settings)
+    target = int(number("target", len(told_ids), 0, 1e6))
+    request_s = _float(state.request_s)
+    told_request_s = math.isfinite(request_s) and 0 < request_s <= _MOST_HELD_S
+    if state.request_s is not None and not told_request_s:
+        bad.add("request_s")
+    queued = number("queued", 0.0, 0.0, 1e6)
+    if bad:
+        warnings.append(f"{name}: what cannot be true was replaced in {', '.join(sorted(bad))}")
+    if settings.heat and len(told_ids) and str(state.kind) != "CPU":
+        unknown = int((np.isnan(margin) & ~throttled).sum())
+        if unknown:
+            warnings.append(
+                f"{name}: {unknown} of {len(told_ids)} cards tell no fresh temperature; they are "
+                "planned for by queue and measured speed alone"
+            )
+    return Pool(
+        name=name,
+        stage=str(state.stage),
+        model=str(state.model),
+        kind=str(state.kind),
+        ids=told_ids,
+        target=target,
+        minimum=minimum,
+        maximum=maximum,
+        queued=queued,
+        request_s=request_s if told_request_s else UNTOLD_REQUEST_S,
+        told_request_s=told_request_s,
+        kind_speed=number("kind_speed", 1.0, 1e-6, 1e3),
+        cost_per_hour=number("cost_per_hour", 1.0, 1e-9, 1e9),
+        start_s=number("start_s", 60.0, 0.0, 3600.0),
+        waiting_s=waiting,
+        held_s=held,
+        accepted_s=accepted_s,
+        reported_age_s=age,
+        measured=measured,
+        margin_c=margin,
+        throttled=throttled,
+        factor=np.minimum(measured, foretold),
+        busy=bool(queued > 0 or requests.any() or held.any()),
+    )
+
+
+def _without_doubles(told: Any, bad: set[str]) -> tuple[list[Any], tuple[str, ...]]:
+    try:
+        replicas = list(told)
+    except TypeError:
+        bad.add("replicas")
+        return [], ()
+    ids = [str(each.id) for each in replicas]
+    if len(set(ids)) == len(ids):
+        return replicas, tuple(ids)
+    bad.add("ids of replicas")
+    first = dict(zip(reversed(ids), reversed(replicas), strict=True))
+    return list(first.values()), tuple(first)
+
+
+def _columns(replicas: Sequence[Any], bad: set[str]) -> Floats:
+    """Return all numbers of all replicas, shape (replicas, fields); None becomes NaN."""
+    rows = [_read_fields(each) for each in replicas]
+    if not rows:
+        return np.empty((0, len(_FIELDS)))
+    try:
+        return np.array(rows, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        bad.add("types of numbers")
+        return np.array([[_float(value) for value in row] for row in rows])
+
+
+def _heat(
+    columns: dict[str, Floats], age: Floats, settings: PlanSettings, bad: set[str]
+) -> tuple[Floats, Floats, Flags]:
+    """Return measured speed, margin and throttling, as far as they are fresh and asked for."""
+    count = len(age)
+    if not settings.heat:
+        return np.ones(count), np.full(count, np.nan), np.zeros(count, dtype=np.bool_)
+    reported = age <= settings.stale_after_s
+    read = reported & (_age(columns, "reading_age_s") <= settings.stale_after_s)
+    slowdown = columns["slowdown"]
+    if (np.isinf(slowdown) | (slowdown <= 0)).any():
+        bad.add("slowdown")
+    known = np.isfinite(slowdown) & (slowdown > 0)
+    slowdown = np.where(known, slowdown, 1.0).clip(_LEAST_SLOWDOWN, _MOST_SLOWDOWN)
+    duty = columns["duty"]
+    if not ((duty >= 0) & (duty <= 1)).all():
+        bad.add("duty")
+    duty = np.nan_to_num(duty, nan=1.0).clip(_LEAST_DUTY, 1.0)
+    margin = columns["margin_c"]
+    if np.isinf(margin).any():
+        bad.add("margin_c")
+    margin = np.where(read & np.isfinite(margin), margin, np.nan)
+    return (
+        np.where(reported, duty / slowdown, 1.0),
+        margin.clip(-_MOST_MARGIN_C, _MOST_MARGIN_C),
+        read & (np.nan_to_num(columns["throttled"]) > 0),
+    )
+
+
+def _cleaned(columns: dict[str, Floats], field: str, most: float, bad: set[str]) -> Floats:
+    values = columns[field]
+    if not ((values >= 0) & (values <= most)).all():
+        bad.add(field)
+    return np.nan_to_num(values, nan=0.0).clip(0.0, most)
+
+
+def _age(columns: dict[str, Floats], field: str) -> Floats:
+    return np.nan_to_num(columns[field], nan=np.inf, posinf=np.inf, neginf=np.inf).clip(0.0)
+
+
+def _float(value: Any) -> float:
+    """Return the value as a float; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
