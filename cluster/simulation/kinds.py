@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from cluster.card_kinds import card_kind
 from cluster.simulation.thermal_fit import read_fitted
 from cluster.simulation.thermal_model import ThermalParameters
 from deployments.step_costs import StepCosts
@@ -37,7 +38,7 @@ class CardKind:
         limit_c: At which it begins to slow down: what NVML's margin counts to.
         brake_above_c: Beyond the limit by so much, it halves its clock at once.
         least_clock: Share of its usual clock that it never goes below.
-        cost_per_hour: In US dollars, about what clouds ask.
+        cost_per_hour: In US dollars (`cluster.card_kinds`).
         estimated: Speed, power or warmth was not measured by us.
     """
 
@@ -60,16 +61,17 @@ def kind(name: KindName) -> CardKind:
     Raises:
         ConfigurationError: The fitted thermal model cannot be read.
     """
+    cost = card_kind(name).cost_per_hour
     if name == "H100":
         # Slowdown 89, GPU max 87; 345 of about 1980 MHz.
-        return CardKind(name, 1.0, 697.0, 120.0, read_fitted(), 87.0, 2.0, 0.17, 4.0, False)
+        return CardKind(name, 1.0, 697.0, 120.0, read_fitted(), 87.0, 2.0, 0.17, cost, False)
     if name == "L4":
         # Passive, 72 W: 71 C under load in air of 28 C.
         warmth = ThermalParameters(28.0, 0.15, 2.0, 0.45, 60.0)
-        return CardKind(name, 0.08, 72.0, 16.0, warmth, 85.0, 2.0, 0.10, 0.7, True)
+        return CardKind(name, 0.08, 72.0, 16.0, warmth, 85.0, 2.0, 0.10, cost, True)
     # Passive, capped at 300 W in AWS's G5: 73 C under load in air of 28 C.
     warmth = ThermalParameters(28.0, 0.05, 1.0, 0.10, 45.0)
-    return CardKind(name, 0.07, 300.0, 25.0, warmth, 88.0, 4.0, 0.12, 1.0, True)
+    return CardKind(name, 0.07, 300.0, 25.0, warmth, 88.0, 4.0, 0.12, cost, True)
 
 
 @cache

@@ -76,7 +76,7 @@ class ThermalState:
         """Shape (cards,)."""
         return self.ambient_c + self._die + self._air
 
-    def hinder(self, cards: NDArray[np.int64], factor: float) -> None:
+    def hinder(self, cards: NDArray[np.int64], factor: Array | float) -> None:
         """Make the way into the air harder for some cards; 1 is as built."""
         self.hindrance[cards] = factor
         self._kept.clear()
