@@ -180,7 +180,8 @@ class NvmlDevice:
         try:
             mode, _ = nvml.nvmlDeviceGetMigMode(handle)
             self._is_split = is_slice or bool(mode == nvml.NVML_DEVICE_MIG_ENABLE)
-        except (nvml.NVMLError, AttributeError):  # cards that cannot be split say NotSupported
+        except (nvml.NVMLError, AttributeError, TypeError, ValueError):
+            # Cards that cannot be split say NotSupported.
             self._is_split = is_slice
         self._handle = handle
 
