@@ -63,6 +63,13 @@ def test_the_first_reading_is_there_at_once(watches: list[HeatWatch]) -> None:
     assert made.problem is None
 
 
+def test_a_slow_first_reading_is_waited_for(watches: list[HeatWatch]) -> None:
+    clock, source = Clock(), Source()
+    reading = Reading(at=clock.now, temperature_c=50.0)
+    threading.Timer(0.1, source.answers.put, [reading]).start()
+    assert watch(watches, source, clock).newest is reading
+
+
 def test_nothing_was_ever_read(watches: list[HeatWatch]) -> None:
     made = watch(watches, Source(None), Clock())
     assert made.newest is None
