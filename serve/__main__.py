@@ -156,7 +156,9 @@ def generate(
             help="Share of sampling with the negative prompt, 0 to 1.",
         ),
     ] = None,
-    sampler: Annotated[Any, _field(help="euler, dpmpp_2m or dpmpp_2m_sde.")] = None,
+    sampler: Annotated[
+        Any, _field(help="euler, euler_ancestral, dpmpp_2m or dpmpp_2m_sde.")
+    ] = None,
     scheduler: Annotated[Any, _field(help="normal, simple, sgm_uniform or beta.")] = None,
     shift: Annotated[Any, _field(parser=_number, help="Timestep shift.")] = None,
     max_sequence_length: Annotated[

@@ -19,7 +19,7 @@ from pydantic import (
 from serve.errors import InvalidRequest, NotSupportedYet
 from serve.intervals import Interval
 
-Sampler = Literal["euler", "dpmpp_2m", "dpmpp_2m_sde"]
+Sampler = Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
 Scheduler = Literal["normal", "simple", "sgm_uniform", "beta"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 ForwardPath = Literal["graph", "eager", "mixed"]
@@ -84,7 +84,9 @@ class GenerateRequest(BaseModel):
         description="a finite number from 0 to 100; 1 or less runs without guidance; "
         "the model's default if absent",
     )
-    sampler: Sampler | None = Field(None, description="one of: euler, dpmpp_2m, dpmpp_2m_sde")
+    sampler: Sampler | None = Field(
+        None, description="one of: euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde"
+    )
     scheduler: Scheduler | None = Field(
         None, description="one of: normal, simple, sgm_uniform, beta"
     )

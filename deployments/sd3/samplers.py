@@ -4,8 +4,10 @@ A state can leave one process and go on in another, and no object is shared betw
 Velocities are what flow models predict: `x = (1 - sigma) * image + sigma * noise`, and
 `velocity = noise - image`, so `denoised = x - sigma * velocity`.
 
-Sources: k-diffusion and ComfyUI `comfy/k_diffusion/sampling.py` (sample_euler, sample_dpmpp_2m,
-sample_dpmpp_2m_sde with eta 1 and midpoint).
+Sources: k-diffusion and ComfyUI `comfy/k_diffusion/sampling.py` (sample_euler,
+sample_euler_ancestral_RF with eta 1 and s_noise 1, sample_dpmpp_2m, sample_dpmpp_2m_sde with eta 1
+and midpoint). From pure noise, where log(alpha / sigma) has no end, dpmpp_2m_sde takes the limit,
+as diffusers does; ComfyUI moves the first noise level down to that of 0.01 % of sampling.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Sampler:
     """Steps a state along its noise levels; holds nothing that changes.
 
     Args:
-        name: `euler`, `dpmpp_2m` or `dpmpp_2m_sde`.
+        name: `euler`, `euler_ancestral`, `dpmpp_2m` or `dpmpp_2m_sde`.
         sigmas: [steps + 1], strictly falling to 0.
 
     Raises:
@@ -99,6 +101,24 @@ def _euler(sigmas: Sequence[float], state: SamplerState, velocity: Tensor) -> Sa
     return SamplerState(latents, state.step + 1, None, state.generator)
 
 
+def _euler_ancestral(
+    sigmas: Sequence[float], state: SamplerState, velocity: Tensor
+) -> SamplerState:
+    # Down to a level below the next one and back up with fresh noise, such that image and noise
+    # are mixed as the next level says. The plain formula would mix as if the image kept its size.
+    sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+    denoised = state.latents - sigma * velocity
+    if sigma_next == 0:
+        return SamplerState(denoised, state.step + 1, None, state.generator)
+    down_ratio = (sigma_next / sigma) ** 2
+    sigma_down = sigma * down_ratio
+    scale = (1 - sigma_next) / (1 - sigma_down)
+    latents = (scale * down_ratio) * state.latents + (scale * (1 - down_ratio)) * denoised
+    noise, generator = _fresh_noise(state)
+    latents = latents + math.sqrt(max(0.0, sigma_next**2 - (scale * sigma_down) ** 2)) * noise
+    return SamplerState(latents, state.step + 1, None, generator)
+
+
 def _dpmpp_2m(sigmas: Sequence[float], state: SamplerState, velocity: Tensor) -> SamplerState:
     # lambda = -log(sigma), as ComfyUI has it for every model; diffusers uses log(alpha / sigma).
     sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
@@ -129,18 +149,26 @@ def _dpmpp_2m_sde(sigmas: Sequence[float], state: SamplerState, velocity: Tensor
         h_last = math.log((alpha * sigmas[state.step - 1]) / (alpha_before * sigma))
         inverse_r = -math.log(exp_minus_h) / h_last
         latents = latents + (0.5 * gain * inverse_r) * (denoised - state.previous)
+    noise, generator = _fresh_noise(state)
+    latents = latents + sigma_next * math.sqrt(1 - exp_minus_h**2) * noise
+    return SamplerState(latents, state.step + 1, denoised, generator)
+
+
+def _fresh_noise(state: SamplerState) -> tuple[Tensor, Tensor]:
+    """Return noise of the latents' shape, on their device, and the generator's state after it."""
     generator = torch.Generator("cpu")
     generator.set_state(state.generator)
+    latents = state.latents
     # From pinned memory the host need not wait for the copy.
     noise = torch.randn(
         (1, *latents.shape), generator=generator, pin_memory=latents.device.type == "cuda"
     )[0].to(latents.device, non_blocking=True)
-    latents = latents + sigma_next * math.sqrt(1 - exp_minus_h**2) * noise
-    return SamplerState(latents, state.step + 1, denoised, generator.get_state())
+    return noise, generator.get_state()
 
 
 _STEPS: dict[str, Callable[[Sequence[float], SamplerState, Tensor], SamplerState]] = {
     "euler": _euler,
+    "euler_ancestral": _euler_ancestral,
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2m_sde": _dpmpp_2m_sde,
 }

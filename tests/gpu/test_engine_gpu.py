@@ -132,7 +132,7 @@ def job(prompts: list[PromptEmbedding], at: int, **changes: object) -> DenoiseJo
         height=256,
         num_inference_steps=6 + at % 3,
         guidance_scale=(1.0, 3.0, 4.5)[at % 3],
-        sampler=("euler", "dpmpp_2m", "dpmpp_2m_sde")[at % 3],
+        sampler=("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde")[at % 4],
         scheduler="normal",
         shift=3.0,
         seed=at,

@@ -76,7 +76,7 @@ def random_job(draw: random.Random, world: World) -> DenoiseJob:
         height=height,
         num_inference_steps=draw.randint(2, 6),
         guidance_scale=draw.choice([1.0, 2.0, 4.5, 7.0]),
-        sampler=draw.choice(["euler", "dpmpp_2m", "dpmpp_2m_sde"]),
+        sampler=draw.choice(["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]),
         scheduler=draw.choice(["normal", "simple", "sgm_uniform", "beta"]),
         shift=draw.choice([1.0, 3.0]),
         seed=draw.randrange(2**32),

@@ -31,7 +31,7 @@ def _one_job(world: World, number: int) -> tuple[bool, dict[str, Any]]:
         num_inference_steps=rng.choice((2, 8, 40)),
         num_images=rng.choice((1, 1, 2)),
         guidance_scale=rng.choice((1.0, 4.0)),
-        sampler=rng.choice(("euler", "dpmpp_2m", "dpmpp_2m_sde")),
+        sampler=rng.choice(("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde")),
         seed=number,
     )
     cancelled = rng.random() < 0.2 and world.http.delete(f"/v1/jobs/{job_id}").status_code == 200

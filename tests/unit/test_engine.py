@@ -256,7 +256,7 @@ def test_close_ends_everything_with_a_typed_error(model):
 
 
 def test_the_same_job_twice_gives_the_same_bytes(engine):
-    for sampler in ("euler", "dpmpp_2m", "dpmpp_2m_sde"):
+    for sampler in ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"):
         each = [finished(submit(engine, job(sampler=sampler))[0]).latents for _ in range(2)]
         assert np.array_equal(each[0], each[1])
 

@@ -185,7 +185,7 @@ def test_hundreds_of_arrivals_and_cancels_leave_nothing_behind(model):
                 height=height,
                 value=draw.choice([0.1, 0.2, float("nan"), 1e9]),
                 negative=draw.choice([None, prompt(0.3)]),
-                sampler=draw.choice(["euler", "dpmpp_2m", "dpmpp_2m_sde"]),
+                sampler=draw.choice(["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]),
                 priority=draw.randint(0, 2),
                 deadline_s=draw.choice([None, None, 0.05]),
             ),

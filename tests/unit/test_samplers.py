@@ -1,6 +1,9 @@
 """Samplers against diffusers and ComfyUI's formulas; and a state that can stop and go on."""
 
 import dataclasses
+import io
+from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,13 +12,15 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 
 from deployments.sd3.noise import request_generator
 from deployments.sd3.samplers import Sampler, SamplerState, start
 from deployments.sd3.sigmas import make_sigmas
+from serve import requests
 from serve.errors import InvalidRequest
 
-SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_sde")
+SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde")
 SCHEDULERS = ("normal", "simple", "sgm_uniform", "beta")
 SHAPE = (4, 6, 5)
 
@@ -25,12 +30,16 @@ def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.tanh(latents * 1.3 + sigma) + 0.3 * latents
 
 
-def run(name: str, sigmas: NDArray[np.float32], seed: int = 3) -> SamplerState:
+def run(name: str, sigmas: Sequence[float] | NDArray[np.float32], seed: int = 3) -> SamplerState:
     sampler = Sampler(name, sigmas)
     state = start(seed, *SHAPE)
     while not sampler.is_finished(state):
-        state = sampler.step(state, velocity(state.latents, sampler.sigma(state)))
+        state = advance(sampler, state)
     return state
+
+
+def advance(sampler: Sampler, state: SamplerState) -> SamplerState:
+    return sampler.step(state, velocity(state.latents, sampler.sigma(state)))
 
 
 def sigma_fn(t: torch.Tensor) -> torch.Tensor:
@@ -41,7 +50,7 @@ def t_fn(sigma: torch.Tensor) -> torch.Tensor:
     return sigma.log().neg()
 
 
-def comfy_dpmpp_2m(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+def comfy_dpmpp_2m(x: torch.Tensor, sigmas: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     old_denoised = None
     for i in range(len(sigmas) - 1):
         denoised = x - sigmas[i] * velocity(x, float(sigmas[i]))
@@ -55,6 +64,64 @@ def comfy_dpmpp_2m(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
             denoised_d = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * old_denoised
             x = (sigma_fn(t_next) / sigma_fn(t)) * x - (-h).expm1() * denoised_d
         old_denoised = denoised
+    return x
+
+
+def first_noise(seed: int = 3) -> tuple[torch.Tensor, torch.Generator]:
+    """What a run starts from, and the generator that its later noise comes from."""
+    generator = request_generator(seed)
+    return torch.randn((1, *SHAPE), generator=generator)[0], generator
+
+
+def comfy_euler(x: torch.Tensor, sigmas: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    for i in range(len(sigmas) - 1):
+        denoised = x - sigmas[i] * velocity(x, float(sigmas[i]))
+        d = (x - denoised) / sigmas[i]
+        x = x + d * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def comfy_euler_ancestral_rf(
+    x: torch.Tensor, sigmas: torch.Tensor, noise: torch.Generator, eta: float = 1.0
+) -> torch.Tensor:
+    for i in range(len(sigmas) - 1):
+        denoised = x - sigmas[i] * velocity(x, float(sigmas[i]))
+        if sigmas[i + 1] == 0:
+            x = denoised
+            continue
+        downstep_ratio = 1 + (sigmas[i + 1] / sigmas[i] - 1) * eta
+        sigma_down = sigmas[i + 1] * downstep_ratio
+        alpha_ip1, alpha_down = 1 - sigmas[i + 1], 1 - sigma_down
+        renoise_coeff = (sigmas[i + 1] ** 2 - sigma_down**2 * alpha_ip1**2 / alpha_down**2) ** 0.5
+        sigma_down_i_ratio = sigma_down / sigmas[i]
+        x = sigma_down_i_ratio * x + (1 - sigma_down_i_ratio) * denoised
+        drawn = torch.randn(x.shape, generator=noise)
+        x = (alpha_ip1 / alpha_down) * x + drawn * renoise_coeff
+    return x
+
+
+def comfy_dpmpp_2m_sde(
+    x: torch.Tensor, sigmas: torch.Tensor, noise: torch.Generator, eta: float = 1.0
+) -> torch.Tensor:
+    """With the half-logSNR of flow models, logit(sigma).neg(); midpoint."""
+    old_denoised, h, h_last = None, None, None
+    for i in range(len(sigmas) - 1):
+        denoised = x - sigmas[i] * velocity(x, float(sigmas[i]))
+        if sigmas[i + 1] == 0:
+            x = denoised
+        else:
+            lambda_s, lambda_t = sigmas[i].logit().neg(), sigmas[i + 1].logit().neg()
+            h = lambda_t - lambda_s
+            h_eta = h * (eta + 1)
+            alpha_t = sigmas[i + 1] * lambda_t.exp()
+            gain = alpha_t * (-h_eta).expm1().neg()
+            x = sigmas[i + 1] / sigmas[i] * (-h * eta).exp() * x + gain * denoised
+            if old_denoised is not None:
+                r = h_last / h
+                x = x + 0.5 * gain * (1 / r) * (denoised - old_denoised)
+            drawn = torch.randn(x.shape, generator=noise)
+            x = x + drawn * sigmas[i + 1] * (-2 * h * eta).expm1().neg().sqrt()
+        old_denoised, h_last = denoised, h
     return x
 
 
@@ -73,12 +140,50 @@ def test_euler_is_diffusers_flow_match_euler(steps):
     assert torch.equal(run("euler", make_sigmas("normal", steps, 3.0)).latents, x)
 
 
+FORMULAS = {
+    "euler": comfy_euler,
+    "euler_ancestral": comfy_euler_ancestral_rf,
+    "dpmpp_2m": comfy_dpmpp_2m,
+    "dpmpp_2m_sde": comfy_dpmpp_2m_sde,
+}
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 40])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 20])
-def test_dpmpp_2m_is_comfyuis(steps, scheduler):
-    sigmas = make_sigmas(scheduler, steps, 3.0)
-    reference = comfy_dpmpp_2m(start(3, *SHAPE).latents, torch.from_numpy(sigmas))
-    close(run("dpmpp_2m", sigmas).latents, reference, 1e-5)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_equals_comfyuis_formula(name, scheduler, steps, shift):
+    sigmas = make_sigmas(scheduler, steps, shift)
+    if name == "dpmpp_2m_sde":
+        # From a level of 1 its formula divides by zero: that start is diffusers' below.
+        sigmas = sigmas[sigmas < 1]
+    x, noise = first_noise()
+    # The formulas in double precision, so that what is left is our own rounding.
+    reference = FORMULAS[name](x.double(), torch.from_numpy(sigmas).double(), noise)
+    close(run(name, sigmas).latents.double(), reference, 1e-5)
+
+
+def test_dpmpp_2m_sde_from_pure_noise_is_near_to_what_comfyui_moves_the_start_to():
+    sigmas = make_sigmas("normal", 20, 3.0)
+    moved = torch.from_numpy(sigmas).double()
+    moved[0] = 3.0 * (1 - 1e-4) / (1 + (3.0 - 1) * (1 - 1e-4))  # percent_to_sigma(1e-4)
+    x, noise = first_noise()
+    ours = run("dpmpp_2m_sde", sigmas).latents.double()
+    close(ours, comfy_dpmpp_2m_sde(x.double(), moved, noise), 0.02)
+
+
+def test_euler_ancestral_keeps_the_mixture_that_each_level_states():
+    """With an exact model latents are (1 - sigma) * image + sigma * noise at every level."""
+    image = torch.full((4, 64, 64), 0.7)
+    sampler = Sampler("euler_ancestral", make_sigmas("normal", 8, 3.0))
+    state = start(0, *image.shape)
+    while not sampler.is_finished(state):
+        sigma = sampler.sigma(state)
+        state = sampler.step(state, (state.latents - image) / sigma)
+        level = sampler.sigmas[state.step]
+        noise = state.latents - (1 - level) * image
+        assert noise.mean().item() == pytest.approx(0, abs=0.04)
+        assert noise.std().item() == pytest.approx(level, rel=0.03, abs=1e-6)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -117,28 +222,80 @@ def test_an_exact_model_is_followed_to_its_image(name):
     close(state.latents, image, 1e-5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_run_resumed_elsewhere_ends_in_the_same_bytes(name, stop):
-    sigmas = make_sigmas("beta", 8, 3.0)
-    whole = run(name, sigmas).latents
-    sampler, state = Sampler(name, sigmas), start(3, *SHAPE)
-    for _ in range(stop):
-        state = sampler.step(state, velocity(state.latents, sampler.sigma(state)))
-    # What would travel: plain arrays and a number.
-    previous = None if state.previous is None else state.previous.numpy()
-    packed = (state.latents.numpy(), state.step, previous, state.generator.numpy())
-    del state, sampler
-    resumed = SamplerState(
-        torch.from_numpy(packed[0]),
-        packed[1],
-        None if packed[2] is None else torch.from_numpy(packed[2]),
-        torch.from_numpy(packed[3]),
+def travelled(state: SamplerState) -> SamplerState:
+    """A state as it arrives elsewhere: through bytes."""
+    tensors = {
+        field.name: value
+        for field in dataclasses.fields(state)
+        if (value := getattr(state, field.name)) is not None and field.name != "step"
+    }
+    sent = io.BytesIO(save({**tensors, "step": torch.tensor(state.step)}))
+    arrived = load(sent.getvalue())
+    return SamplerState(
+        latents=arrived["latents"],
+        step=int(arrived["step"]),
+        previous=arrived.get("previous"),
+        generator=arrived["generator"],
     )
-    sampler = Sampler(name, sigmas)
-    while not sampler.is_finished(resumed):
-        resumed = sampler.step(resumed, velocity(resumed.latents, sampler.sigma(resumed)))
-    assert torch.equal(resumed.latents, whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(SAMPLERS),
+    scheduler=st.sampled_from(SCHEDULERS),
+    steps=st.integers(1, 20),
+    seed=st.integers(0, 2**64 - 1),
+    stops=st.sets(st.integers(0, 20), max_size=4),
+)
+def test_a_run_resumed_elsewhere_ends_in_the_same_bytes(name, scheduler, steps, seed, stops):
+    sigmas = make_sigmas(scheduler, steps, 3.0)
+    whole = run(name, sigmas, seed).latents
+    state = start(seed, *SHAPE)
+    while not Sampler(name, sigmas).is_finished(state):
+        if state.step in stops:
+            state = travelled(state)
+        state = advance(Sampler(name, sigmas), state)
+    assert torch.equal(state.latents, whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(
+            st.sampled_from(SAMPLERS),
+            st.sampled_from(SCHEDULERS),
+            st.integers(1, 8),
+            st.integers(0, 3),
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_requests_stepped_in_any_order_end_as_they_do_alone(runs, order):
+    alone = [run(name, make_sigmas(by, steps, 3.0), seed) for name, by, steps, seed in runs]
+    samplers = [Sampler(name, make_sigmas(by, steps, 3.0)) for name, by, steps, _ in runs]
+    states = [start(seed, *SHAPE) for *_, seed in runs]
+    while unfinished := [
+        at for at, sampler in enumerate(samplers) if not sampler.is_finished(states[at])
+    ]:
+        at = order.choice(unfinished)
+        states[at] = advance(samplers[at], states[at])
+    for state, expected in zip(states, alone, strict=True):
+        assert torch.equal(state.latents, expected.latents)
+        assert torch.equal(state.generator, expected.generator)
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_noise_is_the_requests_own_and_nothing_else_draws_from_it(name):
+    sigmas = make_sigmas("normal", 6, 3.0)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first = run(name, sigmas, seed=1).latents
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(run(name, sigmas, seed=1).latents, first)
+    assert not torch.equal(run(name, sigmas, seed=2).latents, first)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -150,24 +307,11 @@ def test_stepping_leaves_the_state_it_was_given_alone(name):
             for field in dataclasses.fields(state)
             for value in [getattr(state, field.name)]
         }
-        later = sampler.step(state, velocity(state.latents, sampler.sigma(state)))
+        later = advance(sampler, state)
         for name_, copy in copies.items():
             now = getattr(state, name_)
             assert torch.equal(now, copy) if isinstance(copy, torch.Tensor) else now == copy
         state = later
-
-
-def test_two_requests_stepped_in_turn_do_not_touch_each_other():
-    sigmas = make_sigmas("normal", 6, 3.0)
-    alone = [run("dpmpp_2m_sde", sigmas, seed).latents for seed in (1, 2)]
-    sampler = Sampler("dpmpp_2m_sde", sigmas)
-    states = [start(seed, *SHAPE) for seed in (1, 2)]
-    while not sampler.is_finished(states[0]):
-        states = [
-            sampler.step(state, velocity(state.latents, sampler.sigma(state))) for state in states
-        ]
-    for state, latents in zip(states, alone, strict=True):
-        assert torch.equal(state.latents, latents)
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
@@ -180,7 +324,15 @@ def test_an_unknown_sampler_is_refused_by_name():
     with pytest.raises(InvalidRequest) as caught:
         Sampler("ddim", [1.0, 0.0])
     assert caught.value.field == "sampler"
-    assert "dpmpp_2m_sde" in str(caught.value.allowed)
+    assert all(name in str(caught.value.allowed) for name in SAMPLERS)
+
+
+def test_requests_name_the_samplers_and_schedulers_there_are():
+    fields = requests.GenerateRequest.allowed()
+    assert get_args(requests.Sampler) == SAMPLERS
+    assert get_args(requests.Scheduler) == SCHEDULERS
+    assert fields["sampler"] == "one of: " + ", ".join(SAMPLERS)
+    assert fields["scheduler"] == "one of: " + ", ".join(SCHEDULERS)
 
 
 @settings(max_examples=60)
