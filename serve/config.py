@@ -27,18 +27,9 @@ from pydantic_settings import (
 from cluster.pool_state import Stage
 from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
+from serve.model_settings import ModelSettings as ModelSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
-
-
-class ModelSettings(Section):
-    """Which model to serve."""
-
-    path: str = Field(
-        "builtin",
-        description="`builtin`, `pico`, or a folder in Diffusers layout readable on every node",
-    )
-    name: str | None = Field(None, description="name callers use; the folder's own name if absent")
 
 
 class PoolSettings(Section):
