@@ -4,10 +4,12 @@ A pause between two steps is the lever that counts: two rows of Large already dr
 may draw, so fewer rows a forward cool nothing by themselves. They only make forwards short, so
 that pauses come often and the temperature ripples less.
 
-The control is proportional-integral with three provisions. Far below the target the integral
-forgets, so that a cold card starts at full speed and none of that time is held against it. Near the
-target the share begins to fall before the target is reached. And when the card's own
-protection sets in, nothing is awaited: the share is cut at once and given back slowly.
+The control is proportional-integral with four provisions. A die warms and cools by 10 C within one
+step and one pause, so a single reading says little: readings are averaged over some seconds. Far
+below the target the integral forgets, so that a cold card starts at full speed and none of that
+time is held against it. Near the target the share begins to fall before the target is reached. And
+when the card's own protection sets in, nothing is awaited: the share is cut at once and given back
+slowly.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from dataclasses import dataclass
 
 # Stable, without oscillation worth the name, for cards whose temperature rises by 10 to 60 C from
 # idle to full power, at once or over a minute (`tests/unit/test_governor.py`).
-_PROPORTIONAL = 0.06  # of the time, for each degree
-_INTEGRAL = 0.006  # of the time, for each degree and second
-_RESTING = 0.6  # the integral of a card that has room: it slows down from 7 C below the target on
+_PROPORTIONAL = 0.03  # of the time, for each degree
+_INTEGRAL = 0.004  # of the time, for each degree and second
+_RESTING = 0.8  # the integral of a card that has room: it slows down from 7 C below the target on
+_AVERAGED_OVER_S = 2.0
 _FORGETS_IN_S = 5.0
 _CUT = 0.7  # of the share, each second that the card protects itself
 _REGAINED = 0.01  # of the time, each second after that
 _LONGEST_GAP_S = 5.0  # between readings; older ones say nothing of the time between
-_TRIMS_BELOW = 0.6  # of the time; rows are trimmed below it
-_MOST_ROWS, _LEAST_ROWS = 32, 2
+# Below so much of the time no more rows a forward. Each costs Large at 1024x1024 a few per cent.
+_ROWS = ((0.35, 2), (0.6, 4), (0.8, 8))
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Governor:
         self._integral = _RESTING
         self._ceiling = 1.0  # what the card's protection leaves
         self._last_at: float | None = None
+        self._average_c: float | None = None
 
     @property
     def at_rest(self) -> bool:
@@ -124,11 +128,12 @@ class Governor:
         elapsed = self._elapsed(at)
         self._protect(throttled, elapsed)
         target = self._target(limit_c)
-        if temperature_c is None or target is None or not math.isfinite(temperature_c):
+        average = self._averaged(temperature_c, elapsed)
+        if average is None or target is None:
             duty, reason = 1.0, FREE.reason
         else:
-            duty = self._controlled(target - temperature_c, elapsed, busy)
-            reason = f"{temperature_c:.0f} C, to stay under {target:.0f}"
+            duty = self._controlled(target - average, elapsed, busy)
+            reason = f"{average:.0f} C, to stay under {target:.0f}"
         if self._ceiling < duty:
             reason = "the card slows itself down for heat" if throttled else "it did so just now"
         duty = max(min(duty, self._ceiling), self.settings.least_duty)
@@ -147,6 +152,16 @@ class Governor:
         if limit_c is None or not math.isfinite(limit_c):
             return None
         return limit_c - self.settings.below_limit_c
+
+    def _averaged(self, temperature_c: float | None, elapsed: float) -> float | None:
+        if temperature_c is None or not math.isfinite(temperature_c):
+            self._average_c = None
+        elif self._average_c is None:
+            self._average_c = temperature_c
+        else:
+            new = 1 - math.exp(-elapsed / _AVERAGED_OVER_S)
+            self._average_c += (temperature_c - self._average_c) * new
+        return self._average_c
 
     def _protect(self, throttled: bool, elapsed: float) -> None:
         if throttled:
@@ -174,6 +189,4 @@ class Governor:
 
 
 def _most_rows(duty: float) -> int | None:
-    if duty >= _TRIMS_BELOW:
-        return None
-    return max(_LEAST_ROWS, int(_MOST_ROWS * duty / _TRIMS_BELOW) // 2 * 2)
+    return next((rows for below, rows in _ROWS if duty < below), None)

@@ -16,12 +16,12 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from deployments.heat_watch import HeatWatch
 
 from cluster.governor import FREE, Allowance, GovernorSettings
-from cluster.thermal import HeatSource
+from cluster.thermal import HeatSource, Reading
 from deployments.engine import Engine
 from deployments.governed_heat import GovernedHeat
+from deployments.heat_watch import HeatWatch
 from deployments.payloads import Latents, StepProgress
 from deployments.sd3.mmdit import Mmdit
 from deployments.step_costs import StepCosts
@@ -118,12 +118,6 @@ class Bench:
             self._watch.close()
         return samples, marks
 
-    @property
-    def temperature_c(self) -> float | None:
-        """Of the newest reading."""
-        newest = self._watch.newest
-        return None if newest is None else newest.temperature_c
-
     def _governor_of(self, settings: GovernorSettings | None) -> Callable[[], Allowance]:
         return (lambda: FREE) if settings is None else GovernedHeat(self._watch, settings)
 
@@ -141,14 +135,14 @@ class Bench:
             self.failed.append(event)
 
     def _sample(self, at: float) -> Sample:
-        reading, stats = self._watch.newest, self._engine.stats()
+        reading, stats = self._watch.newest or Reading(at=0.0), self._engine.stats()
         return Sample(
             seconds=round(at, 3),
-            temperature_c=reading and reading.temperature_c,
-            memory_temperature_c=reading and reading.memory_temperature_c,
-            power_w=reading and reading.power_w,
-            sm_clock_mhz=reading and reading.sm_clock_mhz,
-            reasons=reading and reading.clocks_event_reasons,
+            temperature_c=reading.temperature_c,
+            memory_temperature_c=reading.memory_temperature_c,
+            power_w=reading.power_w,
+            sm_clock_mhz=reading.sm_clock_mhz,
+            reasons=reading.clocks_event_reasons,
             duty=round(self._engine.allowance.duty, 4),
             rows=stats.last_rows,
             step_ms=stats.last_forward_ms,
@@ -283,12 +277,12 @@ def plot(samples: Sequence[Sample], marks: Sequence[tuple[float, str]], target_c
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Run it on the card."""
     from cluster.thermal import open_source
-    from deployments.energy import uuid_of
+    from deployments.card_uuid import card_uuid
     from loadtest.record_step_costs import load_mmdit, record
     from serve.config import ThermalSettings
 
     device = torch.device(options.device)
-    source = open_source(uuid_of(device), ThermalSettings())
+    source = open_source(card_uuid(device), ThermalSettings())
     if source is None:
         raise SystemExit("this card cannot be read: there is no heat to govern")
     mmdit = load_mmdit(options.model, device, options.precision)

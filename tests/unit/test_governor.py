@@ -64,10 +64,29 @@ def test_a_card_settles_at_its_target_without_swinging(
     assert abs(fmean(duties[-1000:]) - share) <= blur
 
 
-def test_as_the_h100_was_recorded_no_ten_seconds_lie_2_c_above() -> None:
+def test_as_the_h100_was_recorded_ten_seconds_after_its_start_it_is_at_the_target() -> None:
     temperatures, _ = governed(Card(18, 1, 9, 20), 50)
-    assert max(ten_second_means(temperatures)) <= 52
-    assert max(temperatures) <= 53
+    assert max(ten_second_means(temperatures)[2:]) <= 52
+    assert max(temperatures) <= 54
+
+
+def test_the_ripple_of_forwards_and_pauses_does_not_shake_the_share() -> None:
+    # A die's own response, as seen on an H100: 12 C within a fifth of a second.
+    governor = Governor(GovernorSettings(target_c=50))
+    die, card = Card(12, 0.2, 0.0001, 1), Card(6, 2, 9, 20)
+    allowance, duties, forward_s = FREE, [], 0.2
+    computing, left = 1.0, forward_s
+    for number in range(3000):
+        temperature = die.run(computing) + card.run(computing) - 34
+        left -= STEP_S
+        if left <= 0:
+            computing = 1.0 - computing if allowance.duty < 1 else 1.0
+            left = forward_s if computing else allowance.pause_s(forward_s)
+        if number % READ_EVERY == 0:
+            allowance = governor.observe(number * STEP_S, round(temperature), None, False)
+            duties.append(allowance.duty)
+    settled = duties[len(duties) // 2 :]
+    assert max(settled) - min(settled) <= 0.15
 
 
 def test_a_card_that_stays_cool_is_never_held_back() -> None:
@@ -82,7 +101,7 @@ def test_full_speed_returns_once_the_card_has_room() -> None:
     assert held.duty == pytest.approx(0.1)
     assert not governor.at_rest
     back = next(s for s in itertools.count() if governor.observe(60 + s, 40, None, False).duty == 1)
-    assert back <= 3
+    assert back <= 10
     for second in range(100, 160):
         governor.observe(second, 40, None, False)
     assert governor.at_rest
@@ -104,7 +123,9 @@ def test_throttling_cuts_at_once_and_the_share_comes_back_slowly() -> None:
 def test_the_limit_that_the_card_states_counts_unless_a_target_is_set() -> None:
     own = Governor(GovernorSettings(below_limit_c=5))
     assert own.observe(0, 70, 87, False).duty == 1
-    assert own.observe(1, 84, 87, False).duty < 1
+    for second in range(1, 5):
+        own.observe(second, 84, 87, False)
+    assert own.allowance.duty < 1
     assert "82" in own.allowance.reason
     assert Governor(GovernorSettings(target_c=60)).observe(0, 70, 87, False).duty < 1
 
