@@ -21,10 +21,21 @@ _DATES_REPORT = "accepted"
 class Context(Protocol):
     """What is used of Ray Serve's `AutoscalingContext`."""
 
-    target_num_replicas: int
-    running_replicas: Sequence[Any]
-    capacity_adjusted_min_replicas: int
-    capacity_adjusted_max_replicas: int
+    @property
+    def target_num_replicas(self) -> int:
+        """That are asked for at present."""
+
+    @property
+    def running_replicas(self) -> Sequence[Any]:
+        """Their ids, with `unique_id`."""
+
+    @property
+    def capacity_adjusted_min_replicas(self) -> int:
+        """Never fewer."""
+
+    @property
+    def capacity_adjusted_max_replicas(self) -> int:
+        """Never more."""
 
     @property
     def raw_metrics(self) -> Mapping[str, Mapping[Any, Sequence[Any]]] | None:

@@ -5,19 +5,26 @@
 
 # No `from __future__ import annotations` here: Serve converts the argument of a builder only if
 # its annotation is a class, and hands over a bare dict otherwise.
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from cluster.card_kinds import card_kind
+from cluster.pool_state import Stage
+from cluster.serve_states import PoolFacts
 from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.config import ModelSettings, PipelineSettings, PoolSettings, Settings
+from serve.config import PipelineSettings, PoolSettings, Settings
 from serve.errors import Overloaded
+from serve.heat_settings import AutoscalingSettings, RoutingSection
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
+from serve.pool_choice import kind_of_card, speed_of
 
 APP_NAME = "kelvin"
 PIPELINE_NAME = "pipeline"
@@ -28,6 +35,9 @@ _GRACEFUL_SHUTDOWN_S = 120.0
 # Beside generate calls, which the Pipeline counts itself, it must still answer status and health.
 _ROOM_FOR_OTHER_CALLS = 64
 _RETRY_AFTER_S = 2
+_REPORTED_EVERY_S = 1.0
+
+_CLASSES: dict[Stage, type] = {"text": TextEncoder, "denoise": Denoiser, "decode": VaeDecoder}
 
 
 def build(settings: Settings) -> Application:
@@ -37,36 +47,90 @@ def build(settings: Settings) -> Application:
         ConfigurationError: The model folder cannot be used.
     """
     spec = ModelSpec.from_directory(resolve_model_dir(settings.model), model_name(settings.model))
-    (text_encoder,) = settings.text_encoder
-    (denoiser,) = settings.denoiser
-    (vae_decoder,) = settings.vae_decoder
     pipeline = serve.deployment(
         serve.ingress()(Pipeline),
         name=PIPELINE_NAME,
         **_pipeline_options(settings.pipeline),
     )
-    return pipeline.bind(
-        settings,
-        spec,
-        _pool(TextEncoder, settings.model, text_encoder),
-        _pool(Denoiser, settings.model, denoiser),
-        _pool(VaeDecoder, settings.model, vae_decoder),
-    )
+    pools = {
+        pool.name: _pool(settings, spec.name, stage, pool)
+        for stage, stage_pools in settings.pools.items()
+        for pool in stage_pools
+    }
+    return pipeline.bind(settings, spec, pools)
 
 
-def _pool(stage: type, model: ModelSettings, pool: PoolSettings) -> Application:
+def _pool(settings: Settings, model: str, stage: Stage, pool: PoolSettings) -> Application:
     actor: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
     if pool.accelerator_type is not None:
         actor["accelerator_type"] = pool.accelerator_type
-    return serve.deployment(
-        stage,
+    deployment = serve.deployment(
+        _CLASSES[stage],
         name=pool.name,
-        num_replicas=pool.num_replicas,
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=pool.max_queued_requests,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
         ray_actor_options=actor,
-    ).bind(model, pool)
+        **replicas_of(settings.autoscaling, model, stage, pool),
+        **_routing(settings.routing),
+    )
+    if stage == "denoise":
+        return deployment.bind(settings.model, pool, settings.thermal, settings.governor)
+    return deployment.bind(settings.model, pool)
+
+
+def replicas_of(
+    settings: AutoscalingSettings, model: str, stage: Stage, pool: PoolSettings
+) -> dict[str, Any]:
+    """Return the options of a deployment that say how many replicas it has.
+
+    Args:
+        settings: Section `autoscaling`.
+        model: Name of the model that the pool serves.
+        stage: Of the pool.
+        pool: The pool.
+    """
+    if not pool.is_autoscaled:
+        return {"num_replicas": pool.num_replicas}
+    bounds = {
+        "min_replicas": pool.min_replicas,
+        "max_replicas": pool.max_replicas,
+        "initial_replicas": pool.num_replicas,
+    }
+    if settings.policy == "queue":
+        return {"autoscaling_config": AutoscalingConfig(**bounds)}
+    kind = kind_of_card(pool)
+    facts = PoolFacts(
+        name=pool.name,
+        stage=stage,
+        model=model,
+        kind=kind,
+        kind_speed=speed_of(pool),
+        cost_per_hour=pool.cost_per_hour or card_kind(kind).cost_per_hour,
+        start_s=pool.start_s,
+    )
+    policy = AutoscalingPolicy(
+        policy_function="cluster.serve_autoscaling:PoolPolicy",
+        policy_kwargs={"pool": asdict(facts), "settings": settings.model_dump(exclude={"policy"})},
+    )
+    # The plan alone decides when: Serve's own delays would come on top of its.
+    delays = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, "downscale_to_zero_delay_s": 0.0}
+    # Serve's default is 10 s between two reports: a card throttles in less.
+    config = AutoscalingConfig(
+        **bounds,
+        **delays,
+        metrics_interval_s=_REPORTED_EVERY_S,
+        look_back_period_s=2 * _REPORTED_EVERY_S,
+        policy=policy,
+    )
+    return {"autoscaling_config": config}
+
+
+def _routing(settings: RoutingSection) -> dict[str, Any]:
+    if settings.policy == "power_of_two":
+        return {}
+    router = RequestRouterConfig(request_router_class="cluster.serve_routing:KelvinRouter")
+    return {"request_router_config": router}
 
 
 def _pipeline_options(settings: PipelineSettings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import (
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -36,17 +37,21 @@ class PoolSettings(Section):
     """One pool: one stage of one model on one kind of card, exactly one Ray Serve deployment."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="deployment name")
-    num_replicas: int = Field(
-        1,
-        ge=0,
-        description="processes, each with its own copy of the weights; with min_replicas and "
-        "max_replicas those to begin with",
-    )
     min_replicas: int | None = Field(
         None, ge=0, description="the fewest that autoscaling leaves; 0 lets an idle pool go"
     )
     max_replicas: int | None = Field(
-        None, ge=1, description="the most that autoscaling starts; with min_replicas, or not at all"
+        None,
+        ge=1,
+        validate_default=True,
+        description="the most that autoscaling starts; with min_replicas, or not at all",
+    )
+    num_replicas: int = Field(
+        1,
+        ge=0,
+        validate_default=True,
+        description="processes, each with its own copy of the weights; with min_replicas and "
+        "max_replicas those to begin with",
     )
     kind_speed: float | None = Field(
         None, gt=0, description="of a cool card, an H100 being 1; an estimate by its kind if absent"
@@ -81,16 +86,26 @@ class PoolSettings(Section):
         "far as more rows still pay; chosen by device if empty",
     )
 
-    @model_validator(mode="after")
-    def _bounds_are_in_order(self) -> "PoolSettings":
-        if (self.min_replicas is None) != (self.max_replicas is None):
+    @field_validator("max_replicas")
+    @classmethod
+    def _bounds_are_in_order(cls, most: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("min_replicas")
+        if (least is None) != (most is None):
             raise ValueError("min_replicas and max_replicas are given together, or neither")
-        if self.min_replicas is None or self.max_replicas is None:
-            if self.num_replicas < 1:
-                raise ValueError("num_replicas is 1 or more where autoscaling starts none")
-        elif not self.min_replicas <= self.num_replicas <= self.max_replicas:
-            raise ValueError("num_replicas lies between min_replicas and max_replicas")
-        return self
+        if least is not None and most is not None and most < least:
+            raise ValueError("max_replicas is not below min_replicas")
+        return most
+
+    @field_validator("num_replicas")
+    @classmethod
+    def _begins_within_bounds(cls, number: int, info: ValidationInfo) -> int:
+        least, most = (info.data.get(name) for name in ("min_replicas", "max_replicas"))
+        if least is None or most is None:
+            if number < 1:
+                raise ValueError("1 or more, where min_replicas and max_replicas are not given")
+        elif not least <= number <= most:
+            raise ValueError("lies between min_replicas and max_replicas")
+        return number
 
     @property
     def is_autoscaled(self) -> bool:

@@ -55,7 +55,9 @@ def running_ray(settings: Settings) -> Iterator[None]:
             folder = tempfile.mkdtemp(prefix="kelvin-", dir="/tmp")
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {
-                "num_cpus": max(os.cpu_count() or 1, math.ceil(_reserved(settings)["CPU"])),
+                "num_cpus": max(
+                    os.cpu_count() or 1, math.ceil(_reserved(settings, at_most=True)["CPU"])
+                ),
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": folder,
@@ -82,14 +84,23 @@ def _init(options: dict[str, Any]) -> None:
         ) from error
 
 
-def _reserved(settings: Settings) -> dict[str, float]:
-    """Return Ray resource -> how much of it all replicas reserve."""
-    pools = (*settings.text_encoder, *settings.denoiser, *settings.vae_decoder)
+def _reserved(settings: Settings, *, at_most: bool = False) -> dict[str, float]:
+    """Return Ray resource -> how much of it all replicas reserve.
+
+    Args:
+        settings: All of them.
+        at_most: With as many replicas as autoscaling may start, not those to begin with.
+    """
+    replicas = [
+        (pool.most_replicas if at_most else pool.num_replicas, pool)
+        for pools in settings.pools.values()
+        for pool in pools
+    ]
     pipeline = settings.pipeline
     return {
-        "CPU": sum(pool.num_replicas * pool.num_cpus for pool in pools)
+        "CPU": sum(number * pool.num_cpus for number, pool in replicas)
         + pipeline.num_replicas * pipeline.num_cpus,
-        "GPU": sum(pool.num_replicas * pool.num_gpus for pool in pools),
+        "GPU": sum(number * pool.num_gpus for number, pool in replicas),
     }
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.sd3.sigmas import make_sigmas
 from serve import telemetry
+from serve.autoscaling_status import shown_autoscaling
 from serve.config import PoolSettings, Settings
 from serve.endings import Endings, last_event
 from serve.errors import JobConflict, Overloaded
 from serve.job_ids import new_job_id, not_found
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
+from serve.pool_choice import PoolChoice
 from serve.production import PipelineIdentity, Production
 from serve.readiness import Readiness
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
@@ -41,20 +43,29 @@ _FOREIGN_JOB_POLL_S = 1.0
 
 
 class Pipeline:
-    """Plain class; the builder makes it a deployment. Every method may be called by handle."""
+    """Plain class; the builder makes it a deployment. Every method may be called by handle.
+
+    Args:
+        settings: All of them.
+        spec: Of the model.
+        handles: Of every pool, by its name.
+    """
 
     def __init__(
         self,
         settings: Settings,
         spec: ModelSpec,
-        text_encoder: DeploymentHandle,
-        denoiser: DeploymentHandle,
-        vae_decoder: DeploymentHandle,
+        handles: Mapping[str, DeploymentHandle],
     ) -> None:
         self.settings = settings
         self.spec = spec
         self._stages = Stages(
-            text_encoder, denoiser, vae_decoder, retries=settings.pipeline.stage_retries
+            {
+                stage: {pool.name: handles[pool.name] for pool in pools}
+                for stage, pools in settings.pools.items()
+            },
+            PoolChoice(settings),
+            retries=settings.pipeline.stage_retries,
         )
         self._store = ObjectStore(settings.storage)
         self._journal = JobJournal(self._store)
@@ -178,6 +189,9 @@ class Pipeline:
         return {
             "model": self.spec.model_dump(),
             "stages": await self._readiness.replicas(),
+            "autoscaling": await asyncio.to_thread(
+                shown_autoscaling, self._identity.application, self.settings
+            ),
             "pipeline": {
                 **self._identity.as_json(),
                 "running_jobs": len(self._live),
@@ -253,11 +267,10 @@ def _check_schedule(request: GenerateRequest) -> None:
 
 def _most_pictures(settings: Settings) -> float:
     """Return how many pictures every stage takes from one Pipeline, waiting ones included."""
-    stages = (settings.text_encoder, settings.denoiser, settings.vae_decoder)
-    return min(_capacity(pool) for (pool,) in stages)
+    return min(sum(map(_capacity, pools)) for pools in settings.pools.values())
 
 
 def _capacity(pool: PoolSettings) -> float:
     if pool.max_queued_requests < 0:
         return float("inf")
-    return pool.num_replicas * pool.max_ongoing_requests + pool.max_queued_requests
+    return pool.most_replicas * pool.max_ongoing_requests + pool.max_queued_requests

@@ -53,12 +53,14 @@ class PipelineIdentity:
     replica: str
     pid: int
     node: str
+    application: str = ""
 
     @classmethod
     def of_this_process(cls) -> PipelineIdentity:
         """Ask Serve and Ray; must run inside a replica."""
-        replica = serve.get_replica_context().replica_id.unique_id
-        return cls(replica, os.getpid(), ray.get_runtime_context().get_node_id())
+        context = serve.get_replica_context()
+        node = ray.get_runtime_context().get_node_id()
+        return cls(context.replica_id.unique_id, os.getpid(), node, context.app_name)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""

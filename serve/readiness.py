@@ -6,11 +6,15 @@ import asyncio
 import secrets
 from typing import Any
 
+from ray.serve.handle import DeploymentHandle
+
 from serve.errors import KelvinError
 from serve.stages import Stages, typed_error
 from serve.storage import ObjectStore
 
 _ANSWER_WITHIN_S = 5.0
+
+_Answer = list[dict[str, Any]] | KelvinError
 
 
 class Readiness:
@@ -21,35 +25,46 @@ class Readiness:
         self._store = store
 
     async def replicas(self) -> dict[str, list[dict[str, Any]]]:
-        """Return stage -> the status of each of its replicas; none for a stage that is down."""
-        names = list(self._stages.handles)
-        found = await asyncio.gather(*(self._replicas(name) for name in names))
+        """Return stage -> the status of each replica of its pools; none for a pool that is down."""
+        found = await self._all_replicas()
         return {
-            name: [] if isinstance(answer, KelvinError) else answer
-            for name, answer in zip(names, found, strict=True)
+            stage: [
+                replica
+                for answer in pools.values()
+                if isinstance(answer, list)
+                for replica in answer
+            ]
+            for stage, pools in found.items()
         }
 
     async def check(self) -> dict[str, Any]:
-        """Return `{"ready": bool, "checks": [{"name", "ok", "detail"}, ...]}`."""
-        names = list(self._stages.handles)
-        *stages, store = await asyncio.gather(
-            *(self._replicas(name) for name in names), self._store_answers()
-        )
-        checks = [
-            _check(name, answer, f"{len(answer)} replicas")
-            if isinstance(answer, list)
-            else _check(name, answer, "")
-            for name, answer in zip(names, stages, strict=True)
-        ]
+        """Return `{"ready": bool, "checks": [{"name", "ok", "detail"}, ...]}`.
+
+        A stage of several pools is ready as soon as one of them is.
+        """
+        stages, store = await asyncio.gather(self._all_replicas(), self._store_answers())
+        checks = [_stage_check(stage, pools) for stage, pools in stages.items()]
         checks.append(_check("store", store, "answers"))
         return {"ready": all(check["ok"] for check in checks), "checks": checks}
 
-    async def _replicas(self, stage: str) -> list[dict[str, Any]] | KelvinError:
+    async def _all_replicas(self) -> dict[str, dict[str, _Answer]]:
+        asked = [
+            (stage, pool, handle)
+            for stage, pools in self._stages.pools.items()
+            for pool, handle in pools.items()
+        ]
+        answers = await asyncio.gather(
+            *(self._replicas(stage, handle) for stage, _, handle in asked)
+        )
+        found: dict[str, dict[str, _Answer]] = {}
+        for (stage, pool, _), answer in zip(asked, answers, strict=True):
+            found.setdefault(stage, {})[pool] = answer
+        return found
+
+    async def _replicas(self, stage: str, handle: DeploymentHandle) -> _Answer:
         try:
-            answers: list[dict[str, Any]] = (
-                await self._stages.handles[stage]
-                .broadcast("status")
-                .results_async(timeout_s=_ANSWER_WITHIN_S)
+            answers: list[dict[str, Any]] = await handle.broadcast("status").results_async(
+                timeout_s=_ANSWER_WITHIN_S
             )
         except Exception as error:
             # Ray's, Serve's and the replica's own failures alike mean: not ready, and say why.
@@ -67,6 +82,19 @@ class Readiness:
         except TimeoutError:
             return KelvinError(f"The object store did not answer within {_ANSWER_WITHIN_S} s.")
         return None
+
+
+def _stage_check(stage: str, pools: dict[str, _Answer]) -> dict[str, Any]:
+    lists = [answer for answer in pools.values() if isinstance(answer, list)]
+    if not lists:
+        return _check(stage, next(iter(pools.values())), "")
+    detail = f"{sum(map(len, lists))} replicas"
+    failed = [
+        f"{pool}: {answer.message}"
+        for pool, answer in pools.items()
+        if isinstance(answer, KelvinError)
+    ]
+    return _check(stage, None, "; ".join([detail, *failed]))
 
 
 def _check(name: str, failure: object, detail: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The three stages as the Pipeline calls them: retries where a replica died, typed errors.
+"""The three stages as the Pipeline calls them: which pool, retries where a replica died, errors.
 
 What crosses a process boundary comes back wrapped by Ray; here it is unwrapped, so that the rest
 of the Pipeline sees the errors of `serve.errors` and nothing else.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import (
@@ -21,6 +21,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from cluster.pool_state import ReplicaState, Stage
 from deployments.payloads import (
     DenoiseJob,
     Latents,
@@ -38,28 +39,52 @@ _Result = TypeVar("_Result")
 _PAUSE_BEFORE_RETRY_S = 0.2
 
 
+class Choice(Protocol):
+    """Which pool takes a piece of work; `serve.pool_choice.PoolChoice` is one."""
+
+    def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
+        """Return the name of one of the stage's pools."""
+
+    def heard(self, pool: str, load: ReplicaState | None) -> None:
+        """Take what one of a pool's replicas told of itself."""
+
+    def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
+        """Take what a picture cost there."""
+
+
 class Stages:
-    """Handles to the text, denoise and decode pools."""
+    """Handles to the text, denoise and decode pools.
+
+    Args:
+        pools: Stage -> pool -> its handle.
+        choice: Among the pools of a stage.
+        retries: After the death of a replica.
+    """
 
     def __init__(
         self,
-        text_encoder: DeploymentHandle,
-        denoiser: DeploymentHandle,
-        vae_decoder: DeploymentHandle,
+        pools: Mapping[Stage, Mapping[str, DeploymentHandle]],
+        choice: Choice,
         *,
         retries: int,
     ) -> None:
-        self.handles = {"text": text_encoder, "denoise": denoiser, "decode": vae_decoder}
-        self._denoise = denoiser.options(stream=True).denoise
+        self.pools = pools
+        self._choice = choice
+        self._denoisers = {
+            name: handle.options(stream=True).denoise for name, handle in pools["denoise"].items()
+        }
         self._retries = retries
 
     async def encode(self, jobs: tuple[TextJob, ...]) -> tuple[PromptEmbedding, ...]:
         """Encode prompts, all by one replica."""
 
         async def attempt() -> tuple[PromptEmbedding, ...]:
+            pool = self._choice.pool("text")
             encoded: tuple[PromptEmbedding, ...] = await _answer(
-                self.handles["text"].encode.remote(jobs)
+                self.pools["text"][pool].encode.remote(jobs)
             )
+            if encoded:
+                self._choice.heard(pool, encoded[0].load)
             return encoded
 
         return await self._retried("text", attempt)
@@ -76,11 +101,14 @@ class Stages:
         began = monotonic()
 
         async def attempt() -> Latents:
-            stream = self._denoise.remote(_with_time_left(job, monotonic() - began))
+            pool = self._choice.pool("denoise", job)
+            stream = self._denoisers[pool].remote(_with_time_left(job, monotonic() - began))
             try:
                 async for events in _items(stream):
                     for event in events:
+                        self._choice.heard(pool, event.load)
                         if isinstance(event, Latents):
+                            self._choice.learnt(pool, job, event)
                             return event
                         on_progress(event)
             except BaseException:
@@ -95,7 +123,9 @@ class Stages:
         """Decode one picture."""
 
         async def attempt() -> Pixels:
-            pixels: Pixels = await _answer(self.handles["decode"].decode.remote(latents))
+            pool = self._choice.pool("decode")
+            pixels: Pixels = await _answer(self.pools["decode"][pool].decode.remote(latents))
+            self._choice.heard(pool, pixels.load)
             return pixels
 
         return await self._retried("decode", attempt)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from serve.config import Settings, load_settings
+from serve.config import PoolSettings, Settings, load_settings
 from serve.errors import ConfigurationError
 
 _ALLOWED = "section.name=value, e.g. storage.bucket=pictures; README.md lists every setting"
@@ -49,9 +49,21 @@ def settings_from_options(
         beneath = load_settings(config)
         for stage in _STAGES:
             if isinstance(changed := tree.get(stage), dict):
-                (pool,) = getattr(beneath, stage)
-                tree[stage] = [{**pool.model_dump(), **changed}]
+                tree[stage] = [{**_only_pool(beneath, stage).model_dump(), **changed}]
     return load_settings(config, tree)
+
+
+def _only_pool(settings: Settings, stage: str) -> PoolSettings:
+    pools: tuple[PoolSettings, ...] = getattr(settings, stage)
+    first, *others = pools
+    if others:
+        names = ", ".join(pool.name for pool in (first, *others))
+        raise ConfigurationError(
+            f"--set cannot tell the pools of {stage} apart: {names}.",
+            field=stage,
+            allowed="change them in the file, or give them all: --set 'denoiser=[{name: ...}]'",
+        )
+    return first
 
 
 def _parsed(assignment: str) -> tuple[str, Any]:

@@ -118,7 +118,8 @@ def new_pipeline(
         largest_area=4096,
     )
     settings = Settings(storage=storage).model_copy(update={narrowest: (narrow,)})
-    return Pipeline(settings, spec, stages, stages, stages)
+    names = [pool.name for pools in settings.pools.values() for pool in pools]
+    return Pipeline(settings, spec, dict.fromkeys(names, stages))
 
 
 async def follow(pipeline: Pipeline, job_id: str) -> list[JobEvent]:

@@ -1,5 +1,6 @@
 """Settings: which source wins, and that every mistake is a typed error that names the setting."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
 
 from serve.config import Settings, StorageSettings, load_settings
 from serve.errors import ConfigurationError
 
 _ROOT = Path(__file__).parents[2]
-_SHIPPED = sorted((_ROOT / "cluster").glob("*.yaml"))
+_SERVE_CONFIG = _ROOT / "cluster" / "serve-autoscaling.yaml"
+_SHIPPED = sorted(set((_ROOT / "cluster").glob("*.yaml")) - {_SERVE_CONFIG})
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -33,6 +36,49 @@ def test_shipped_files_are_valid(path):
 def test_local_file_is_shipped_and_says_the_defaults():
     assert _ROOT / "cluster" / "local.yaml" in _SHIPPED
     assert load_settings(_ROOT / "cluster" / "local.yaml") == Settings()
+
+
+def test_serve_config_is_valid_and_names_the_policy():
+    config = yaml.safe_load(_SERVE_CONFIG.read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert application.autoscaling_policy is not None
+    module, name = application.autoscaling_policy["policy_function"].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    settings = Settings.model_validate(application.args)
+    assert [pool.name for pool in settings.denoiser] == ["denoiser-h100", "denoiser-l4"]
+    assert all(pool.is_autoscaled for pools in settings.pools.values() for pool in pools)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_replicas": 1},
+        {"max_replicas": 2},
+        {"min_replicas": 2, "max_replicas": 3},
+        {"min_replicas": 0, "max_replicas": 3, "num_replicas": 4},
+        {"min_replicas": 3, "max_replicas": 2, "num_replicas": 3},
+        {"num_replicas": 0},
+    ],
+    ids=str,
+)
+def test_replicas_lie_within_their_bounds(wrong):
+    with pytest.raises(ConfigurationError):
+        load_settings(None, {"denoiser": [{"name": "denoiser", **wrong}]})
+
+
+def test_a_pool_may_begin_with_nothing():
+    pool = {"name": "denoiser", "num_replicas": 0, "min_replicas": 0, "max_replicas": 3}
+    (loaded,) = load_settings(None, {"denoiser": [pool]}).denoiser
+    assert loaded.is_autoscaled
+    assert loaded.most_replicas == 3
+
+
+def test_a_stage_may_have_several_pools():
+    pools = [{"name": "h100"}, {"name": "l4"}]
+    settings = load_settings(None, {"denoiser": pools})
+    assert [pool.name for pool in settings.pools["denoise"]] == ["h100", "l4"]
+    with pytest.raises(ConfigurationError, match="name of its own"):
+        load_settings(None, {"denoiser": [*pools, {"name": "h100"}]})
 
 
 def test_later_sources_win(tmp_path, monkeypatch):
@@ -90,7 +136,10 @@ def test_unrelated_variables_are_left_alone(monkeypatch):
         ("storage: 7", "storage"),
         ("denoiser: []", "denoiser"),
         ("denoiser: [{}]", "denoiser.0.name"),
-        ("denoiser: [{name: a}, {name: b}]", "denoiser"),
+        ("autoscaling: {policy: temperature}", "autoscaling.policy"),
+        ("autoscaling: {target_utilisation: 1.5}", "autoscaling.target_utilisation"),
+        ("routing: {policy: random}", "routing.policy"),
+        ("governor: {below_limit_c: -1}", "governor.below_limit_c"),
         ("denoiser: [{name: Ä}]", "denoiser.0.name"),
         ("denoiser: [{name: a, precision: fp4}]", "denoiser.0.precision"),
         ("http: {port: 65536}", "http.port"),

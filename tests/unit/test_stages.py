@@ -12,6 +12,7 @@ import pytest
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError
 
+from cluster.pool_state import ReplicaState, Stage
 from deployments.payloads import (
     DenoiseJob,
     Latents,
@@ -89,10 +90,33 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages_module, "_PAUSE_BEFORE_RETRY_S", 0.0)
 
 
+class FakeChoice:
+    """Takes the pools in turn and remembers what it was told."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+        self.told: list[tuple[str, ReplicaState]] = []
+        self.pictures: list[tuple[str, DenoiseJob, Latents]] = []
+
+    def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
+        return self.names.pop(0) if self.names else "only"
+
+    def heard(self, pool: str, load: ReplicaState | None) -> None:
+        if load is not None:
+            self.told.append((pool, load))
+
+    def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
+        self.pictures.append((pool, job, latents))
+
+
 def stages(retries: int = 2, **handles: Any) -> Stages:
-    names = ("text_encoder", "denoiser", "vae_decoder")
-    given: dict[str, Any] = {name: handles.get(name, FakeHandle()) for name in names}
-    return Stages(**given, retries=retries)
+    names: dict[Stage, str] = {
+        "text": "text_encoder",
+        "denoise": "denoiser",
+        "decode": "vae_decoder",
+    }
+    pools = {stage: {"only": handles.get(name, FakeHandle())} for stage, name in names.items()}
+    return Stages(pools, FakeChoice(), retries=retries)
 
 
 async def test_a_death_is_retried():
@@ -201,3 +225,30 @@ async def test_cancelling_reaches_the_replica(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert handle.responses[0].is_cancelled
+
+
+async def test_work_goes_to_the_chosen_pool_and_each_try_chooses_again():
+    fast = FakeHandle([(StepProgress(1, 2, 0.1),), DEAD])
+    slow = FakeHandle([(StepProgress(1, 2, 0.1), LATENTS)])
+    choice = FakeChoice("fast", "slow")
+    pools = {"text": {}, "denoise": {"fast": fast, "slow": slow}, "decode": {}}
+    made = Stages(pools, choice, retries=1)  # type: ignore[arg-type]
+    assert await made.denoise(JOB, lambda _: None) is LATENTS
+    assert len(fast.responses) == len(slow.responses) == 1
+    assert choice.pictures == [("slow", JOB, LATENTS)]
+
+
+async def test_what_replicas_tell_of_themselves_is_passed_on():
+    load = ReplicaState("r", waiting_s=3.0)
+    steps = [(replace(StepProgress(1, 2, 0.1), load=load), replace(LATENTS, load=load))]
+    choice = FakeChoice()
+    pools: Any = {
+        "text": {"only": FakeHandle((replace(PROMPT, load=load), PROMPT))},
+        "denoise": {"only": FakeHandle(steps)},
+        "decode": {"only": FakeHandle(replace(PIXELS, load=load))},
+    }
+    made = Stages(pools, choice, retries=0)
+    await made.encode(())
+    await made.denoise(JOB, lambda _: None)
+    await made.decode(LATENTS)
+    assert choice.told == [("only", load)] * 4

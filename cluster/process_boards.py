@@ -1,0 +1,81 @@
+"""One board a pool in each process: what its routers and its Pipeline know of the replicas.
+
+The Pipeline hears of replicas on the streams that it reads; the router, which decides, is made by
+Ray Serve, in a thread of its own, of a class that is copied by value. Both find the board here, in
+a module that is imported like any other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from cluster.load_board import LoadBoard
+from cluster.pool_state import ReplicaState
+from cluster.routing import ReplicaLoad, RoutedWork, RoutingSettings
+from cluster.work_sizes import WorkSizes
+
+_READING_STALE_S = 10.0
+
+
+class PoolBoard:
+    """What this process knows of one pool.
+
+    Args:
+        settings: How replicas are weighed.
+        clock: Seconds, never going back.
+    """
+
+    def __init__(
+        self, settings: RoutingSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.loads = LoadBoard(settings)
+        self.sizes = WorkSizes()
+        self.clock = clock
+        self.has_heard = False  # of any replica's load
+        self.has_replicas_told = False  # which replicas there are is known
+
+    def heard(self, state: ReplicaState) -> None:
+        """Take what a replica just told of itself."""
+        age = state.reading_age_s
+        is_fresh = age is not None and age <= _READING_STALE_S
+        load = ReplicaLoad(
+            id=state.id,
+            backlog_s=state.backlog_s,
+            speed=state.speed,
+            margin_c=state.margin_c if is_fresh else None,
+            throttled=state.throttled and is_fresh,
+            age_s=0.0,
+        )
+        self.loads.report(load, self.clock())
+        self.has_heard = True
+
+    def work(self, job: Any) -> RoutedWork:
+        """Return a picture's work on this pool, as far as it is known.
+
+        Args:
+            job: A `DenoiseJob`; of anything else nothing is known.
+        """
+        try:
+            cool_s = self.sizes.cool_s(kind_of(job), job.num_inference_steps)
+        except AttributeError:
+            return RoutedWork()
+        return RoutedWork(cool_s=cool_s)
+
+
+def kind_of(job: Any) -> Hashable:
+    """Return what the cost of a `DenoiseJob`'s steps depends on."""
+    tokens = job.positive.prompt_embeds.shape[0]
+    return job.width, job.height, tokens, job.negative is not None and job.guidance_scale > 1
+
+
+_guard = threading.Lock()
+_boards: dict[str, PoolBoard] = {}
+
+
+def board_of(pool: str) -> PoolBoard:
+    """Return this process's board of a pool, by the pool's name."""
+    with _guard:
+        return _boards.setdefault(pool, PoolBoard(RoutingSettings()))

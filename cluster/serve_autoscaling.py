@@ -1,0 +1,74 @@
+"""Ray Serve's two ways of asking how many replicas there should be, both answered by the plan.
+
+`ApplicationPolicy` is for the YAML that `serve deploy` takes: Serve asks it for all deployments at
+once. `PoolPolicy` is for `serve.run`, which knows no policy of an application: each pool asks for
+itself, and the pools meet in `cluster.serve_planner`. Each pool's facts are the `policy_kwargs` of
+its own deployment either way, put there by `serve.app`.
+
+Serve pickles this very module by value, so it keeps nothing. An exception from here would stop all
+of Serve: everything is caught, told once a minute, and answered with the number there is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from cluster.serve_planner import planner_of
+from cluster.serve_states import PoolFacts
+
+_BETWEEN_COMPLAINTS_S = 60.0
+
+
+class PoolPolicy:
+    """Asks for one deployment; Ray Serve makes it once and calls it ten times a second.
+
+    Args:
+        pool: Fields of `PoolFacts`.
+        settings: Fields of `cluster.autoscaling.PlanSettings`.
+    """
+
+    def __init__(self, pool: dict[str, Any], settings: dict[str, Any]) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._complained_at = float("-inf")
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """Return the number of replicas, and no state: the planner keeps its own."""
+        try:
+            planner = planner_of(context.app_name or "", self._settings)
+            return planner.target(context, PoolFacts(**self._pool)), {}
+        except Exception:
+            self._complained_at = _complain(self._complained_at)
+            return context.target_num_replicas, {}
+
+
+class ApplicationPolicy:
+    """Asks for every autoscaled deployment of an application at once."""
+
+    def __init__(self) -> None:
+        self._complained_at = float("-inf")
+
+    def __call__(
+        self, contexts: dict[Any, Any]
+    ) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
+        """Return the number of replicas of each deployment, and no states."""
+        wanted = {}
+        for deployment, context in contexts.items():
+            try:
+                told = context.config.policy.policy_kwargs
+                planner = planner_of(context.app_name or "", told["settings"])
+                wanted[deployment] = planner.target(context, PoolFacts(**told["pool"]))
+            except Exception:
+                self._complained_at = _complain(self._complained_at)
+                wanted[deployment] = context.target_num_replicas
+        return wanted, {deployment: {} for deployment in contexts}
+
+
+def _complain(last_at: float) -> float:
+    now = time.monotonic()
+    if now < last_at + _BETWEEN_COMPLAINTS_S:
+        return last_at
+    logging.getLogger("ray.serve").exception("no plan for a pool; its replicas stay as they are")
+    return now

@@ -1,0 +1,120 @@
+"""Ray Serve's request router for a pool: where `cluster.routing` says the work is done first.
+
+Serve keeps its own rules: it is handed ranks of replicas, asks the first rank for room (by what it
+remembers, else by a message), goes on to the next where there is none, and waits and asks again
+where nobody has any. A replica that refuses is tried no more for now. While no replica has told its
+load, and whenever anything here fails, Serve's own power of two choices decides.
+
+A burst is routed before any of it is sent, so each request counts where it will go as soon as that
+is chosen: the next one of the burst goes elsewhere. Serve pickles this very module by value; what
+outlives a router is in `cluster.process_boards`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import OrderedDict
+from typing import Any
+
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+
+from cluster.process_boards import board_of
+
+# The best alone, then these together: Serve takes the shortest queue of a rank, and messages to
+# replicas that may be full go out at once.
+_SECOND_RANK = 3
+_MOST_EXPECTED = 4096
+_BETWEEN_COMPLAINTS_S = 60.0
+
+
+class KelvinRouter(PowerOfTwoChoicesRequestRouter):
+    """Made by Ray Serve in each process that has a handle to the pool."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._board = board_of(self._deployment_id.name)
+        self._expected: OrderedDict[str, str] = OrderedDict()  # request -> where it should go
+        self._complained_at = float("-inf")
+
+    async def choose_replicas(
+        self, candidate_replicas: list[Any], pending_request: Any | None = None
+    ) -> list[list[Any]]:
+        """Return ranks of replicas, the best first."""
+        try:
+            ranks = self._ranks(candidate_replicas, pending_request)
+        except Exception:
+            self._complain()
+            ranks = []
+        if ranks:
+            return ranks
+        chosen: list[list[Any]] = await super().choose_replicas(candidate_replicas, pending_request)
+        return chosen
+
+    def _ranks(self, candidates: list[Any], pending: Any | None) -> list[list[Any]]:
+        if pending is None or not self._board.has_heard or pending.metadata.multiplexed_model_id:
+            return []
+        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
+        work = self._board.work(pending.args[0] if pending.args else None)
+        now = self._board.clock()
+        ranked = self._board.loads.ranked(work, now, most=1 + _SECOND_RANK)
+        best, *others = [by_id[name] for name in ranked if name in by_id]
+        request = pending.metadata.internal_request_id
+        if request not in self._expected:  # it may come again, where there was no room
+            name = best.replica_id.unique_id
+            self._board.loads.sent(name, work, now)
+            self._expected[request] = name
+            if len(self._expected) > _MOST_EXPECTED:  # of requests given up before they were sent
+                self._expected.popitem(last=False)
+        # Without this Serve would ask again at once, and for ever, where nobody has room.
+        pending.routing_context.should_backoff = True
+        rest = [replica for name, replica in by_id.items() if name not in ranked]
+        # Those last are for when the best have no room: nobody waits while somebody has.
+        return [[best], others, random.sample(rest, min(2, len(rest)))]
+
+    def update_replicas(self, replicas: list[Any]) -> None:
+        """Take over which replicas there are; called by Serve."""
+        super().update_replicas(replicas)
+        self._keep()
+
+    def on_replica_actor_died(self, replica_id: Any) -> None:
+        """Take a dead replica out; called by Serve."""
+        super().on_replica_actor_died(replica_id)
+        self._keep()
+
+    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
+        """Note where a request went; called by Serve."""
+        super().on_request_routed(pending_request, replica_id, result)
+        try:
+            name = replica_id.unique_id
+            expected = self._expected.pop(pending_request.metadata.internal_request_id, None)
+            if expected == name:
+                return
+            work = self._board.work(pending_request.args[0] if pending_request.args else None)
+            self._board.loads.sent(name, work, self._board.clock())
+            if expected is not None:
+                self._board.loads.finished(expected)
+        except Exception:
+            self._complain()
+
+    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
+        """Note the end of a request; called by Serve."""
+        super().on_request_completed(replica_id, internal_request_id)
+        try:
+            self._board.loads.finished(replica_id.unique_id)
+        except Exception:
+            self._complain()
+
+    def _keep(self) -> None:
+        try:
+            self._board.loads.keep([each.unique_id for each in self.curr_replicas])
+            self._board.has_replicas_told = True
+        except Exception:
+            self._complain()
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        if now >= self._complained_at + _BETWEEN_COMPLAINTS_S:
+            self._complained_at = now
+            logging.getLogger("ray.serve").exception("routing by load failed; by queues instead")

@@ -1,0 +1,90 @@
+"""Which pool of a stage takes a piece of work, and what this process learns of pools on the way."""
+
+from __future__ import annotations
+
+from random import Random
+
+from cluster.card_kinds import card_kind
+from cluster.pool_state import ReplicaState, Stage
+from cluster.process_boards import board_of, kind_of
+from cluster.routing import PoolLoad, RoutedWork, RoutingSettings, choose_pool
+from deployments.payloads import DenoiseJob, Latents
+from serve.config import PoolSettings, Settings
+
+
+class PoolChoice:
+    """Chooses by `cluster.routing.choose_pool`; with `power_of_two` by size alone, at random.
+
+    Args:
+        settings: All of them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._pools = settings.pools
+        self._by_load = settings.routing.policy == "kelvin"
+        self._settings = RoutingSettings()
+        self._random = Random()
+
+    def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
+        """Return the name of the pool where the work is done first.
+
+        Args:
+            stage: Whose pools.
+            job: What is to be done there, where that is known.
+        """
+        pools = self._pools[stage]
+        if len(pools) == 1:
+            return pools[0].name
+        if not self._by_load:
+            sizes = [max(pool.num_replicas, 0.01) * speed_of(pool) for pool in pools]
+            return self._random.choices(pools, sizes)[0].name
+        work = _in_general(pools, job)
+        loads = [self._load(pool, work, job) for pool in pools]
+        return choose_pool(loads, work, self._random, self._settings)
+
+    def heard(self, pool: str, load: ReplicaState | None) -> None:
+        """Take what one of a pool's replicas told of itself."""
+        if load is not None:
+            board_of(pool).heard(load)
+
+    def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
+        """Take what a picture cost there."""
+        if latents.cool_s is not None:
+            sizes = board_of(pool).sizes
+            sizes.learn(kind_of(job), job.num_inference_steps, latents.cool_s)
+
+    def _load(self, pool: PoolSettings, work: RoutedWork, job: DenoiseJob | None) -> PoolLoad:
+        board, speed = board_of(pool.name), speed_of(pool)
+        own = board.work(job)
+        if own.cool_s is None and work.cool_s is not None:
+            own = RoutedWork(cool_s=work.cool_s / speed)
+        soonest = board.loads.soonest(own, board.clock())
+        if soonest is None and not board.has_replicas_told and pool.num_replicas:
+            # Its handle has not been used yet, so nobody has said here which replicas there are.
+            soonest = own.cool_s or self._settings.usual_s / speed
+        return PoolLoad(
+            name=pool.name,
+            soonest_s=soonest,
+            kind_speed=speed,
+            speed=board.loads.speed,
+            start_s=pool.start_s,
+        )
+
+
+def _in_general(pools: tuple[PoolSettings, ...], job: DenoiseJob | None) -> RoutedWork:
+    """Return a job's work in cool seconds of an H100, from the first pool that knows."""
+    for pool in pools:
+        own = board_of(pool.name).work(job)
+        if own.cool_s is not None:
+            return RoutedWork(cool_s=own.cool_s * speed_of(pool))
+    return RoutedWork()
+
+
+def kind_of_card(pool: PoolSettings) -> str:
+    """Return the kind of card of a pool, as Ray calls it; `GPU` where the settings do not say."""
+    return pool.accelerator_type or ("GPU" if pool.num_gpus else "CPU")
+
+
+def speed_of(pool: PoolSettings) -> float:
+    """Return the speed of a pool's cool card, an H100 being 1: as set, or else an estimate."""
+    return pool.kind_speed or card_kind(kind_of_card(pool)).speed
