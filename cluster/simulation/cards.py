@@ -109,6 +109,10 @@ class Cards:
         """Cards that slow themselves down for heat."""
         return self._slowed | self._braked
 
+    def throttled_at(self, card: int) -> bool:
+        """True if one card slows itself down for heat."""
+        return bool(self._slowed[card] or self._braked[card])
+
     @property
     def reasons(self) -> Indices:
         """Clocks-event reasons, as NVML tells them."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.pool_state import Stage
+from cluster.simulation.kinds import KindName
 from cluster.simulation.traffic import Request
 
 
@@ -69,7 +70,7 @@ class PoolSpec:
 
     name: str
     stage: Stage
-    kind: str
+    kind: KindName
     minimum: int
     maximum: int
     start_s: float

@@ -1,0 +1,113 @@
+"""The real routing behind a simulated pool: one process's `LoadBoard`, told loads with a delay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from cluster.load_board import LoadBoard
+from cluster.pool_state import ReplicaState
+from cluster.routing import (
+    PoolLoad,
+    ReplicaLoad,
+    RoutedWork,
+    RoutingSettings,
+    choose_pool,
+)
+from cluster.simulation.kinds import kind, step_costs
+from cluster.simulation.pool import Pool, Replica
+from cluster.simulation.traffic import Request
+
+_ASKED = 8  # replicas in order, before all others are
+
+
+class BoardRouter:
+    """Chooses the replica where a request will finish first.
+
+    Args:
+        settings: Of the routing.
+        seed: Of chance.
+        load_of: Returns what a replica tells of itself at a time.
+    """
+
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        seed: int,
+        load_of: Callable[[Replica, float], ReplicaState],
+    ) -> None:
+        self.board = LoadBoard(settings, seed)
+        self._load_of = load_of
+        self._replicas: dict[str, Replica] = {}
+
+    def pick(self, pool: Pool, request: Request, now: float) -> Replica | None:
+        """Return the best replica that has a free place."""
+        if not self._replicas:
+            return None
+        most, replicas = pool.spec.max_ongoing_requests, self._replicas
+        work = RoutedWork(pool.replicas[0].own_s(request))
+        best = self.board.choose(work, now)
+        if best is None or replicas[best].ongoing >= most:
+            ranked = self.board.ranked(work, now, _ASKED) or []
+            best = next((name for name in ranked if replicas[name].ongoing < most), None)
+            if best is None:
+                free = (name for name, one in replicas.items() if one.ongoing < most)
+                best = next(free, None)
+        if best is None:
+            return None
+        self.board.sent(best, work, now)
+        return replicas[best]
+
+    def joined(self, replica: Replica) -> None:
+        """Choose from it, too."""
+        self._replicas[replica.id] = replica
+        self.board.keep(list(self._replicas))
+
+    def left(self, replica: Replica) -> None:
+        """Choose from it no more."""
+        del self._replicas[replica.id]
+        self.board.keep(list(self._replicas))
+
+    def hear(self, now: float) -> None:
+        """Let all replicas tell their loads."""
+        for replica in self._replicas.values():
+            state = self._load_of(replica, now)
+            told = ReplicaLoad(
+                id=replica.id,
+                backlog_s=state.backlog_s,
+                speed=state.speed,
+                margin_c=state.margin_c,
+                throttled=state.throttled,
+            )
+            self.board.report(told, now)
+
+
+def quickest_pool(
+    pools: list[Pool],
+    routers: dict[str, BoardRouter],
+    model: str,
+    request: Request,
+    now: float,
+    random: Random,
+    settings: RoutingSettings,
+) -> Pool:
+    """Return the pool where a request will finish first."""
+    loads = []
+    for pool in pools:
+        card = kind(pool.spec.kind)
+        own = request.steps * step_costs(card.name, model).seconds(request.shape, request.rows)
+        board = routers[pool.spec.name].board
+        usual_s = pool.offered_s / pool.offered if pool.offered else own
+        loads.append(
+            PoolLoad(
+                name=pool.spec.name,
+                soonest_s=board.soonest(RoutedWork(own), now),
+                kind_speed=card.speed,
+                queued_s=len(pool.waiting) * usual_s,
+                speed=board.speed,
+                start_s=pool.spec.start_s,
+            )
+        )
+    on_h100 = request.steps * step_costs("H100", model).seconds(request.shape, request.rows)
+    chosen = choose_pool(loads, RoutedWork(on_h100), random, settings)
+    return next(pool for pool in pools if pool.spec.name == chosen)
