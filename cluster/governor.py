@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 # Stable, without oscillation worth the name, for cards whose temperature rises by 10 to 60 C from
 # idle to full power, at once or over a minute (`tests/unit/test_governor.py`).
-_PROPORTIONAL = 0.03  # of the time, for each degree
-_INTEGRAL = 0.004  # of the time, for each degree and second
-_RESTING = 0.8  # the integral of a card that has room: it slows down from 7 C below the target on
-_AVERAGED_OVER_S = 2.0
+_PROPORTIONAL = 0.06  # of the time, for each degree
+_INTEGRAL = 0.008  # of the time, for each degree and second
+_RESTING = 0.75  # the integral of a card that has room: it slows down from 4 C below the target on
+_AVERAGED_OVER_S = 3.0
 _FORGETS_IN_S = 5.0
 _CUT = 0.7  # of the share, each second that the card protects itself
 _REGAINED = 0.01  # of the time, each second after that
