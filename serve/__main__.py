@@ -257,6 +257,58 @@ def demo(
     return run(prompt, output, seed, as_json=as_json)
 
 
+@app.command()
+def simulate(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="A shipped scenario or a YAML file; repeatable."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="queue-only, threshold, kelvin-without-heat or kelvin; all four if absent."
+        ),
+    ] = None,
+    seed: Annotated[
+        Any,
+        typer.Option(parser=_integer, metavar="INTEGER", help="The scenario's first if absent."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Page to draw, .png or .html.")] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Compare all policies on all scenarios and seeds.")
+    ] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit the thermal model to the recorded H100.")
+    ] = False,
+    day: Annotated[bool, typer.Option("--day", help="A thousand cards for a day.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose the rivals' settings anew.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Of each scenario, with --suite; all if absent.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; as many as cores if absent.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run a simulated cluster: what queue, heat and failing cards do to latency, by policy."""
+    from serve.commands import simulate as command
+
+    named = scenario or []
+    if fit:
+        return command.fit(as_json=as_json)
+    if suite:
+        return command.suite(scenarios=named, seeds=seeds, processes=processes, as_json=as_json)
+    if tune:
+        return command.tune(scenarios=named, processes=processes, as_json=as_json)
+    return command.simulate(
+        scenario="day" if day else (named[0] if named else None),
+        policies=policy or (["kelvin"] if day else []),
+        seed=seed,
+        plot=plot,
+        as_json=as_json,
+    )
+
+
 # typer carries its own copy of click in newer versions, so click itself may not be asked.
 _UsageError: Any = typer.BadParameter.__base__
 

@@ -18,6 +18,7 @@ from cluster.simulation.kinds import kind, step_costs
 from cluster.simulation.pool import Pool, Replica
 from cluster.simulation.traffic import Request
 
+_IDLE_TELLS_EVERY_S = 4.0
 _ASKED = 8  # replicas in order, before all others are
 
 
@@ -39,6 +40,7 @@ class BoardRouter:
         self.board = LoadBoard(settings, seed)
         self._load_of = load_of
         self._replicas: dict[str, Replica] = {}
+        self._heard: dict[str, tuple[int, float]] = {}  # accepted by then, and when
 
     def pick(self, pool: Pool, request: Request, now: float) -> Replica | None:
         """Return the best replica that has a free place."""
@@ -66,11 +68,17 @@ class BoardRouter:
     def left(self, replica: Replica) -> None:
         """Choose from it no more."""
         del self._replicas[replica.id]
+        self._heard.pop(replica.id, None)
         self.board.keep(list(self._replicas))
 
     def hear(self, now: float) -> None:
-        """Let all replicas tell their loads."""
+        """Let replicas tell their loads: busy ones each time, others now and then."""
         for replica in self._replicas.values():
+            accepted, at = self._heard.get(replica.id, (-1, 0.0))
+            idle = replica.ongoing == 0 and replica.accepted == accepted
+            if idle and now - at < _IDLE_TELLS_EVERY_S:
+                continue
+            self._heard[replica.id] = (replica.accepted if replica.ongoing == 0 else -1, now)
             state = self._load_of(replica, now)
             told = ReplicaLoad(
                 id=replica.id,
