@@ -24,6 +24,9 @@ from transformers import (
 LATENT_CHANNELS = 16
 LATENT_SCALE = 8  # pixels per latent, each way
 PATCH = 2  # latents per token, each way
+_NEIGHBOURS = (-1, 1, -2, 2, -3, 3)  # where T5's heads look at first, in tokens
+_NEIGHBOUR_BIAS = 5.0  # about three quarters of the attention, among 48 tokens
+_T5_BUCKETS = 32
 SHIFT = 3.0  # of the flow-matching schedule, as SD3.5 ships it
 
 
@@ -40,6 +43,7 @@ class ModelSpec:
         clip_layers: layers of each; SD3 reads the last but one.
         clip_length: tokens of a CLIP prompt.
         t5_width: hidden width of the T5 encoder, which is SD3's ``joint_attention_dim``.
+        t5_head_width: channels of one of its attention heads.
         t5_hidden: inner width of its gated feed-forward.
         t5_layers: its layers.
         t5_length: tokens of a T5 prompt (``max_sequence_length``).
@@ -58,6 +62,7 @@ class ModelSpec:
     clip_layers: int = 2
     clip_length: int = 32
     t5_width: int = 256
+    t5_head_width: int = 64
     t5_hidden: int = 320
     t5_layers: int = 4
     t5_length: int = 48
@@ -169,15 +174,21 @@ def build_clip(
 
 
 def build_t5(spec: ModelSpec, vocabulary: int) -> T5EncoderModel:
-    """The T5 v1.1 encoder: gated GELU, no bias, relative positions."""
-    return T5EncoderModel(
+    """The T5 v1.1 encoder: gated GELU, no bias, relative positions.
+
+    Its heads begin by looking at one neighbour each. T5 knows order from its relative bias alone,
+    and one that starts near zero stayed there (at most 0.2 after 6,500 steps): a letter's place in
+    its word could then be read from its state no better than by chance (28 % of four places, with a
+    linear probe). With neighbours from the start it is 98 % before any training.
+    """
+    encoder = T5EncoderModel(
         T5Config(
             vocab_size=vocabulary,
             d_model=spec.t5_width,
-            d_kv=64,
+            d_kv=spec.t5_head_width,
             d_ff=spec.t5_hidden,
             num_layers=spec.t5_layers,
-            num_heads=spec.t5_width // 64,
+            num_heads=spec.t5_width // spec.t5_head_width,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             is_encoder_decoder=False,
@@ -186,6 +197,18 @@ def build_t5(spec: ModelSpec, vocabulary: int) -> T5EncoderModel:
             eos_token_id=1,
         )
     )
+    bias = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    nn.init.zeros_(bias)
+    with torch.no_grad():
+        # One head in four looks freely.
+        for head, offset in zip(range(bias.shape[1] * 3 // 4), _NEIGHBOURS, strict=False):
+            bias[_bucket(offset), head] = _NEIGHBOUR_BIAS
+    return encoder
+
+
+def _bucket(offset: int) -> int:
+    """T5's bucket of a key ``offset`` tokens after the query, for less than 8 either way."""
+    return -offset if offset <= 0 else _T5_BUCKETS // 2 + offset
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:

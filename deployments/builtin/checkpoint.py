@@ -4,6 +4,7 @@ Everything is safetensors, written beside and then renamed, so that a kill leave
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,16 @@ def load_average(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def save_resume(
-    path: Path,
+    directory: Path,
     parts: Parts,
     average: WeightAverage,
     optimizer: Optimizer,
     progress: dict[str, Any],
 ) -> None:
-    """Write raw weights, averages, optimizer and ``progress`` to one file."""
+    """Write raw weights, averages, optimizer and ``progress`` to shards in a directory.
+
+    The directory is replaced only once all shards are written.
+    """
     tensors: dict[str, torch.Tensor] = {
         f"raw.{name}": tensor for name, tensor in parts.named_parameters()
     }
@@ -81,22 +85,34 @@ def save_resume(
         tensors[f"ema.{name}"] = tensor
     tensors |= {f"opt.{name}": tensor for name, tensor in optimizer.state_tensors().items()}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _save(on_cpu, path, {"format": "pt", "progress": json.dumps(progress)})
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    groups = shards(on_cpu)
+    metadata = {"format": "pt", "progress": json.dumps(progress)}
+    for index, group in enumerate(groups):
+        name = f"flow-{index + 1:05d}-of-{len(groups):05d}.safetensors"
+        save_file(group, partial / name, metadata=metadata)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
 
 
 @torch.no_grad()
 def load_resume(
-    path: Path, parts: Parts, average: WeightAverage, optimizer: Optimizer
+    directory: Path, parts: Parts, average: WeightAverage, optimizer: Optimizer
 ) -> dict[str, Any]:
     """Inverse of ``save_resume``; returns ``progress``.
 
     Raises:
-        KeyError: the file is of a model of another shape.
+        FileNotFoundError: no such shards in the directory.
+        KeyError: they are of a model of another shape.
     """
-    with safe_open(path, framework="pt") as file:
+    paths = sorted(directory.glob("flow-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"no flow-*.safetensors in {directory}")
+    with safe_open(paths[0], framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    tensors = load_file(path)
+    tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     for (name, parameter), mean in zip(parts.named_parameters(), average.average, strict=True):
         parameter.copy_(tensors[f"raw.{name}"])
         mean.copy_(tensors[f"ema.{name}"])

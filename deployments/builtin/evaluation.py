@@ -99,7 +99,7 @@ class Evaluation:
 
     def look(self, step: int) -> None:
         """A quick measurement and a sheet, while training goes on."""
-        self._measure(step, core=4 if self.tiny else 64, hard=2 if self.tiny else 32, steps=12)
+        self._measure(step, core=4 if self.tiny else 64, hard=2 if self.tiny else 64, steps=12)
         self.sheet(self.out / "samples-latest.png", steps=12)
 
     def final(self, step: int, weights: str = "trained") -> None:
@@ -113,7 +113,11 @@ class Evaluation:
     ) -> None:
         began = time.monotonic()
         measured: dict[str, Any] = {"step": step, "sampling_steps": steps}
-        kinds: tuple[tuple[Kind, int], ...] = (("core", core), ("hard", hard))
+        kinds: tuple[tuple[Kind, int], ...] = (
+            ("core", core),
+            ("hard", hard),
+            ("word", max(2, hard // 2)),
+        )
         for kind, count in kinds:
             examples = self.examples(kind, count)
             verdicts: list[Verdict] = []

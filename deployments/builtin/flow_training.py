@@ -14,7 +14,7 @@ class FlowTraining:
     Attributes:
         steps: bound in steps, or None for a bound in seconds.
         seconds: bound in seconds.
-        batch: rows in a step.
+        batch: rows in a step, of all GPUs together.
         muon_lr: peak learning rate of block and text matrices.
         adam_lr: peak learning rate of everything else.
         weight_decay: of the matrices, decoupled.

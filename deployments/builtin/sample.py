@@ -1,7 +1,8 @@
 """Random examples: a scene, what is said of it, and in which words.
 
-Three kinds. ``core``: one or two things. ``hard``: three or four things, counts, written words.
-``terse``: a word or two that states little, because negative prompts are like that. A draft that
+Four kinds. ``core``: one or two things. ``hard``: three or four things, counts, written words.
+``terse``: a word or two that states little, because negative prompts are like that. ``word``: one
+to four capitals, mostly at a stated place, to learn letters from. A draft that
 does not fit its frame or its split is thrown away and drawn again.
 """
 
@@ -9,14 +10,14 @@ import random
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from deployments.builtin import compose, compose_terse, compose_words
+from deployments.builtin import compose, compose_spelled, compose_terse, compose_words
 from deployments.builtin.caption import write
 from deployments.builtin.compose import Composed, Draft
 from deployments.builtin.held_out import HELD_OUT_WORDS, contains_held_out, states_held_out
 from deployments.builtin.looks import NOTHING_FORCED, Forced, force_held_out
 from deployments.builtin.scene import Example
 
-Kind = Literal["core", "hard", "terse"]
+Kind = Literal["core", "hard", "terse", "word"]
 Split = Literal["train", "held_out"]
 
 
@@ -46,6 +47,7 @@ _SORTS: dict[Kind, tuple[_Sort, ...]] = {
         _Sort(0.05, compose_words.some_text, "nothing"),
         _Sort(0.10, compose_words.bare_word, "word"),
     ),
+    "word": (_Sort(1.0, compose_spelled.spelled, "word"),),
 }
 _MAXIMUM_TRIES = 1000
 
@@ -64,7 +66,7 @@ def sample_example(
 
     Args:
         rng: source of all randomness.
-        kind: "core", "hard" or "terse".
+        kind: "core", "hard", "terse" or "word".
         split: "train" or "held_out".
         height: frame height in pixels, a multiple of 16.
         width: frame width in pixels, a multiple of 16.

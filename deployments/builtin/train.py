@@ -5,8 +5,9 @@
 writes ``DIR/model`` (the Diffusers directory, rewritten at every checkpoint), ``DIR/ema`` and
 ``DIR/vae`` (weights as trained), ``DIR/resume`` (to continue with ``--resume DIR``),
 ``DIR/log.jsonl``, ``DIR/training.json`` and ``DIR/samples*.png``. About 20 minutes on an H100 by
-default; ``--smoke`` runs every part in miniature on two CPU cores. ``training_record`` holds the
-curves of earlier runs, to predict from and to compare with.
+default; ``--smoke`` runs every part in miniature on two CPU cores. Under ``torchrun``, or with its
+variables set by hand, several GPUs share the transformer's training (``data_parallel``).
+``training_record`` holds the curves of earlier runs, to predict from and to compare with.
 
 Nothing heavy is imported before the arguments are read: data workers import this module too.
 """
@@ -24,6 +25,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flow = FlowTraining()
     add("--out", type=Path, required=True, help="directory of everything that is written")
     add("--seed", type=int, default=0)
+    add("--heads", type=int, help="of the transformer, 64 channels each")
+    add("--layers", type=int, help="blocks of the transformer")
+    add("--t5-head-width", type=int, help="channels of one head of T5")
     add("--device", default=None, help="cuda where there is one, else cpu")
     add("--smoke", action="store_true", help="everything in miniature, seconds on a CPU")
     add("--resume", type=Path, help="DIR of an earlier run: its autoencoder and its last state")
@@ -39,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--vae-lr", type=float, default=1e-3)
     add("--steps", type=int, help="bound of the transformer's training, instead of seconds")
     add("--seconds", type=float, default=flow.seconds)
-    add("--batch", type=int, default=flow.batch)
+    add("--batch", type=int, default=flow.batch, help="rows in a step, of all GPUs together")
     add("--muon-lr", type=float, default=flow.muon_lr)
     add("--adam-lr", type=float, default=flow.adam_lr)
     add("--weight-decay", type=float, default=flow.weight_decay)
@@ -48,9 +52,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--caption-dropout", type=float, default=flow.caption_dropout)
     add("--time-mean", type=float, default=flow.time_mean, help="of the logit-normal times")
     add("--time-std", type=float, default=flow.time_std)
-    add("--core", type=float, default=0.60, help="share of core examples")
+    add("--core", type=float, default=0.60, help="weight of core examples")
     add("--hard", type=float, default=0.30)
     add("--terse", type=float, default=0.10)
+    add("--word", type=float, default=0.0, help="share of spelled capitals, to learn letters from")
     add("--square", type=float, default=0.75, help="share of steps at 256x256")
     add("--reuse", type=int, default=flow.reuse, help="how often a drawn row is used on average")
     add("--workers", type=int, default=flow.workers)

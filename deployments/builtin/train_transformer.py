@@ -1,8 +1,8 @@
 """Training of the transformer with its three text encoders, by rectified flow.
 
-Everything random about step ``s`` follows from ``(seed, s)``: frame size, rows, noise, times,
-dropped captions; so a run bounded by steps can be repeated, up to the rounding that a GPU's
-changing summation orders bring.
+Everything random about step ``s`` follows from ``(seed, rank, s)``: rows, noise, times, dropped
+captions; its frame size from ``(seed, s)``, so that ranks take equally long. So a run bounded by
+steps can be repeated, up to the rounding that a GPU's changing summation orders bring.
 """
 
 import random
@@ -19,6 +19,7 @@ from torch import _dynamo
 from deployments.builtin.architecture import LATENT_CHANNELS, LATENT_SCALE, Parts
 from deployments.builtin.checkpoint import load_resume, save_average, save_resume
 from deployments.builtin.conditioning import PromptEncoder
+from deployments.builtin.data_parallel import Pace, Ranks
 from deployments.builtin.example_stream import ExampleStream, StreamSettings
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
@@ -27,6 +28,8 @@ from deployments.builtin.optimizer import Optimizer, WeightAverage
 from deployments.builtin.train_vae import encode_means
 from deployments.builtin.training_log import Budget, StopRequest, TrainingLog
 from deployments.builtin.velocity_step import StepInput, StepRunner
+
+_RANK_STRIDE = 1 << 40  # between the seeds of two ranks' steps
 
 
 class FlowTrainer:
@@ -44,6 +47,7 @@ class FlowTrainer:
         out: directory of checkpoints.
         look: called with the step, ``averaged`` holding current averages, now and then.
         export: called likewise at each checkpoint.
+        ranks: who trains; only the first looks, saves and exports.
     """
 
     def __init__(
@@ -59,18 +63,21 @@ class FlowTrainer:
         out: Path,
         look: Callable[[int], None],
         export: Callable[[], None],
+        ranks: Ranks | None = None,
     ) -> None:
         self.parts, self.averaged, self.vae = parts, averaged, vae
         self.training, self.stream_settings = training, stream
         self.log, self.stop, self.out, self.look, self.export = log, stop, out, look, export
         self.device = parts.device
+        self.ranks = ranks or Ranks()
+        self.rows_each = self.ranks.own_rows(training.batch)
         parts.train()
         if training.compile_blocks:
             for block in parts.transformer.transformer_blocks:
                 block.compile(dynamic=False)
         self.optimizer = Optimizer(parts, training.muon_lr, training.adam_lr, training.weight_decay)
         self.average = WeightAverage(self.optimizer.parameters, training.ema_decay)
-        self.runner = StepRunner(parts, self.optimizer.gradients, training.graphs)
+        self.runner = StepRunner(parts, self.optimizer.flat_gradient, training.graphs)
         empty = encoder.tokens([""])
         self.empty_clip, self.empty_t5 = empty.clip.to(self.device), empty.t5.to(self.device)
         self.generator = torch.Generator(self.device)
@@ -100,13 +107,14 @@ class FlowTrainer:
         means = encode_means(self.vae, frames)
         return (means - float(config.shift_factor)) * float(config.scaling_factor)
 
-    def resume(self, path: Path) -> None:
-        """Continue from a resume file.
+    def resume(self, directory: Path) -> None:
+        """Continue from resume shards.
 
         Raises:
-            KeyError: it is of a model of another shape.
+            FileNotFoundError: there are none.
+            KeyError: they are of a model of another shape.
         """
-        progress = load_resume(path, self.parts, self.average, self.optimizer)
+        progress = load_resume(directory, self.parts, self.average, self.optimizer)
         self.step, self.chunks = int(progress["step"]), int(progress["chunks"])
         self.spent_seconds = float(progress["seconds"])
         self.log.write("resumed", step=self.step, seconds=self.spent_seconds)
@@ -132,6 +140,7 @@ class FlowTrainer:
             while any(pool.filled == 0 for pool in self.pools.values()):
                 self._put(stream, filler)
             self._put(stream, filler)
+            self._take_over()
             self.log.write("pools_filled", seconds=time.monotonic() - first)
             self._warm_up()
             if self.training.time_parts and self.device.type == "cuda":
@@ -170,7 +179,7 @@ class FlowTrainer:
                 raise
             self.log.write("graphs_off", error=repr(error)[:1500])
         torch.cuda.synchronize()
-        self.runner = StepRunner(self.parts, self.optimizer.gradients, use_graphs=False)
+        self.runner = StepRunner(self.parts, self.optimizer.flat_gradient, use_graphs=False)
         try:
             return self.runner(rows)
         except RuntimeError as error:
@@ -205,10 +214,11 @@ class FlowTrainer:
     def _rows(self, size: tuple[int, int], step: int) -> StepInput:
         """The rows of one step, from a generator seeded with it."""
         training = self.training
-        generator = self.generator.manual_seed(self.stream_settings.seed * 1_000_003 + step)
-        latents, clip_ids, t5_ids = self.pools[size].sample(training.batch, generator)
+        seed = self.stream_settings.seed * 1_000_003 + step + self.ranks.rank * _RANK_STRIDE
+        generator = self.generator.manual_seed(seed)
+        latents, clip_ids, t5_ids = self.pools[size].sample(self.rows_each, generator)
         latents = latents.float()
-        count = (training.batch,)
+        count = (self.rows_each,)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         normal = torch.randn(count, generator=generator, device=self.device)
         dropped = torch.rand(count, generator=generator, device=self.device)
@@ -227,34 +237,46 @@ class FlowTrainer:
         return rng.choices([size for size, _ in sizes], [weight for _, weight in sizes])[0]
 
     def _loop(self, stream: ExampleStream, filler: PoolFiller) -> dict[str, Any]:
-        training = self.training
+        training, ranks = self.training, self.ranks
         budget = Budget(training.steps, training.seconds, self.spent_seconds)
-        every = max(1, training.reuse * self.stream_settings.chunk // training.batch)
+        every = max(1, training.reuse * self.stream_settings.chunk // self.rows_each)
         watch = LossWatch(self.live, self.log, budget, training.batch)
         checkpointed = looked = time.monotonic()
-        while (progress := budget.progress(self.step)) < 1 and not self.stop.asked:
+        factor = 0.0
+        while True:
+            now = time.monotonic()
+            checkpoint_due = now - checkpointed > training.checkpoint_seconds
+            look_due = now - looked > training.evaluate_seconds
+            pace = ranks.share_pace(
+                Pace(
+                    progress=budget.progress(self.step),
+                    stop=budget.progress(self.step) >= 1 or self.stop.asked,
+                    report=checkpoint_due or look_due or watch.due,
+                    checkpoint=checkpoint_due,
+                    look=look_due,
+                )
+            )
+            if pace.report or pace.stop:
+                watch.report(self.step, factor, pace.progress)
+            if pace.stop:
+                break
+            if pace.checkpoint:
+                self.checkpoint(budget.elapsed_seconds)
+                checkpointed = time.monotonic()
+            if pace.look:
+                self._look()
+                looked = time.monotonic()
+            if pace.checkpoint or pace.look:
+                watch.restart()
             loss = self.runner(self._rows(self._size(self.step), self.step))
-            factor = watch.damping * learning_rate_factor(self.step, progress, training)
+            ranks.average(self.optimizer.flat_gradient, loss)
+            factor = watch.damping * learning_rate_factor(self.step, pace.progress, training)
             norm = self.optimizer.step(factor)
             self.step += 1
             self.average.update(self.step)
             watch.add(loss, norm)
             if self.step % every == 0:
                 watch.waited += self._put(stream, filler)
-            now = time.monotonic()
-            checkpoint_due = now - checkpointed > training.checkpoint_seconds
-            look_due = now - looked > training.evaluate_seconds
-            if checkpoint_due or look_due or watch.due:
-                watch.report(self.step, factor, progress)
-            if checkpoint_due:
-                self.checkpoint(budget.elapsed_seconds)
-                checkpointed = time.monotonic()
-            if look_due:
-                self._look()
-                looked = time.monotonic()
-            if checkpoint_due or look_due:
-                watch.restart()
-        watch.report(self.step, 0.0, budget.progress(self.step))
         elapsed = budget.elapsed_seconds
         self.checkpoint(elapsed)
         self._look()
@@ -269,6 +291,10 @@ class FlowTrainer:
         self.log.write("flow_trained", **done)
         return done | {"settings": asdict(training)}
 
+    def _take_over(self) -> None:
+        """Hold what rank 0 holds; counters that optimizers keep on the CPU never differ."""
+        self.ranks.share([tensor for tensor in self.live() if tensor.device == self.device])
+
     def live(self) -> list[torch.Tensor]:
         """Every tensor that a step changes."""
         state = self.optimizer.state_tensors().values()
@@ -281,6 +307,8 @@ class FlowTrainer:
 
     def _look(self) -> None:
         """Show the average to whoever evaluates it; a failure there must not end the training."""
+        if not self.ranks.first:
+            return
         self._load_average()
         try:
             self.look(self.step)
@@ -288,16 +316,24 @@ class FlowTrainer:
             self.log.write("look_failed", error=repr(error)[:500])
 
     def checkpoint(self, seconds: float) -> None:
-        """Save averages, resume state and an exported model; a full disk must not end a run."""
+        """Save averages, resume state and an exported model; a full disk must not end a run.
+
+        Other ranks than the first only take over its state, should theirs have drifted.
+        """
         began = time.monotonic()
+        drift = self.ranks.drift(self.optimizer.parameters)
+        self._take_over()
+        if not self.ranks.first:
+            return
         self._load_average()
         progress = {"step": self.step, "chunks": self.chunks, "seconds": seconds}
-        resume = self.out / "resume" / "flow.safetensors"
         try:
             self.export()
             save_average(self.out / "ema", self.parts, self.average)
-            save_resume(resume, self.parts, self.average, self.optimizer, progress)
+            save_resume(self.out / "resume", self.parts, self.average, self.optimizer, progress)
         except Exception as error:  # the next checkpoint may fare better
             self.log.write("checkpoint_failed", step=self.step, error=repr(error)[:500])
         else:
-            self.log.write("checkpoint", step=self.step, seconds=time.monotonic() - began)
+            self.log.write(
+                "checkpoint", step=self.step, drift=drift, seconds=time.monotonic() - began
+            )

@@ -15,11 +15,13 @@ class TrainingLog:
     Args:
         path: of the file.
         began: ``time.monotonic()`` at the start of the run; records carry seconds since then.
+        echo: whether to print records too.
     """
 
-    def __init__(self, path: Path, began: float | None = None) -> None:
+    def __init__(self, path: Path, began: float | None = None, *, echo: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
+        self.echo = echo
         self.began = time.monotonic() if began is None else began
 
     def write(self, event: str, **fields: Any) -> None:
@@ -32,7 +34,8 @@ class TrainingLog:
         line = json.dumps({"t": elapsed, "event": event, **rounded})
         self._file.write(line + "\n")
         self._file.flush()
-        print(line, flush=True)  # noqa: T201 - a training script talks to its terminal
+        if self.echo:
+            print(line, flush=True)  # noqa: T201 - a training script talks to its terminal
 
 
 class StopRequest:

@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import _dynamo
 from deployments.builtin.architecture import BUILTIN, PICO, ModelSpec, Parts, build_parts, build_vae
 from deployments.builtin.checkpoint import load_average
 from deployments.builtin.conditioning import PromptEncoder
+from deployments.builtin.data_parallel import Ranks
 from deployments.builtin.dequantise import dequantised, read_weights
 from deployments.builtin.evaluation import Evaluation, reconstruction_adherence
 from deployments.builtin.example_stream import StreamSettings
@@ -74,14 +76,30 @@ class TrainingRun:
         self.options = options
         self.out: Path = options.out
         self.smoke: bool = options.smoke
-        self.device = torch.device(
-            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
-        self.spec: ModelSpec = PICO if self.smoke else BUILTIN
-        self.log = TrainingLog(self.out / "log.jsonl")
+        self.ranks = Ranks.from_environment()
+        self.device = self._choose_device()
+        self.spec: ModelSpec = PICO if self.smoke else self._chosen_spec()
+        name = "log.jsonl" if self.ranks.first else f"log-{self.ranks.rank}.jsonl"
+        self.log = TrainingLog(self.out / name, echo=self.ranks.first)
         self.stop = StopRequest()
         self.encoder = PromptEncoder.for_spec(self.spec)
         self._set_up_torch()
+
+    def _choose_device(self) -> torch.device:
+        name = self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if name == "cuda":
+            torch.cuda.set_device(self.ranks.local_rank)
+            return torch.device("cuda", self.ranks.local_rank)
+        return torch.device(name)
+
+    def _chosen_spec(self) -> ModelSpec:
+        options = self.options
+        chosen = {
+            "heads": options.heads,
+            "layers": options.layers,
+            "t5_head_width": options.t5_head_width,
+        }
+        return replace(BUILTIN, **{key: value for key, value in chosen.items() if value})
 
     def _set_up_torch(self) -> None:
         torch.manual_seed(self.options.seed)
@@ -104,7 +122,18 @@ class TrainingRun:
         )
 
     def run(self) -> None:
-        """Autoencoder, transformer, export, evaluation, record."""
+        """Autoencoder, transformer, export, evaluation, record.
+
+        Raises:
+            ValueError: several ranks, and no autoencoder to begin with.
+        """
+        self.ranks.join(self.device)
+        try:
+            self._run()
+        finally:
+            self.ranks.leave()
+
+    def _run(self) -> None:
         vae, vae_record = self._autoencoder()
         parts, averaged = self._parts(), self._parts().eval().requires_grad_(False)
         self.log.write(
@@ -129,12 +158,15 @@ class TrainingRun:
             self.out,
             look=evaluation.look,
             export=lambda: self._export(averaged, vae),
+            ranks=self.ranks,
         )
         if self.options.resume:
-            trainer.resume(self.options.resume / "resume" / "flow.safetensors")
+            trainer.resume(self.options.resume / "resume")
         elif self.options.init:
             trainer.start_from(_weights_of(self.options.init))
         flow_record = trainer.train()
+        if not self.ranks.first:
+            return
         self._record(vae_record, flow_record, evaluation.last)
         evaluation.final(trainer.step)
         evaluation.sheet(self.out / "samples.png")
@@ -163,7 +195,10 @@ class TrainingRun:
             ("core", options.core),
             ("hard", options.hard),
             ("terse", options.terse),
+            ("word", options.word),
         )
+        if self.ranks.rank:
+            name = f"{name}:{self.ranks.rank}"
         return StreamSettings(
             seed=options.seed,
             name=name,
@@ -202,6 +237,8 @@ class TrainingRun:
         options = self.options
         vae = build_vae(self.spec).to(self.device)
         earlier: Path | None = options.resume or options.init or options.vae_from
+        if earlier is None and self.ranks.world_size > 1:
+            raise ValueError("the autoencoder is trained on one GPU: give its run to --vae-from")
         if earlier is not None:
             record = _load_autoencoder(vae, earlier)
         else:
@@ -221,7 +258,8 @@ class TrainingRun:
         vae.register_to_config(
             scaling_factor=record["scaling_factor"], shift_factor=record["shift_factor"]
         )
-        self._save_autoencoder(vae, record)
+        if self.ranks.first:
+            self._save_autoencoder(vae, record)
         return vae, record
 
     def _measure(self, vae: AutoencoderKL) -> dict[str, float]:

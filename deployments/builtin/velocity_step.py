@@ -69,12 +69,12 @@ class StepRunner:
 
     Args:
         parts: what is trained.
-        gradients: of every parameter, at their fixed addresses.
+        gradient: float32 [elements], of which every parameter's gradient is a view.
         use_graphs: whether to capture one CUDA graph for each frame size.
     """
 
-    def __init__(self, parts: Parts, gradients: list[torch.Tensor], use_graphs: bool) -> None:
-        self.parts, self.gradients = parts, gradients
+    def __init__(self, parts: Parts, gradient: torch.Tensor, use_graphs: bool) -> None:
+        self.parts, self.gradient = parts, gradient
         self.use_graphs = use_graphs and parts.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], Callable[[StepInput], torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.use_graphs else None
@@ -90,7 +90,7 @@ class StepRunner:
         return self._graphs[shape](step)
 
     def _launch(self, step: StepInput) -> torch.Tensor:
-        torch._foreach_zero_(self.gradients)
+        self.gradient.zero_()
         loss = velocity_loss(self.parts, step)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

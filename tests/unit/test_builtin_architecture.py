@@ -8,7 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.builtin.architecture import BUILTIN, build_transformer, build_vae
+from deployments.builtin.architecture import BUILTIN, build_t5, build_transformer, build_vae
 from deployments.builtin.conditioning import PromptEncoder, encode_tokens
 from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.flow_sampler import sample_frames
@@ -47,6 +47,23 @@ def test_the_autoencoder_has_sixteen_channels_at_an_eighth():
     with torch.no_grad():
         assert vae.encode(torch.zeros(1, 3, 64, 96)).latent_dist.mode().shape == (1, 16, 8, 12)
     assert (vae.config.scaling_factor, vae.config.shift_factor) == (1.5, 0.1)
+
+
+def test_t5_knows_the_order_of_letters_before_any_training():
+    torch.manual_seed(0)
+    t5 = build_t5(BUILTIN, len(T5)).eval()
+    ids = T5(['the word "TOP"', 'the word "POT"'], return_tensors="pt").input_ids
+    with torch.no_grad():
+        forward, backward = t5(ids)[0]
+    letters = [T5.convert_ids_to_tokens(row.tolist()).index("O") for row in ids]
+    assert letters == [4, 4]
+    same_letter = torch.cosine_similarity(forward[4], backward[4], dim=0)
+    # A bag of words would give the O of either word the same state.
+    assert same_letter < 0.9
+    with torch.no_grad():
+        t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
+        forward, backward = t5(ids)[0]
+    assert torch.cosine_similarity(forward[4], backward[4], dim=0) > 0.999
 
 
 def test_every_grammar_word_is_one_token_of_both_tokenizers():

@@ -24,7 +24,7 @@ from deployments.builtin.world import (
     sample_example,
 )
 
-KINDS: tuple[Kind, ...] = ("core", "hard", "terse")
+KINDS: tuple[Kind, ...] = ("core", "hard", "terse", "word")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 FRAMES = ((256, 256), (224, 288), (288, 224), (192, 320), (320, 192))
 

@@ -60,7 +60,7 @@ def _picture(
     return pictures([Scene(height, width, background, things, word)])[0]
 
 
-@pytest.mark.parametrize("kind", ["core", "hard", "terse"])
+@pytest.mark.parametrize("kind", ["core", "hard", "terse", "word"])
 def test_true_captions_are_accepted(kind):
     drawn = [*examples(kind, 100, seed=11), *examples(kind, 40, 12, height=192, width=320)]
     seen = pictures([e.scene for e in drawn[:100]]) + pictures([e.scene for e in drawn[100:]])

@@ -30,7 +30,7 @@ from deployments.builtin.world import (
 )
 
 FRAMES = ((256, 256), (224, 288), (288, 224), (192, 320), (320, 192), (512, 512))
-KINDS: tuple[Kind, ...] = ("core", "hard", "terse")
+KINDS: tuple[Kind, ...] = ("core", "hard", "terse", "word")
 
 
 BOTH: tuple[Split, ...] = ("train", "held_out")
@@ -148,7 +148,7 @@ def test_a_batch_is_drawn_as_its_scenes_are_alone():
     scenes = [sample_example(rng, kind).scene for kind in KINDS for _ in range(8)]
     together = draw(scenes)
     assert together.dtype == torch.uint8
-    assert together.shape == (24, 3, 256, 256)
+    assert together.shape == (8 * len(KINDS), 3, 256, 256)
     for scene, picture in zip(scenes, together, strict=True):
         assert torch.equal(draw([scene])[0], picture)
 

@@ -166,7 +166,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
         parts, _, _ = build_pico(seed=2)
         optimizer = Optimizer(parts, 1e-3, 1e-3, 0.01)
         average = WeightAverage(optimizer.parameters, 0.9)
-        return parts, optimizer, average, StepRunner(parts, optimizer.gradients, use_graphs=False)
+        runner = StepRunner(parts, optimizer.flat_gradient, use_graphs=False)
+        return parts, optimizer, average, runner
 
     def run(
         state: tuple[Parts, Optimizer, WeightAverage, StepRunner], steps: Iterable[int]
@@ -181,7 +182,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
     run(whole, range(4))
     halved = fresh()
     run(halved, range(2))
-    path = tmp_path / "resume" / "flow.safetensors"
+    path = tmp_path / "resume"
     save_resume(path, halved[0], halved[2], halved[1], {"step": 2})
     resumed = fresh()
     assert load_resume(path, resumed[0], resumed[2], resumed[1]) == {"step": 2}
@@ -195,7 +196,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
 def test_steps_lower_the_loss_of_what_they_see():
     parts, _, _ = build_pico(seed=0)
     optimizer = Optimizer(parts, 3e-3, 3e-3, 0.0)
-    runner = StepRunner(parts, optimizer.gradients, use_graphs=False)
+    runner = StepRunner(parts, optimizer.flat_gradient, use_graphs=False)
     first = float(runner(_step(0)))
     for _ in range(30):
         runner(_step(0))
