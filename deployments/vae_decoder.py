@@ -21,11 +21,13 @@ class VaeDecoder:
     """Ray Serve deployment of one VAE; only the builder makes it one."""
 
     def __init__(self, model: ModelSettings, pool: PoolSettings) -> None:
+        from deployments.sd3.decode_plan import GIB, TilingSettings
         from deployments.sd3.vae import VaeDecoder as Decoder
 
         self._identity = Identity.of_this_process("decode", pool)
         self._device = prepare_torch(pool)
-        self._decoder = Decoder.load(resolve_model_dir(model), self._device, pool.precision)
+        tiling = TilingSettings(pool.decode_tiling, int(pool.decode_memory_gib * GIB))
+        self._decoder = Decoder.load(resolve_model_dir(model), self._device, pool.precision, tiling)
         # One thread: torch already uses every core for one picture.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._metrics = Metrics()

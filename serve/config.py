@@ -85,6 +85,17 @@ class PoolSettings(Section):
         description="denoiser only: rows of the forwards that start-up makes fast and measures, as "
         "far as more rows still pay; chosen by device if empty",
     )
+    decode_tiling: Literal["auto", "always", "off"] = Field(
+        "auto",
+        description="vae_decoder only: `auto` decodes in tiles what would not fit its memory whole",
+    )
+    decode_memory_gib: float = Field(
+        3.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="vae_decoder only: GiB that the VAE and decoding may take; whole is quicker, "
+        "and takes 11 at 2048x2048",
+    )
 
     @field_validator("max_replicas")
     @classmethod

@@ -1,7 +1,12 @@
-"""Latents to pixels."""
+"""Latents to pixels, within a memory known before it starts.
+
+A VAE overflows float16 (SD3.5's configuration says `force_upcast`), so it is computed in bfloat16
+or float32 whatever its files hold.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +15,16 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deployments.sd3.card import usable_bytes
 from deployments.sd3.checkpoint import load_component, resident_bytes
+from deployments.sd3.decode_plan import DecodePlan, DecoderShape, TilingSettings, plan_decode
 from deployments.sd3.host_memory import keep_freed_memory
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
+from deployments.sd3.tiled_decode import decode_in_tiles
 from serve.errors import StageFailed
+
+_log = logging.getLogger(__name__)
 
 
 class VaeDecoder:
@@ -24,10 +34,15 @@ class VaeDecoder:
         model: Loaded, in eval mode; its encoder is dropped.
         device: Where it is.
         precision: What it was loaded in.
+        tiling: When to decode in tiles, and how much memory to take.
     """
 
     def __init__(
-        self, model: AutoencoderKL, device: torch.device, precision: PrecisionChoice
+        self,
+        model: AutoencoderKL,
+        device: torch.device,
+        precision: PrecisionChoice,
+        tiling: TilingSettings | None = None,
     ) -> None:
         # Only decoding happens here; a third of the memory is the encoder's.
         model.encoder = None
@@ -35,13 +50,21 @@ class VaeDecoder:
         self.model = model
         self.device = device
         self.precision = precision
+        self.tiling = tiling or TilingSettings()
+        self.shape = DecoderShape(
+            tuple(model.config.block_out_channels), precision.compute_dtype.itemsize
+        )
         self.channels = int(model.config.latent_channels)
         self.scaling_factor = float(model.config.scaling_factor)
         self.shift_factor = float(model.config.shift_factor or 0.0)
 
     @classmethod
     def load(
-        cls, model_dir: str | Path, device: torch.device | str, precision: PrecisionChoice | str
+        cls,
+        model_dir: str | Path,
+        device: torch.device | str,
+        precision: PrecisionChoice | str,
+        tiling: TilingSettings | None = None,
     ) -> VaeDecoder:
         """Load `MODEL/vae`. A VAE is convolutions and has no FP8 weights.
 
@@ -49,6 +72,7 @@ class VaeDecoder:
             model_dir: In Diffusers layout.
             device: Where to put it.
             precision: A choice, or what `choose_precision` takes.
+            tiling: When to decode in tiles, and how much memory to take.
 
         Raises:
             ConfigurationError: The files do not fit the configuration, or the precision the device.
@@ -68,12 +92,27 @@ class VaeDecoder:
             keep_freed_memory()
             # 1.3 to 1.6 times as fast there; on an H100 it is slower.
             model.to(memory_format=torch.channels_last)
-        return cls(model, device, precision)
+        return cls(model, device, precision, tiling)
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights."""
         return resident_bytes(self.model)
+
+    def plan(self, height: int, width: int) -> DecodePlan:
+        """Return how latents of these sides would be decoded now.
+
+        Raises:
+            StageFailed: They do not fit the memory.
+        """
+        return plan_decode(self.shape, height, width, self._memory_bytes(), self.tiling.mode)
+
+    def _memory_bytes(self) -> int:
+        """Return what decoding may take beside the weights."""
+        allowed = self.tiling.memory_bytes - self.resident_bytes
+        if self.device.type != "cuda":
+            return allowed
+        return min(allowed, usable_bytes(self.device))
 
     @torch.inference_mode()
     def decode(self, latents: NDArray[np.float32] | Tensor) -> NDArray[np.uint8]:
@@ -86,7 +125,7 @@ class VaeDecoder:
             uint8 [8 h, 8 w, 3], RGB.
 
         Raises:
-            StageFailed: The latents are not finite or have the wrong shape.
+            StageFailed: The latents are not finite, have the wrong shape or do not fit the memory.
         """
         # Copied: arrays that came through an object store are read-only, which torch warns about.
         tensor = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents))
@@ -101,8 +140,29 @@ class VaeDecoder:
             raise StageFailed("The latents hold NaN or infinite values.", field="latents")
         scaled = tensor.float()[None] / self.scaling_factor + self.shift_factor
         scaled = scaled.to(self.device, self.precision.compute_dtype)
-        image = self.model.decode(scaled, return_dict=False)[0][0].float()
+        image = self._image(scaled)[0].float()
         if not bool(torch.isfinite(image).all()):
             raise StageFailed("The VAE produced NaN or infinite pixels.", field="latents")
         pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+    def _image(self, scaled: Tensor) -> Tensor:
+        """Return [1, 3, 8 h, 8 w] from -1 to 1, as planned, or in tiles where that ran out."""
+        height, width = scaled.shape[2:]
+        plan = self.plan(height, width)
+        try:
+            return self._carried_out(plan, scaled)
+        except torch.OutOfMemoryError:
+            if self.tiling.mode == "off" or plan.on_host:
+                raise
+            _log.warning("decoding %dx%d latents ran out of memory", height, width)
+        # What was told to be free has gone to a neighbour, or is in pieces.
+        torch.cuda.empty_cache()
+        less = min(self._memory_bytes(), plan.device_bytes) // 2
+        return self._carried_out(plan_decode(self.shape, height, width, less, "always"), scaled)
+
+    def _carried_out(self, plan: DecodePlan, scaled: Tensor) -> Tensor:
+        if plan.tile is not None:
+            return decode_in_tiles(self.model.decoder, scaled, plan)
+        image: Tensor = self.model.decode(scaled, return_dict=False)[0]
+        return image
