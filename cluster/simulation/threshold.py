@@ -75,7 +75,8 @@ class Threshold:
         cards = [replica.card for replica in pool.replicas]
         told = self._cards.readings_c if settings.metric == "temperature" else self.busy_share
         wish = wanted(len(cards), float(told[cards].mean()), settings.target)
-        wishes = self._wishes.setdefault(name, deque())
+        # As Kubernetes does: what there was at first counts as a wish.
+        wishes = self._wishes.setdefault(name, deque([(now, pool.target)]))
         wishes.append((now, wish))
         while wishes[0][0] < now - settings.scale_in_window_s:
             wishes.popleft()

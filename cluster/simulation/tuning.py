@@ -26,13 +26,10 @@ QUEUE_ONLY_GRID: tuple[QueueOnlySettings, ...] = tuple(
 )
 THRESHOLD_GRID: tuple[ThresholdSettings, ...] = (
     *(
-        ThresholdSettings("temperature", target, scale_in_window_s=window)
-        for target, window in product((35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 65.0), (60.0, 300.0))
+        ThresholdSettings("temperature", target)
+        for target in (35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 65.0)
     ),
-    *(
-        ThresholdSettings("utilisation", target, scale_in_window_s=window)
-        for target, window in product((0.4, 0.55, 0.7, 0.85), (60.0, 300.0))
-    ),
+    *(ThresholdSettings("utilisation", target) for target in (0.4, 0.55, 0.7, 0.85)),
 )
 _GRIDS: tuple[tuple[PolicyName, Sequence[RivalSettings]], ...] = (
     ("queue-only", QUEUE_ONLY_GRID),
