@@ -1,7 +1,9 @@
 """Where a model's folder is on this node.
 
-`pico` has no folder in the repository: it is written on the first use of a node, whole or not at
-all, and found again by the hash of the code that writes it.
+Every stage reads a folder in Diffusers layout. For a single file, and where the settings change a
+folder's defaults, that is one which holds everything but the weights and says where they lie
+(`serve.checkpoints.view`). `pico` has no folder in the repository: it is written on the first use
+of a node, whole or not at all, and found again by the hash of the code that writes it.
 """
 
 import hashlib
@@ -10,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from serve.checkpoints.model_files import find_model, is_single_file, read_directory
+from serve.checkpoints.view import write_view
 from serve.config import ModelSettings
 from serve.errors import ConfigurationError
 
@@ -18,24 +22,33 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
     """Return the folder of the model that the settings name.
 
     Raises:
-        ConfigurationError: There is no such folder on this node.
+        ConfigurationError: There is no such model on this node, or its files are not what they
+            should be.
     """
-    if settings.path == "pico":
-        return _pico()
-    if settings.path == "builtin":
-        from deployments import builtin
-
-        path = Path(builtin.__path__[0]) / "weights"
-    else:
-        path = Path(settings.path).expanduser()
+    if is_single_file(settings):
+        return write_view(find_model(settings), settings)
+    path = _directory(settings)
     if not path.is_dir():
         raise ConfigurationError(
             "The model folder does not exist on this node.",
             field="model.path",
             value=str(path),
-            allowed="builtin, pico, or a folder in Diffusers layout readable on every node",
+            allowed="builtin, pico, a folder in Diffusers layout or a .safetensors file, both"
+            " readable on every node; with model.models_dir the name of a checkpoint in it",
         )
+    if settings.variant or settings.request_defaults:
+        return write_view(read_directory(path, settings), settings, path)
     return path
+
+
+def _directory(settings: ModelSettings) -> Path:
+    if settings.path == "pico":
+        return _pico()
+    if settings.path == "builtin":
+        from deployments import builtin
+
+        return Path(builtin.__path__[0]) / "weights"
+    return Path(settings.path).expanduser()
 
 
 def model_name(settings: ModelSettings) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve.checkpoints.variants import DEFAULTS, variant_of
 from serve.errors import ConfigurationError, InvalidRequest
 from serve.requests import GenerateRequest, Sampler, Scheduler
 
@@ -198,25 +199,12 @@ def _t5_tokens(path: Path) -> int:
     return int(longest) if usable and longest is not None else _DEFAULT_T5_TOKENS
 
 
-def _is_large(transformer: Mapping[str, Any]) -> bool:
-    return transformer.get("num_layers") == 38 and transformer.get("num_attention_heads") == 38
-
-
-def _is_medium(transformer: Mapping[str, Any]) -> bool:
-    return transformer.get("num_layers") == 24 and bool(transformer.get("dual_attention_layers"))
-
-
-def _makers_defaults(transformer: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _makers_defaults(transformer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return Stability's own reference settings for the models that are recognised."""
-    if _is_large(transformer) and "turbo" in name.lower():
-        return {"num_inference_steps": 4, "guidance_scale": 1.0}
-    if _is_large(transformer):
-        return {"num_inference_steps": 40, "guidance_scale": 4.5, "sampler": "dpmpp_2m"}
-    if _is_medium(transformer):
-        return {"num_inference_steps": 50, "guidance_scale": 5.0, "sampler": "dpmpp_2m"}
-    return {}
+    variant, _ = variant_of(transformer, name)
+    return {} if variant is None else DEFAULTS[variant]
 
 
 def _licence(transformer: Mapping[str, Any]) -> str:
-    is_stability = _is_large(transformer) or _is_medium(transformer)
-    return STABILITY_LICENCE if is_stability else UNKNOWN_LICENCE
+    variant, _ = variant_of(transformer)
+    return UNKNOWN_LICENCE if variant is None else STABILITY_LICENCE

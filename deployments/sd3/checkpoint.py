@@ -1,4 +1,4 @@
-"""Load one component of a Diffusers directory into its real class, FP8 weights staying FP8.
+"""Load one component of a model into its real class, FP8 weights staying FP8.
 
 The model is built without memory first and filled tensor by tensor, so neither a float32 copy nor
 a second copy ever exists. What does not fit is refused by name, file, expected and found.
@@ -6,22 +6,31 @@ a second copy ever exists. What does not fit is refused by name, file, expected 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from deployments.sd3.fp8 import Fp8Linear, dequantize, quantize_per_channel
+from deployments.sd3.fp8 import Fp8Linear, quantize_per_channel
 from deployments.sd3.precision import PrecisionChoice
+from deployments.sd3.scaled_weights import (
+    FP8,
+    SCALE,
+    as_e4m3,
+    finite,
+    in_full,
+    input_scale,
+    rows_scale,
+)
 from deployments.sd3.stored_tensors import StoredTensors
+from deployments.sd3.upload import Upload
+from serve.checkpoints.checks import listed
+from serve.checkpoints.part import INPUT_SCALE
 from serve.errors import ConfigurationError
 
-_FP8 = torch.float8_e4m3fn
-_READABLE = (torch.float32, torch.float16, torch.bfloat16, _FP8)
-_SCALE = "_scale"  # `X.weight_scale` beside `X.weight`
-_INPUT_SCALE = ".input_scale"  # `X.input_scale`, of what a Linear X reads; newer scaled-FP8 files
+_READABLE = (torch.float32, torch.float16, torch.bfloat16, *FP8)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,6 +41,7 @@ def load_component(
     device: torch.device,
     precision: PrecisionChoice,
     quantizable: str | None = None,
+    together: Callable[[Module], Sequence[str]] | None = None,
 ) -> Module:
     """Build a model without memory and fill it from its folder.
 
@@ -42,6 +52,8 @@ def load_component(
         precision: FP8 weights stay FP8 if `weights` is fp8, else they are dequantised.
         quantizable: Name prefix of the Linear layers that become FP8 even where the files are
             bf16, or None to quantise nothing.
+        together: Names the Linear layers whose FP8 weights lie one after the other in memory, so
+            that stacking them later copies nothing.
 
     Returns:
         The model in eval mode, without gradients.
@@ -58,8 +70,9 @@ def load_component(
             field="model.path",
             value=str(folder / "config.json"),
         ) from error
+    names = together(model) if together and precision.weights == "fp8" else ()
     with StoredTensors(folder) as stored:
-        _Filler(model, stored, device, precision, quantizable).fill()
+        _Filler(model, stored, device, precision, quantizable, names).fill()
     return model.eval().requires_grad_(False)
 
 
@@ -71,14 +84,19 @@ class _Filler:
         device: torch.device,
         precision: PrecisionChoice,
         quantizable: str | None,
+        together: Sequence[str],
     ) -> None:
         self.model = model
         self.stored = stored
         self.device = device
         self.precision = precision
         self.quantizable = quantizable
+        self.upload = Upload(device)
         # transformers keeps {alias: source}; a file may hold either or both.
         self.aliases: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        self.rows_of = _rows_together(model, together, device)
+        # On a card each answer is waited for only at the end.
+        self.finite: dict[str, Tensor] = {}
 
     def fill(self) -> None:
         expected = dict(self.model.state_dict(keep_vars=True))
@@ -87,8 +105,10 @@ class _Filler:
             if source not in self.stored.names() and alias in self.stored.names():
                 expected[alias] = expected.pop(source)
         self._check_names(set(expected))
-        for name, empty in expected.items():
-            self._place(name, empty)
+        for name in sorted(expected, key=self.stored.place):
+            self._place(name, expected[name])
+        self.upload.finish()
+        self._check_finite()
         for alias, source in self.aliases.items():
             filled = source if source in expected else alias
             weight = self.model.get_parameter(filled)
@@ -101,58 +121,89 @@ class _Filler:
     def _check_names(self, expected: set[str]) -> None:
         found = self.stored.names()
         if missing := sorted(expected - found):
-            raise self._error(
-                f"{self.stored.folder} lacks tensor {missing[0]!r}" + _and_more(missing),
-                missing[0],
-            )
-        scales = {name for name in found if name.endswith(_SCALE)}
+            files = ", ".join(str(path) for path in self.stored.part.files.paths[:3])
+            raise self._error(f"{files} lacks {listed(missing)}", missing[0])
+        scales = {name for name in found if name.endswith(SCALE)}
         strangers = found - expected - set(self.aliases)
-        strangers -= {name for name in scales if name.removesuffix(_SCALE) in expected}
+        strangers -= {name for name in scales if name.removesuffix(SCALE) in expected}
         strangers -= {
-            name + _INPUT_SCALE
+            name + INPUT_SCALE
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Linear)
         }
         # Older files hold buffers that newer classes make themselves.
         strangers -= {name for name, _ in self.model.named_buffers()}
         if strangers:
-            first = min(strangers)
+            names = sorted(strangers)
             raise self._error(
-                f"{self.stored.file_of(first)} holds tensor {first!r} that the model has no place"
-                f" for" + _and_more(sorted(strangers)),
-                first,
+                f"{self.stored.file_of(names[0])} holds {listed(names)} that the model has no place"
+                f" for",
+                names[0],
             )
 
     def _place(self, name: str, empty: Tensor) -> None:
         value = self.stored.read(name)
         self._check(name, value, empty)
-        scale = self._scale(name, value)
+        scale = rows_scale(self.stored, name, value)
         owner_name, _, leaf = name.rpartition(".")
         owner = self.model.get_submodule(owner_name)
         linear = owner if isinstance(owner, nn.Linear) and leaf == "weight" else None
         # Read even where nothing is quantised, so that a wrong one is refused everywhere.
-        input_scale = self._input_scale(owner_name + _INPUT_SCALE) if linear else None
+        static = input_scale(self.stored, owner_name, self.device) if linear else None
         if linear and self.precision.weights == "fp8":
             wanted = self.quantizable is not None and name.startswith(self.quantizable)
-            if value.dtype == _FP8 or wanted:
-                # Copied: what safetensors returns is a view of the whole mapped file.
-                weight = value.to(self.device, copy=True)
-                if scale is None:
-                    weight, scale = quantize_per_channel(weight)
-                layer = Fp8Linear(
-                    weight,
-                    scale.to(self.device),
-                    linear.bias,
-                    self.precision.fp8_arithmetic,
-                    input_scale,
-                )
+            if scale is not None or wanted:
+                weight, scale = self._in_fp8(name, owner_name, value, scale)
+                arithmetic = self.precision.fp8_arithmetic
+                if self.stored.in_full_precision(owner_name):
+                    arithmetic = "dequantize"
+                layer = Fp8Linear(weight, scale, linear.bias, arithmetic, static)
                 self.model.set_submodule(owner_name, layer)
                 return
+        # Copied: what is read is a view of the whole mapped file.
+        value = self._uploaded(name, value)
         if scale is not None:
-            flat = dequantize(value.reshape(len(scale), -1), scale, torch.float32)
-            value = flat.reshape(value.shape)
-        value = value.to(device=self.device, dtype=self.precision.compute_dtype, copy=True)
-        _assign(self.model, name, value)
+            value = in_full(value, scale.to(self.device), torch.float32)
+        _assign(self.model, name, value.to(self.precision.compute_dtype))
+
+    def _in_fp8(
+        self, name: str, module: str, value: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a Linear's E4M3 weight and scales on the device, in their place if any."""
+        rows = self.rows_of.get(module)
+        if value.dtype == torch.float8_e4m3fn and scale is not None:
+            weight = self._uploaded(name, value, None if rows is None else rows[0])
+            scale = scale.to(self.device)
+        else:
+            whole = self._uploaded(name, value)
+            if scale is None:
+                weight, scale = quantize_per_channel(whole)
+            else:
+                weight, scale = as_e4m3(whole, scale.to(self.device))
+        if rows is None:
+            return weight, scale
+        if weight is not rows[0]:
+            rows[0].view(torch.uint8).copy_(weight.view(torch.uint8))
+        rows[1].copy_(scale)
+        return rows
+
+    def _uploaded(self, name: str, value: Tensor, out: Tensor | None = None) -> Tensor:
+        here = self.upload(value.contiguous(), out)
+        self.finite[name] = finite(here)
+        if self.device.type == "cpu":
+            self._check_finite()
+        return here
+
+    def _check_finite(self) -> None:
+        flags, self.finite = self.finite, {}
+        if not flags:
+            return
+        for name, good in zip(flags, torch.stack(list(flags.values())).tolist(), strict=True):
+            if not good:
+                raise self._error(
+                    f"Tensor {name!r} in {self.stored.file_of(name)} holds NaN or infinite values",
+                    name,
+                )
 
     def _check(self, name: str, value: Tensor, empty: Tensor) -> None:
         if value.shape != empty.shape:
@@ -164,68 +215,9 @@ class _Filler:
         if value.dtype not in _READABLE:
             raise self._error(
                 f"Tensor {name!r} in {self.stored.file_of(name)} has dtype {value.dtype};"
-                f" expected one of float32, float16, bfloat16, float8_e4m3fn",
+                f" expected one of float32, float16, bfloat16, float8_e4m3fn, float8_e5m2",
                 name,
             )
-        if value.dtype == _FP8:
-            finite = not bool(((value.view(torch.uint8) & 0x7F) == 0x7F).any())
-        else:
-            finite = bool(torch.isfinite(value).all())
-        if not finite:
-            raise self._error(
-                f"Tensor {name!r} in {self.stored.file_of(name)} holds NaN or infinite values", name
-            )
-
-    def _scale(self, name: str, value: Tensor) -> Tensor | None:
-        """Return float32 scales, one a row, for an FP8 tensor; None for any other."""
-        stored_name = name + _SCALE
-        present = stored_name in self.stored.names()
-        if value.dtype != _FP8:
-            if present:
-                raise self._error(
-                    f"{self.stored.file_of(stored_name)} holds {stored_name!r}, but {name!r} is"
-                    f" {value.dtype}; expected float8_e4m3fn",
-                    stored_name,
-                )
-            return None
-        rows = value.shape[0] if value.dim() else 1
-        if not present:  # a plain cast
-            return torch.ones(rows)
-        scale = self.stored.read(stored_name).float()
-        if scale.numel() not in (1, rows):
-            raise self._error(
-                f"Tensor {stored_name!r} in {self.stored.file_of(stored_name)} has shape"
-                f" {list(scale.shape)}; expected one value or [{rows}]",
-                stored_name,
-            )
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            raise self._error(
-                f"Tensor {stored_name!r} in {self.stored.file_of(stored_name)} holds scales that"
-                f" are not positive and finite",
-                stored_name,
-            )
-        return scale.reshape(-1).expand(rows).contiguous()
-
-    def _input_scale(self, name: str) -> Tensor | None:
-        """Return the static scale of a Linear's input, a float32 scalar on the device, if any."""
-        if name not in self.stored.names():
-            return None
-        scale = self.stored.read(name)
-        if scale.dtype != torch.float32 or scale.shape not in ((), (1,)):
-            raise self._error(
-                f"Tensor {name!r} in {self.stored.file_of(name)} is {scale.dtype}"
-                f" {list(scale.shape)}; expected one float32 value, [] or [1]",
-                name,
-            )
-        # A subnormal counts as zero: its inverse is infinite.
-        limits = torch.finfo(torch.float32)
-        if not limits.tiny <= scale.item() <= limits.max:
-            raise self._error(
-                f"Tensor {name!r} in {self.stored.file_of(name)} is {scale.item():g}; expected a"
-                f" positive finite scale",
-                name,
-            )
-        return scale.reshape(()).to(self.device, copy=True)
 
     def _error(self, message: str, name: str) -> ConfigurationError:
         return ConfigurationError(
@@ -234,6 +226,27 @@ class _Filler:
             value=name,
             allowed="weights that match their config.json",
         )
+
+
+def _rows_together(
+    model: nn.Module, names: Sequence[str], device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each layer's place in one E4M3 matrix and one vector of scales for all of them."""
+    layers = [model.get_submodule(name) for name in names]
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if not linears or len(linears) < len(layers):
+        return {}
+    rows = sum(layer.out_features for layer in linears)
+    width = linears[0].in_features
+    weights = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=device)
+    scales = torch.empty(rows, device=device)
+    places: dict[str, tuple[Tensor, Tensor]] = {}
+    start = 0
+    for name, layer in zip(names, linears, strict=True):
+        own = slice(start, start + layer.out_features)
+        places[name] = weights[own], scales[own]
+        start = own.stop
+    return places
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -254,7 +267,3 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
         )
     else:
         owner._buffers[leaf] = value
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

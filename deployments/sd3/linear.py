@@ -109,14 +109,28 @@ def stacked(layers: Sequence[Linear]) -> Linear:
     bias = torch.cat(biases) if biases else None
     fp8 = [layer for layer in layers if isinstance(layer, Fp8Linear)]
     if fp8:
+        ordinary = not all(layer.takes_quantized for layer in fp8)
         return Fp8Linear(
-            torch.cat([layer.weight_fp8 for layer in fp8]),
-            torch.cat([layer.weight_scale for layer in fp8]),
+            _joined([layer.weight_fp8 for layer in fp8]),
+            _joined([layer.weight_scale for layer in fp8]),
             bias,
-            fp8[0].arithmetic,
+            "dequantize" if ordinary else fp8[0].arithmetic,
             fp8[0].input_scale,
         )
     return _linear(torch.cat([layer.weight for layer in layers if layer.weight is not None]), bias)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors one after the other: without a copy where that is how they lie in memory."""
+    first = tensors[0]
+    at = first.storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.storage_offset() != at or not tensor.is_contiguous():
+            return torch.cat(list(tensors))
+        at += tensor.numel()
+    rows = sum(len(tensor) for tensor in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def agree_on_scale_(layers: Sequence[Linear]) -> list[Linear]:

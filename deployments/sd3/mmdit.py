@@ -219,4 +219,13 @@ def load_transformer(
         with torch.device("meta"):
             return SD3Transformer2DModel.from_config(config)
 
-    return load_component(folder, build, device, precision, _BLOCKS)
+    return load_component(folder, build, device, precision, _BLOCKS, _modulation)
+
+
+def _modulation(model: SD3Transformer2DModel) -> list[str]:
+    """Name the layers that `Modulation` stacks, in its order."""
+    return [
+        f"{_BLOCKS}{index}.{norm}.linear"
+        for index in range(len(model.transformer_blocks))
+        for norm in ("norm1", "norm1_context")
+    ]

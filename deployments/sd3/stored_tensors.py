@@ -1,164 +1,156 @@
-"""The safetensors files of one model component, as one set of named tensors.
+"""The tensors of one model component, read one by one from mapped files.
 
-Reads `X.safetensors` or `X.safetensors.index.json` with its shards. Nothing is ever unpickled.
+Which file and bytes a tensor comes from, and what happens to it, is `serve.checkpoints`' to say;
+here bytes become tensors. Nothing is ever unpickled, and nothing is copied that need not be.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import mmap
+import os
+import warnings
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
+from serve.checkpoints.part import Part
+from serve.checkpoints.tensor_files import read_json as read_json
+from serve.checkpoints.view import part_in
 from serve.errors import ConfigurationError
 
-_STEMS = ("diffusion_pytorch_model", "model")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ConfigurationError: The file is missing or no JSON object.
-    """
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"Cannot read {path}: {error}", field="model.path", value=str(path)
-        ) from None
-    if not isinstance(loaded, dict):
-        raise ConfigurationError(
-            f"{path} is not a JSON object.", field="model.path", value=str(path)
-        )
-    return loaded
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# A cold disk is read this far ahead of what is being placed.
+_READ_AHEAD = 512 << 20
 
 
 class StoredTensors:
-    """Opens a component's files; tensors are read one by one, so memory holds each only once.
+    """A component's tensors by the names its model has.
 
     Args:
-        folder: Such as `MODEL/transformer`.
+        folder: Such as `MODEL/transformer`, or one that refers to files elsewhere.
 
     Raises:
-        ConfigurationError: No safetensors files, a missing or damaged shard, a broken index.
+        ConfigurationError: No safetensors files, a missing or damaged shard, a broken index, a
+            quantisation that is not read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._exit = ExitStack()
-        self._handles: dict[str, Any] = {}
-        self._file_of: dict[str, Path] = {}
-        try:
-            for path, names in _files(folder):
-                self._open(path, names)
-        except BaseException:
-            self.close()
-            raise
+        self.part: Part = part_in(folder)
+        self._mapped: dict[Path, _MappedFile] = {}
 
     def names(self) -> set[str]:
         """Return the names of all tensors."""
-        return set(self._file_of)
+        return set(self.part.sources)
 
     def file_of(self, name: str) -> Path:
         """Return the file that holds a tensor."""
-        return self._file_of[name]
+        return Path(self.part.file_of(name))
+
+    def place(self, name: str) -> tuple[str, int, int]:
+        """Return where a tensor lies, for reading many in the order in which a disk has them."""
+        source = self.part.sources[name]
+        if source.stored is None:
+            return "", 0, 0
+        at = source.part[0] if source.part else 0
+        return str(self.file_of(name)), self.part.files.tensors[source.stored].begin, at
+
+    def in_full_precision(self, module: str) -> bool:
+        """Return whether the files ask for ordinary products in a Linear layer."""
+        return module in self.part.notes.full_precision
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor to the host, as stored.
+        """Return one tensor on the host, as stored: a view of the file wherever that can be.
 
         Raises:
-            ConfigurationError: The data cannot be read.
+            ConfigurationError: The file cannot be read, or torch has no such dtype.
         """
-        try:
-            tensor: Tensor = self._handles[name].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(self._file_of[name], error) from None
-        return tensor
+        source = self.part.sources[name]
+        if source.dtype not in _DTYPES:
+            raise self._damaged(self.file_of(name), f"tensor {name!r} is {source.dtype}")
+        dtype = _DTYPES[source.dtype]
+        if source.stored is None:
+            return torch.eye(source.shape[0], dtype=dtype)
+        tensor = self.part.files.tensors[source.stored]
+        begin, end = tensor.begin, tensor.end
+        if source.part:
+            at, pieces = source.part
+            size = (end - begin) // pieces
+            begin, end = begin + at * size, begin + (at + 1) * size
+        value = self._file(self.file_of(name)).view(begin, end, dtype)
+        if source.swapped:
+            value = torch.cat(value.chunk(2)[::-1])
+        return value.reshape(source.shape)
 
     def close(self) -> None:
-        """Close the files."""
-        self._exit.close()
+        """Let go of the files; views that are still held keep theirs."""
+        for file in self._mapped.values():
+            file.close()
+        self._mapped.clear()
 
     def __enter__(self) -> StoredTensors:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, path: Path, promised: set[str] | None) -> None:
-        try:
-            handle = self._exit.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(path, error) from None
-        present = set(handle.keys())
-        if promised is not None and (absent := sorted(promised - present)):
-            raise ConfigurationError(
-                f"{path} lacks tensor {absent[0]!r} that the index says it holds.",
-                field="model.path",
-                value=str(path),
-            )
-        for name in present:
-            if name in self._file_of:
-                raise ConfigurationError(
-                    f"Tensor {name!r} is both in {self._file_of[name]} and in {path}.",
-                    field="model.path",
-                    value=str(path),
-                )
-            self._handles[name] = handle
-            self._file_of[name] = path
+    def _file(self, path: Path) -> _MappedFile:
+        if path not in self._mapped:
+            try:
+                self._mapped[path] = _MappedFile(path)
+            except (OSError, ValueError) as error:
+                raise self._damaged(path, str(error)) from None
+        return self._mapped[path]
 
     @staticmethod
-    def _damaged(path: Path, error: Exception) -> ConfigurationError:
+    def _damaged(path: Path, what: str) -> ConfigurationError:
         return ConfigurationError(
-            f"Cannot read {path}: {error}",
+            f"Cannot read {path}: {what}",
             field="model.path",
             value=str(path),
             allowed="an undamaged safetensors file",
         )
 
 
-def _files(folder: Path) -> list[tuple[Path, set[str] | None]]:
-    for stem in _STEMS:
-        if (index := folder / f"{stem}.safetensors.index.json").is_file():
-            return _indexed(index)
-        if (single := folder / f"{stem}.safetensors").is_file():
-            return [(single, None)]
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return [(others[0], None)]
-    found = ", ".join(path.name for path in others) or "none"
-    raise ConfigurationError(
-        f"{folder} has no weights to load (safetensors files there: {found}).",
-        field="model.path",
-        value=str(folder),
-        allowed="model.safetensors or diffusion_pytorch_model.safetensors, whole or with an index",
-    )
+class _MappedFile:
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._asked_until = 0
 
+    def view(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Return bytes of the file as a vector, without copying where they are aligned."""
+        if end > self._asked_until and hasattr(os, "posix_fadvise"):
+            start = max(begin, self._asked_until)
+            self._asked_until = end + _READ_AHEAD
+            length = self._asked_until - start
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+        if begin == end:
+            return torch.empty(0, dtype=dtype)
+        with warnings.catch_warnings():
+            # That a mapped file cannot be written is what is wanted.
+            warnings.filterwarnings("ignore", message=".*not writable")
+            whole = torch.frombuffer(self._map, dtype=torch.uint8, count=end - begin, offset=begin)
+        return (whole if begin % dtype.itemsize == 0 else whole.clone()).view(dtype)
 
-def _indexed(index: Path) -> list[tuple[Path, set[str] | None]]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConfigurationError(
-            f"{index} has no weight_map.", field="model.path", value=str(index)
-        )
-    shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
-        # A shard is a plain name beside its index: an index must not reach elsewhere.
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ConfigurationError(
-                f"{index} names a shard {file!r} that is not beside it.",
-                field="model.path",
-                value=str(index),
-            )
-        shards.setdefault(file, set()).add(name)
-    return [(index.parent / file, names) for file, names in sorted(shards.items())]
+    def close(self) -> None:
+        """Close the file; its map goes with the last view of it."""
+        os.close(self._descriptor)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from math import prod
 from pathlib import Path
 
-from safetensors import safe_open
-
-from deployments.sd3.stored_tensors import StoredTensors
+from serve.checkpoints.view import part_in
 
 _BF16_BYTES = 2
-_SCALE = "_scale"  # `X.weight_scale` beside an FP8 `X.weight` is no weight of the model's own
 
 
 def bf16_bytes(folder: Path) -> int:
@@ -22,13 +19,4 @@ def bf16_bytes(folder: Path) -> int:
     Raises:
         ConfigurationError: No safetensors files, or damaged ones.
     """
-    with StoredTensors(folder) as stored:  # refuses what is damaged, in words
-        names = stored.names()
-        files = {stored.file_of(name) for name in names}
-    weights = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                if not (name.endswith(_SCALE) and name.removesuffix(_SCALE) in names):
-                    weights += math.prod(tensors.get_slice(name).get_shape())
-    return weights * _BF16_BYTES
+    return _BF16_BYTES * sum(prod(source.shape) for source in part_in(folder).weights.values())

@@ -1,0 +1,167 @@
+"""A model of single files, presented as the Diffusers directory that every stage reads.
+
+The folder holds the configurations, the tokenizers and, in place of weights, a note of where the
+weights lie: kilobytes, written once a node, whole or not at all, and found again by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.checkpoints.architecture import hints
+from serve.checkpoints.model_files import DIFFUSERS, ModelFiles
+from serve.checkpoints.part import Part
+from serve.checkpoints.tensor_files import TensorFiles, read_json
+from serve.checkpoints.tokenizers import FOLDERS
+from serve.checkpoints.variants import DEFAULTS
+from serve.errors import ConfigurationError
+from serve.model_settings import ModelSettings
+
+REFERENCE = "kelvin-weights.json"
+_LARGEST_COPY = 16 << 20
+_CLASSES: Mapping[str, tuple[str, str]] = {
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_3": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+    "tokenizer_3": ("transformers", "T5Tokenizer"),
+    "transformer": ("diffusers", "SD3Transformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+
+
+def write_view(model: ModelFiles, settings: ModelSettings, directory: Path | None = None) -> Path:
+    """Return a folder that stands for a model, written if it is not there yet.
+
+    Args:
+        model: What its files are.
+        settings: Whose defaults of requests win.
+        directory: In Diffusers layout, where the model is one: its small files are taken over.
+
+    Raises:
+        OSError: The cache folder cannot be written.
+    """
+    contents = _copied(directory) if directory else _made(model)
+    for kind, found in model.parts.items():
+        contents[f"{DIFFUSERS[kind]}/{REFERENCE}"] = _json(_reference(found.part))
+    if directory:
+        stated = read_json(directory / "kelvin.json") if "kelvin.json" in contents else {}
+    else:
+        given = hints(model.parts["transformer"].part.files).get("defaults")
+        stated = given if isinstance(given, dict) else {}
+    contents["kelvin.json"] = _json(kelvin_json(model, settings, stated))
+    digest = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kelvin" / "models"
+    target = cache / f"{_file_name(model.name)}-{digest.hexdigest()[:16]}"
+    if not target.is_dir():
+        _write(contents, target)
+    return target
+
+
+def part_in(folder: Path) -> Part:
+    """Return the part that a folder holds or, in a view, stands for.
+
+    Raises:
+        ConfigurationError: The files are gone, were changed since, or cannot be read.
+    """
+    if not (folder / REFERENCE).is_file():
+        return Part.of(TensorFiles.of_folder(folder))
+    noted = read_json(folder / REFERENCE)
+    for path, size, modified in noted["files"]:
+        stat = Path(path).stat() if Path(path).is_file() else None
+        if stat is None or [stat.st_size, stat.st_mtime_ns] != [size, modified]:
+            raise ConfigurationError(
+                f"{path} has gone or was changed since it was looked at.",
+                field="model.path",
+                value=str(path),
+                allowed="the same file; restart to look at it anew",
+            )
+    paths = [Path(path) for path, _, _ in noted["files"]]
+    return Part.of(TensorFiles.of(paths), noted["prefix"], noted["kind"])
+
+
+def _made(model: ModelFiles) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    for kind, found in model.parts.items():
+        contents[f"{DIFFUSERS[kind]}/config.json"] = _json(found.config)
+    for kind, source in model.tokenizers.items():
+        contents |= {f"{FOLDERS[kind]}/{file.name}": file.read_bytes() for file in _small(source)}
+    own = hints(model.parts["transformer"].part.files)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    contents["scheduler/scheduler_config.json"] = _json(scheduler)
+    if isinstance(own.get("latent_rgb"), dict):
+        contents["latent_rgb.json"] = _json(own["latent_rgb"])
+    folders = {DIFFUSERS[kind] for kind in model.parts} | {FOLDERS[k] for k in model.tokenizers}
+    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline"}
+    for name, classes in _CLASSES.items():
+        index[name] = list(classes) if name in folders | {"scheduler"} else [None, None]
+    contents["model_index.json"] = _json(index)
+    return contents
+
+
+def _copied(directory: Path) -> dict[str, bytes]:
+    folders = [directory, *(directory / name for name in _CLASSES if (directory / name).is_dir())]
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for folder in folders
+        for file in _small(folder)
+        if not file.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".png"))
+    }
+
+
+def _small(folder: Path) -> list[Path]:
+    files = (file for file in sorted(folder.iterdir()) if file.is_file())
+    return [file for file in files if file.stat().st_size <= _LARGEST_COPY]
+
+
+def kelvin_json(
+    model: ModelFiles, settings: ModelSettings, stated: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return defaults and limits of requests: by the settings, else the file, else the variant."""
+    variant = DEFAULTS[model.variant] if model.variant else {}
+    return {"name": model.name, **variant, **stated, **settings.request_defaults}
+
+
+def _reference(part: Part) -> dict[str, Any]:
+    files = [(path.absolute(), path.stat()) for path in part.files.paths]
+    return {
+        "kind": part.kind,
+        "prefix": part.prefix,
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files],
+    }
+
+
+def _write(contents: Mapping[str, bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(suffix=".tmp", dir=target.parent))
+    try:
+        for name, content in contents.items():
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        partial.rename(target)
+    except OSError:
+        # Another process of this node was first; any other reason leaves no target.
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _file_name(name: str) -> str:
+    return "".join(each if each.isalnum() or each in "-._" else "_" for each in name)[:80]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
