@@ -128,10 +128,9 @@ class TrainingRun:
             ValueError: several ranks, and no autoencoder to begin with.
         """
         self.ranks.join(self.device)
-        try:
-            self._run()
-        finally:
-            self.ranks.leave()
+        self._run()
+        # Not after an error: parting waits for the others, who wait for this rank.
+        self.ranks.leave()
 
     def _run(self) -> None:
         vae, vae_record = self._autoencoder()
