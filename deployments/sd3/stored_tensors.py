@@ -41,16 +41,16 @@ class StoredTensors:
     """A component's tensors by the names its model has.
 
     Args:
-        folder: Such as `MODEL/transformer`, or one that refers to files elsewhere.
+        where: A folder such as `MODEL/transformer`, one that refers to files elsewhere, or a part
+            already found.
 
     Raises:
         ConfigurationError: No safetensors files, a missing or damaged shard, a broken index, a
             quantisation that is not read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.part: Part = part_in(folder)
+    def __init__(self, where: Path | Part) -> None:
+        self.part = where if isinstance(where, Part) else part_in(where)
         self._mapped: dict[Path, _MappedFile] = {}
 
     def names(self) -> set[str]:
