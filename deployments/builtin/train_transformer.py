@@ -145,6 +145,7 @@ class FlowTrainer:
             self._warm_up()
             if self.training.time_parts and self.device.type == "cuda":
                 self._time_parts(stream, filler)
+                self._take_over()  # the optimizers took steps without averaging
             return self._loop(stream, filler)
         finally:
             stream.close()
