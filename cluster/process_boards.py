@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.load_board import LoadBoard
@@ -36,6 +37,7 @@ class PoolBoard:
         self.clock = clock
         self.has_heard = False  # of any replica's load
         self.has_replicas_told = False  # which replicas there are is known
+        self._seen: frozenset[str] = frozenset()
 
     def heard(self, state: ReplicaState) -> None:
         """Take what a replica just told of itself."""
@@ -51,6 +53,16 @@ class PoolBoard:
         )
         self.loads.report(load, self.clock())
         self.has_heard = True
+
+    def keep(self, ids: Sequence[str]) -> None:
+        """Have exactly these replicas; who is new is taken to be idle until it tells."""
+        now = self.clock()
+        self.loads.keep(ids)
+        for name in ids:
+            if name not in self._seen:
+                self.loads.report(ReplicaLoad(id=name, backlog_s=0.0, age_s=0.0), now)
+        self._seen = frozenset(ids)
+        self.has_replicas_told = True
 
     def work(self, job: Any) -> RoutedWork:
         """Return a picture's work on this pool, as far as it is known.
@@ -75,7 +87,17 @@ _guard = threading.Lock()
 _boards: dict[str, PoolBoard] = {}
 
 
-def board_of(pool: str) -> PoolBoard:
-    """Return this process's board of a pool, by the pool's name."""
+def board_of(pool: str, pipelines: int = 1) -> PoolBoard:
+    """Return this process's board of a pool; whoever asks first makes it.
+
+    Args:
+        pool: Its name.
+        pipelines: Processes that send work to the pool. One alone knows all that was sent; the more
+            there are, the less each knows, and the more is left to chance.
+    """
     with _guard:
-        return _boards.setdefault(pool, PoolBoard(RoutingSettings()))
+        if pool not in _boards:
+            usual = RoutingSettings()
+            others = 1 - 1 / max(pipelines, 1)
+            _boards[pool] = PoolBoard(replace(usual, blur=usual.blur * others))
+        return _boards[pool]

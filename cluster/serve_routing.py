@@ -20,7 +20,7 @@ from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 
-from cluster.process_boards import board_of
+from cluster.process_boards import PoolBoard, board_of
 
 # The best alone, then these together: Serve takes the shortest queue of a rank, and messages to
 # replicas that may be full go out at once.
@@ -34,9 +34,21 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._board = board_of(self._deployment_id.name)
+        self._pipelines = 1
         self._expected: OrderedDict[str, str] = OrderedDict()  # request -> where it should go
         self._complained_at = float("-inf")
+
+    def initialize_state(self, pipelines: int = 1, **_: Any) -> None:
+        """Take the `request_router_kwargs` of the deployment; called by Serve before all else.
+
+        Args:
+            pipelines: Processes that send work to this pool.
+        """
+        self._pipelines = pipelines
+
+    @property
+    def _board(self) -> PoolBoard:
+        return board_of(self._deployment_id.name, self._pipelines)
 
     async def choose_replicas(
         self, candidate_replicas: list[Any], pending_request: Any | None = None
@@ -108,8 +120,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
 
     def _keep(self) -> None:
         try:
-            self._board.loads.keep([each.unique_id for each in self.curr_replicas])
-            self._board.has_replicas_told = True
+            self._board.keep([each.unique_id for each in self.curr_replicas])
         except Exception:
             self._complain()
 

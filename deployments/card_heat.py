@@ -15,7 +15,7 @@ from deployments.heat_rehearsal import Rehearsed
 from deployments.heat_watch import HeatWatch
 
 if TYPE_CHECKING:
-    from deployments.live_request import VelocityModel
+    from deployments.warm_up import WarmableModel
     from serve.config import ThermalSettings
     from serve.heat_settings import GovernorSection
 
@@ -76,7 +76,7 @@ class CardHeat:
         """Seconds since the newest reading was taken."""
         return None if self._watch is None else self._watch.age_s
 
-    def rehearsed(self, model: VelocityModel) -> VelocityModel:
+    def rehearsed(self, model: WarmableModel) -> WarmableModel:
         """Return the model, slowed down as a script says; itself where no script is read."""
         return Rehearsed(model, self._slowdown) if self._is_rehearsal else model
 

@@ -52,22 +52,23 @@ class Denoiser:
         model_dir = resolve_model_dir(model)
         defaults = ModelSpec.from_directory(model_dir).defaults
         self._mmdit = Mmdit.load(model_dir, self._device, pool.precision)
-        warmed = warm_up(
-            self._mmdit,
-            pool.warm_sizes or ((defaults.width, defaults.height),),
-            text_tokens_of(model_dir, defaults.max_sequence_length),
-            pool.warm_rows,
-        )
-        meter = EnergyMeter(self._device)
-        self._sizes = LoadMeter(warmed.costs, time.monotonic)
         self._heat = CardHeat(
             self._device,
             thermal or ThermalSettings(source="off"),
             governor or GovernorSection(),
             pool.name,
         )
+        model_at_hand = self._heat.rehearsed(self._mmdit)
+        warmed = warm_up(
+            model_at_hand,
+            pool.warm_sizes or ((defaults.width, defaults.height),),
+            text_tokens_of(model_dir, defaults.max_sequence_length),
+            pool.warm_rows,
+        )
+        meter = EnergyMeter(self._device)
+        self._sizes = LoadMeter(warmed.costs, time.monotonic)
         self._engine = Engine(
-            self._heat.rehearsed(self._mmdit),
+            model_at_hand,
             max_waiting=pool.max_ongoing_requests,
             limits=InputLimits(
                 joint_attention_dim=self._mmdit.joint_attention_dim,

@@ -20,7 +20,7 @@ from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import PipelineSettings, PoolSettings, Settings
 from serve.errors import Overloaded
-from serve.heat_settings import AutoscalingSettings, RoutingSection
+from serve.heat_settings import AutoscalingSettings
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
@@ -72,7 +72,7 @@ def _pool(settings: Settings, model: str, stage: Stage, pool: PoolSettings) -> A
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
         ray_actor_options=actor,
         **replicas_of(settings.autoscaling, model, stage, pool),
-        **_routing(settings.routing),
+        **_routing(settings),
     )
     if stage == "denoise":
         return deployment.bind(settings.model, pool, settings.thermal, settings.governor)
@@ -126,10 +126,13 @@ def replicas_of(
     return {"autoscaling_config": config}
 
 
-def _routing(settings: RoutingSection) -> dict[str, Any]:
-    if settings.policy == "power_of_two":
+def _routing(settings: Settings) -> dict[str, Any]:
+    if settings.routing.policy == "power_of_two":
         return {}
-    router = RequestRouterConfig(request_router_class="cluster.serve_routing:KelvinRouter")
+    router = RequestRouterConfig(
+        request_router_class="cluster.serve_routing:KelvinRouter",
+        request_router_kwargs={"pipelines": settings.pipeline.num_replicas},
+    )
     return {"request_router_config": router}
 
 

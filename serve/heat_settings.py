@@ -38,6 +38,12 @@ class AutoscalingSettings(Section):
     stale_after_s: float = Field(
         10.0, gt=0, description="seconds after which a reading counts no more"
     )
+    fast_s: float = Field(
+        15.0, gt=0, description="seconds of the quick average of arriving work, which sees a burst"
+    )
+    slow_s: float = Field(
+        60.0, gt=0, description="seconds of the slow average, which sees through noise"
+    )
 
 
 class RoutingSection(Section):

@@ -23,6 +23,11 @@ class PoolChoice:
         self._pools = settings.pools
         self._by_load = settings.routing.policy == "kelvin"
         self._settings = RoutingSettings()
+        self._boards = {
+            pool.name: board_of(pool.name, settings.pipeline.num_replicas)
+            for pools in settings.pools.values()
+            for pool in pools
+        }
         self._random = Random()
 
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
@@ -38,23 +43,23 @@ class PoolChoice:
         if not self._by_load:
             sizes = [max(pool.num_replicas, 0.01) * speed_of(pool) for pool in pools]
             return self._random.choices(pools, sizes)[0].name
-        work = _in_general(pools, job)
+        work = self._in_general(pools, job)
         loads = [self._load(pool, work, job) for pool in pools]
         return choose_pool(loads, work, self._random, self._settings)
 
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         """Take what one of a pool's replicas told of itself."""
         if load is not None:
-            board_of(pool).heard(load)
+            self._boards[pool].heard(load)
 
     def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
         """Take what a picture cost there."""
         if latents.cool_s is not None:
-            sizes = board_of(pool).sizes
+            sizes = self._boards[pool].sizes
             sizes.learn(kind_of(job), job.num_inference_steps, latents.cool_s)
 
     def _load(self, pool: PoolSettings, work: RoutedWork, job: DenoiseJob | None) -> PoolLoad:
-        board, speed = board_of(pool.name), speed_of(pool)
+        board, speed = self._boards[pool.name], speed_of(pool)
         own = board.work(job)
         if own.cool_s is None and work.cool_s is not None:
             own = RoutedWork(cool_s=work.cool_s / speed)
@@ -70,14 +75,13 @@ class PoolChoice:
             start_s=pool.start_s,
         )
 
-
-def _in_general(pools: tuple[PoolSettings, ...], job: DenoiseJob | None) -> RoutedWork:
-    """Return a job's work in cool seconds of an H100, from the first pool that knows."""
-    for pool in pools:
-        own = board_of(pool.name).work(job)
-        if own.cool_s is not None:
-            return RoutedWork(cool_s=own.cool_s * speed_of(pool))
-    return RoutedWork()
+    def _in_general(self, pools: tuple[PoolSettings, ...], job: DenoiseJob | None) -> RoutedWork:
+        """Return a job's work in cool seconds of an H100, from the first pool that knows."""
+        for pool in pools:
+            own = self._boards[pool.name].work(job)
+            if own.cool_s is not None:
+                return RoutedWork(cool_s=own.cool_s * speed_of(pool))
+        return RoutedWork()
 
 
 def kind_of_card(pool: PoolSettings) -> str:

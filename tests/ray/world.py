@@ -62,8 +62,8 @@ class World:
             }
         )
 
-    def start(self, replicas: int) -> None:
-        self.kelvin = LocalKelvin(self.settings(replicas))
+    def start(self, replicas: int, **overrides: Any) -> None:
+        self.kelvin = LocalKelvin(self.settings(replicas, **overrides))
         self.kelvin.start()
         self.http = httpx.Client(base_url=self.kelvin.url, timeout=120, trust_env=False)
 
