@@ -10,8 +10,8 @@ Out at once, in slowly: replicas go only after fewer would have done for `scale_
 a break, some at a time, and never while too few replicas report.
 
 Reference seconds are what work takes on a cool H100. One tick never gives a group fewer replicas
-for more queue or more heat; between pools of several kinds that holds for their capacity, to within
-one replica, since heat in one kind sends growth to another.
+for more queue or more heat. Between pools of several kinds heat in one may send its growth to the
+others, which never get fewer for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.demand import Demand, watch
+from cluster.demand import Demand, has_accepted, watch
 from cluster.derating import derating
 from cluster.plan_intake import Pool, intake
 from cluster.plan_memory import GroupMemory, PlanMemory, merged_counters, with_span
@@ -139,10 +139,9 @@ def _plan(
         warnings.append("the time is not a number; no time has passed")
         now = memory.at if memory.at is not None else 0.0
     clean = intake(pools, settings, warnings)
-    busy_at = dict(memory.busy_at)
-    for pool in clean:
-        if pool.busy or pool.model not in busy_at:
-            busy_at[pool.model] = now
+    busy = {pool.model for pool in clean if pool.busy or has_accepted(pool, memory.counters)}
+    busy_at = {pool.model: memory.busy_at.get(pool.model, now) for pool in clean}
+    busy_at |= dict.fromkeys(busy, now)
     decisions: list[PoolDecision] = []
     groups: dict[tuple[str, str], GroupMemory] = {}
     counters: dict[str, Any] = {}
@@ -153,11 +152,11 @@ def _plan(
         these = tuple(members)
         idle_s = now - busy_at[key[1]]
         group, groups[key], told = _decide(
-            these, memory, flows.get(key[1], 0.0), idle_s, now, settings
+            these, memory, flows.get(key[1], 0.0), key[1] in busy, idle_s, now, settings
         )
         counters.update(told)
         if key[0] == "denoise":
-            flows[key[1]] = _requests_ahead(these, group)
+            flows[key[1]] = _requests_ahead(these, group, settings)
         decisions.extend(_decision(pool, group, groups[key], now, settings) for pool in these)
     after = PlanMemory(
         at=now,
@@ -173,6 +172,7 @@ def _decide(
     pools: tuple[Pool, ...],
     memory: PlanMemory,
     requests_ahead: float,
+    is_busy: bool,
     idle_s: float,
     now: float,
     settings: PlanSettings,
@@ -183,7 +183,8 @@ def _decide(
         pools: Of the group.
         memory: Of the tick before.
         requests_ahead: A second, that the stage before will send; 0 if not known.
-        idle_s: Since its model had a request anywhere; 0 while it has.
+        is_busy: Its model has a request, at whatever stage.
+        idle_s: Since it had one.
         now: Seconds.
         settings: How to decide.
     """
@@ -214,13 +215,13 @@ def _decide(
         why = growth_words(needs, has, demand.level, demand.ahead, expected, settings)
         if after == before:
             why += ", all pools are at their maximum"
-    elif idle_s >= settings.idle_after_s:
+    elif idle_s >= settings.idle_after_s and not blind:
         after = {pool.name: pool.minimum for pool in pools}
         why = f"no request for {idle_s:.0f} s"
     elif _may_shrink(averages.since, shrunk_at, now, settings):
         after = shrunk(pools, before, max(enough for _, enough in spans), most)
         why = f"fewer would have done for {settings.scale_in_after_s:.0f} s"
-    if not any(after.values()) and idle_s <= 0:
+    if is_busy and not any(after.values()):
         after = grown(pools, after, _SOME, settings)
         why = "a request is on its way and there is no replica"
     if sum(after.values()) < total:
@@ -249,7 +250,7 @@ def _request_size(pools: Sequence[Pool]) -> float:
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 
-def _requests_ahead(pools: Sequence[Pool], group: _Group) -> float:
+def _requests_ahead(pools: Sequence[Pool], group: _Group, settings: PlanSettings) -> float:
     """Return requests a second that denoisers will hand on: all there are, as fast as they can.
 
     By their cool capacity, so that heat never makes it fewer.
@@ -258,7 +259,8 @@ def _requests_ahead(pools: Sequence[Pool], group: _Group) -> float:
     if size <= 0:
         return 0.0
     can = sum(group.after[pool.name] * pool.kind_speed for pool in pools)
-    return min(group.demand.level + group.demand.ahead + group.needs.backlog, can) / size
+    cleared = group.needs.waiting / max(settings.target_wait_s, 0.1)
+    return min(group.demand.level + group.demand.ahead + cleared, can) / size
 
 
 def _decision(
@@ -269,7 +271,7 @@ def _decision(
     level = max(group.demand.level, group.expected)
     parts = [group.why if after != group.before[pool.name] or "maximum" in group.why else ""]
     if not parts[0]:
-        parts = [rest_words(group.needs, group.has, level)]
+        parts = [rest_words(group.needs, group.has, level, settings)]
         if kept.fewer_since is not None and after == pool.target:
             waited = now - kept.fewer_since
             parts.append(f"fewer would do since {waited:.0f} s of {settings.scale_in_after_s:.0f}")

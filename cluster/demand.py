@@ -25,7 +25,7 @@ from cluster.plan_settings import PlanSettings
 
 # Averages are young at first and are scaled up by what they still lack, but not beyond this: one
 # request in the first second is no rate.
-_LEAST_WEIGHT = 0.2
+_LEAST_WEIGHT = 0.5
 # The first report of a new replica tells of what came over about so long.
 _REPORT_EVERY_S = 1.0
 
@@ -122,10 +122,21 @@ def watch(
     level = max(slow, quick - noise, 0.0)
     rise = max(quick - slow - noise, 0.0) / max(settings.slow_s - settings.fast_s, 1.0)
     start_s = min((pool.start_s for pool in pools), default=0.0)
-    # A ramp is behind in the quick average by its time constant.
-    ahead = settings.trend * rise * (start_s + settings.fast_s)
+    # A ramp is behind in the quick average by its time constant. While both are young, what sets
+    # them apart is their youth.
+    grown_up = after.at - after.since >= settings.slow_s
+    ahead = settings.trend * rise * (start_s + settings.fast_s) if grown_up else 0.0
     demand = Demand(level, min(ahead, settings.most_ahead * level), usual)
     return demand, after, told
+
+
+def has_accepted(pool: Pool, counters: Mapping[str, Counter]) -> bool:
+    """Whether any of a pool's replicas accepted something since it was last seen."""
+    for name, accepted_s in zip(pool.ids, pool.accepted_s.tolist(), strict=True):
+        before = counters.get(name)
+        if before is not None and accepted_s > before.accepted_s:
+            return True
+    return False
 
 
 def _accepted(

@@ -17,7 +17,7 @@ import numpy as np
 
 from cluster.derating import Flags, Floats, factors
 from cluster.plan_settings import PlanSettings
-from cluster.pool_state import PoolState
+from cluster.pool_state import PoolState, ReplicaState
 
 _FIELDS = (
     "waiting_s",
@@ -50,7 +50,8 @@ class Pool:
 
     Attributes:
         present: The counts are of, and of what follows.
-        waiting_s: Cool seconds held and not begun.
+        waiting_s: Cool seconds that wait, or share the card with others: what is held beyond one
+            request, begun or not.
         held_s: Cool seconds held.
         accepted_s: Cool seconds ever accepted.
         reported_age_s: Since the report; infinite if not known.
@@ -114,6 +115,9 @@ def intake(
     """
     clean: dict[str, Pool] = {}
     for state in pools:
+        if not isinstance(state, PoolState):
+            warnings.append(f"not a pool: {type(state).__name__}")
+            continue
         name = str(state.name)
         if name in clean:
             warnings.append(f"{name}: told of twice; the first counts")
@@ -178,7 +182,7 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
         kind_speed=number("kind_speed", 1.0, 1e-6, 1e3),
         cost_per_hour=number("cost_per_hour", 1.0, 1e-9, 1e9),
         start_s=number("start_s", 60.0, 0.0, 3600.0),
-        waiting_s=waiting,
+        waiting_s=np.maximum(waiting, _behind_others(held, requests)),
         held_s=held,
         accepted_s=accepted_s,
         reported_age_s=age,
@@ -192,10 +196,11 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
 
 def _without_doubles(told: Any, bad: set[str]) -> tuple[list[Any], tuple[str, ...]]:
     try:
-        replicas = list(told)
+        replicas = [each for each in told if isinstance(each, ReplicaState)]
     except TypeError:
+        replicas = []
+    if not isinstance(told, tuple) or len(replicas) < len(told):
         bad.add("replicas")
-        return [], ()
     ids = [str(each.id) for each in replicas]
     if len(set(ids)) == len(ids):
         return replicas, tuple(ids)
@@ -243,6 +248,14 @@ def _heat(
         margin.clip(-_MOST_MARGIN_C, _MOST_MARGIN_C),
         read & (np.nan_to_num(columns["throttled"]) > 0),
     )
+
+
+def _behind_others(held_s: Floats, requests: Floats) -> Floats:
+    """Return what a replica holds beyond one request.
+
+    A denoiser begins many requests and lets them share its card, so few are told of as waiting.
+    """
+    return held_s * (1.0 - 1.0 / np.maximum(requests, 1.0))
 
 
 def _cleaned(columns: dict[str, Floats], field: str, most: float, bad: set[str]) -> Floats:

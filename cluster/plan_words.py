@@ -75,12 +75,15 @@ def growth_words(
     return ", ".join(causes)
 
 
-def rest_words(needs: Need, has: Capacity, level: float) -> str:
+def rest_words(needs: Need, has: Capacity, level: float, settings: PlanSettings) -> str:
     """Return how a group stands that needs nothing."""
     load = (
         f"{100 * level / has.now:.0f} % of {figure(has.now)} cool s/s" if has.now > 0 else "nothing"
     )
-    words = f"{waiting_words(needs)}, work takes {load}"
+    words = waiting_words(needs)
+    if needs.waiting_s > settings.target_wait_s:
+        words += ", which will be gone before a new replica could begin"
+    words += f", work takes {load}"
     return words + (f", {figure(has.coming)} starting" if has.coming > 0 else "")
 
 

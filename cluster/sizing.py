@@ -51,12 +51,14 @@ class Need:
         demand: To keep to the target utilisation.
         backlog: On top, to clear what waits too long.
         enough: Cool capacity with which fewer replicas would do.
+        waiting: Reference seconds of work that wait.
         waiting_s: Seconds that waiting work takes at the present speed; infinite without replicas.
     """
 
     demand: float
     backlog: float
     enough: float
+    waiting: float
     waiting_s: float
 
     @property
@@ -137,6 +139,7 @@ def need(
         demand=_for_rate(level, unit, settings),
         backlog=backlog,
         enough=enough / max(has.loaded, 1e-3),
+        waiting=waiting,
         waiting_s=waiting / has.now if has.now > 0 else math.inf if waiting > 0 else 0.0,
     )
 
