@@ -36,6 +36,8 @@ kelvin generate "a large red circle left of a small blue square" -o out.png
 kelvin generate --from out.png --seed 8 -o again.png
 
 kelvin up --model /models/stable-diffusion-3.5-large --config cluster.yaml
+
+kelvin up --model sd3.5_large_fp8_scaled.safetensors --models-dir ComfyUI/models
 """
 
 app = typer.Typer(
@@ -87,7 +89,14 @@ Assignments = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="builtin, pico, or a folder in Diffusers layout.", metavar="MODEL"),
+    typer.Option(
+        help="builtin, pico, a folder in Diffusers layout, or a .safetensors file.",
+        metavar="MODEL",
+    ),
+]
+ModelsDir = Annotated[
+    str | None,
+    typer.Option("--models-dir", help="ComfyUI's models folder, where MODEL is.", metavar="FOLDER"),
 ]
 
 
@@ -95,6 +104,7 @@ Model = Annotated[
 def up(
     config: Config = None,
     model: Model = None,
+    models_dir: ModelsDir = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[
         Any, typer.Option(parser=_integer, metavar="INTEGER", help="Port; 0 takes a free one.")
@@ -109,7 +119,9 @@ def up(
     from serve.commands.overrides import settings_from_options
     from serve.commands.up import up as run
 
-    settings = settings_from_options(config, assignments or (), model=model, host=host, port=port)
+    settings = settings_from_options(
+        config, assignments or (), model=model, models_dir=models_dir, host=host, port=port
+    )
     return run(settings, as_json=as_json)
 
 
@@ -227,6 +239,7 @@ def generate(
 def doctor(
     config: Config = None,
     model: Model = None,
+    models_dir: ModelsDir = None,
     assignments: Assignments = None,
     as_json: Json = False,
 ) -> int:
@@ -234,7 +247,8 @@ def doctor(
     from serve.commands.doctor import doctor as run
     from serve.commands.overrides import settings_from_options
 
-    return run(settings_from_options(config, assignments or (), model=model), as_json=as_json)
+    settings = settings_from_options(config, assignments or (), model=model, models_dir=models_dir)
+    return run(settings, as_json=as_json)
 
 
 @app.command()

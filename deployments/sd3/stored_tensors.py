@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve.checkpoints.part import Part
 from serve.checkpoints.tensor_files import read_json as read_json
-from serve.checkpoints.view import part_in
+from serve.checkpoints.reference import part_in
 from serve.errors import ConfigurationError
 
 _DTYPES = {

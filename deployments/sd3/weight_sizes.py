@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from serve.checkpoints.view import part_in
+from serve.checkpoints.reference import part_in
 
 _BF16_BYTES = 2
 

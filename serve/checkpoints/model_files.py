@@ -12,7 +12,7 @@ from serve.checkpoints.companions import TO_GET, Found, find_companions, load_pa
 from serve.checkpoints.families import parts_in, stranger, unclaimed
 from serve.checkpoints.folders import CHECKPOINTS, find_file, models_dir_of
 from serve.checkpoints.key_names import Kind
-from serve.checkpoints.part import Part
+from serve.checkpoints.reference import part_in
 from serve.checkpoints.tensor_files import TensorFiles, read_json
 from serve.checkpoints.tokenizers import FOLDERS, find_tokenizers
 from serve.checkpoints.variants import variant_of
@@ -138,7 +138,7 @@ def read_directory(folder: Path, settings: ModelSettings) -> ModelFiles:
             continue
         config = read_json(folder / name / "config.json")
         refuse_other_quantisation(folder / name, config)
-        parts[kind] = Found(Part.of(TensorFiles.of_folder(folder / name)), config)
+        parts[kind] = Found(part_in(folder / name), config)
     variant, told_by = variant_of(parts["transformer"].config, folder.resolve().name)
     return ModelFiles(
         name=folder.resolve().name,

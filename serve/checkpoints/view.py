@@ -17,14 +17,12 @@ from typing import Any
 
 from serve.checkpoints.architecture import hints
 from serve.checkpoints.model_files import DIFFUSERS, ModelFiles
-from serve.checkpoints.part import Part
-from serve.checkpoints.tensor_files import TensorFiles, read_json
+from serve.checkpoints.reference import REFERENCE, reference_to
+from serve.checkpoints.tensor_files import read_json
 from serve.checkpoints.tokenizers import FOLDERS
 from serve.checkpoints.variants import DEFAULTS
-from serve.errors import ConfigurationError
 from serve.model_settings import ModelSettings
 
-REFERENCE = "kelvin-weights.json"
 _LARGEST_COPY = 16 << 20
 _CLASSES: Mapping[str, tuple[str, str]] = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
@@ -52,7 +50,7 @@ def write_view(model: ModelFiles, settings: ModelSettings, directory: Path | Non
     """
     contents = _copied(directory) if directory else _made(model)
     for kind, found in model.parts.items():
-        contents[f"{DIFFUSERS[kind]}/{REFERENCE}"] = _json(_reference(found.part))
+        contents[f"{DIFFUSERS[kind]}/{REFERENCE}"] = _json(reference_to(found.part))
     if directory:
         stated = read_json(directory / "kelvin.json") if "kelvin.json" in contents else {}
     else:
@@ -67,28 +65,6 @@ def write_view(model: ModelFiles, settings: ModelSettings, directory: Path | Non
     if not target.is_dir():
         _write(contents, target)
     return target
-
-
-def part_in(folder: Path) -> Part:
-    """Return the part that a folder holds or, in a view, stands for.
-
-    Raises:
-        ConfigurationError: The files are gone, were changed since, or cannot be read.
-    """
-    if not (folder / REFERENCE).is_file():
-        return Part.of(TensorFiles.of_folder(folder))
-    noted = read_json(folder / REFERENCE)
-    for path, size, modified in noted["files"]:
-        stat = Path(path).stat() if Path(path).is_file() else None
-        if stat is None or [stat.st_size, stat.st_mtime_ns] != [size, modified]:
-            raise ConfigurationError(
-                f"{path} has gone or was changed since it was looked at.",
-                field="model.path",
-                value=str(path),
-                allowed="the same file; restart to look at it anew",
-            )
-    paths = [Path(path) for path, _, _ in noted["files"]]
-    return Part.of(TensorFiles.of(paths), noted["prefix"], noted["kind"])
 
 
 def _made(model: ModelFiles) -> dict[str, bytes]:
@@ -131,15 +107,6 @@ def kelvin_json(
     """Return defaults and limits of requests: by the settings, else the file, else the variant."""
     variant = DEFAULTS[model.variant] if model.variant else {}
     return {"name": model.name, **variant, **stated, **settings.request_defaults}
-
-
-def _reference(part: Part) -> dict[str, Any]:
-    files = [(path.absolute(), path.stat()) for path in part.files.paths]
-    return {
-        "kind": part.kind,
-        "prefix": part.prefix,
-        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files],
-    }
 
 
 def _write(contents: Mapping[str, bytes], target: Path) -> None:

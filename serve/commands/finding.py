@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,16 +15,23 @@ _STYLES: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "failed": "bo
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found. `remedy` says what to do and is empty where nothing is wrong."""
+    """What one check found. `remedy` says what to do and is empty where nothing is wrong.
+
+    `figures` are for programs: in the JSON, not in the table.
+    """
 
     name: str
     verdict: Verdict
     detail: str
     remedy: str = ""
+    figures: Mapping[str, Any] | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the finding as JSON."""
-        return asdict(self)
+        body = asdict(self)
+        if self.figures is None:
+            del body["figures"]
+        return body
 
     def line(self) -> Text:
         """Return the finding as one line for a terminal, remedy included."""

@@ -20,6 +20,7 @@ def settings_from_options(
     assignments: Iterable[str] = (),
     *,
     model: str | None = None,
+    models_dir: str | None = None,
     host: str | None = None,
     port: int | None = None,
 ) -> Settings:
@@ -30,6 +31,7 @@ def settings_from_options(
         assignments: Each `a.b=value`; the value is read as YAML, so `2` is a number.
             `denoiser.num_replicas=2` reaches into the stage's only pool.
         model: Shorthand for `model.path`.
+        models_dir: Shorthand for `model.models_dir`.
         host: Shorthand for `http.host`.
         port: Shorthand for `http.port`.
 
@@ -40,7 +42,14 @@ def settings_from_options(
     for assignment in assignments:
         path, value = _parsed(assignment)
         _assign(tree, path, value)
-    for path, value in (("model.path", model), ("http.host", host), ("http.port", port)):
+    shorthands = {
+        "model.path": model,
+        # Read by other processes, which may work elsewhere.
+        "model.models_dir": None if models_dir is None else str(Path(models_dir).absolute()),
+        "http.host": host,
+        "http.port": port,
+    }
+    for path, value in shorthands.items():
         if value is not None:
             _assign(tree, path, value)
     if any(isinstance(tree.get(stage), dict) for stage in _STAGES):
