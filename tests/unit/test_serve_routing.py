@@ -1,0 +1,173 @@
+"""The router that Ray Serve makes: ranks by load, no herds, Serve's own choice without data."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.serve._private.common import (
+    DeploymentHandleSource,
+    DeploymentID,
+    ReplicaID,
+    RequestMetadata,
+)
+from ray.serve._private.request_router.common import PendingRequest
+
+from cluster.pool_state import ReplicaState
+from cluster.process_boards import PoolBoard, board_of
+from cluster.serve_routing import KelvinRouter
+from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp
+from serve.config import load_settings
+from serve.pool_choice import PoolChoice
+
+_numbers = itertools.count()
+STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
+PROMPT = PromptEmbedding(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), (), STAMP)
+JOB = DenoiseJob("1", 0, 16, 16, 10, 1.0, "euler", "normal", 3.0, 0, PROMPT, None)
+
+
+class Replica:
+    """Serve's wrapper of a replica, as far as routers use it."""
+
+    node_id = availability_zone = "here"
+    multiplexed_model_ids: tuple[str, ...] = ()
+    max_ongoing_requests = 16
+
+    def __init__(self, pool: str, name: str) -> None:
+        self.replica_id = ReplicaID(name, DeploymentID(pool, "app"))
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return 0
+
+
+def new_router(*names: str) -> tuple[KelvinRouter, PoolBoard, list[Any]]:
+    pool = f"pool-{next(_numbers)}"
+    router = KelvinRouter(
+        deployment_id=DeploymentID(pool, "app"),
+        handle_source=DeploymentHandleSource.REPLICA,
+        use_replica_queue_len_cache=True,
+    )
+    router.initialize_state(pipelines=1)
+    replicas = [Replica(pool, name) for name in names]
+    router.update_replicas(replicas)
+    return router, board_of(pool), replicas
+
+
+def pending(*args: Any) -> PendingRequest:
+    number = f"request-{next(_numbers)}"
+    return PendingRequest(list(args), {}, RequestMetadata(number, number))
+
+
+def named(ranks: list[list[Any]]) -> list[list[str]]:
+    return [[replica.replica_id.unique_id for replica in rank] for rank in ranks]
+
+
+async def first_choice(router: KelvinRouter, replicas: list[Any]) -> str:
+    return named(await router.choose_replicas(replicas, pending(JOB)))[0][0]
+
+
+def told(name: str, waiting_s: float = 0.0, margin_c: float | None = None) -> ReplicaState:
+    return ReplicaState(name, waiting_s=waiting_s, margin_c=margin_c, reading_age_s=0.0)
+
+
+async def test_where_it_is_done_first_comes_first():
+    router, board, replicas = new_router("busy", "free", "hot")
+    board.heard(told("busy", waiting_s=20.0))
+    board.heard(told("hot", margin_c=0.5))
+    board.heard(told("free", margin_c=40.0))
+    request = pending(JOB)
+    ranks = named(await router.choose_replicas(replicas, request))
+    assert ranks[0] == ["free"]
+    assert sorted(itertools.chain(*ranks)) == ["busy", "free", "hot"]
+    assert request.routing_context.should_backoff, "or Serve asks without a pause"
+
+
+async def test_a_burst_goes_everywhere_before_any_of_it_is_sent():
+    router, board, replicas = new_router("a", "b", "c", "d")
+    board.heard(told("a"))
+    first = Counter([await first_choice(router, replicas) for _ in range(40)])
+    assert set(first) == set("abcd")
+    assert max(first.values()) <= 12
+
+
+async def test_who_is_asked_again_counts_once():
+    router, board, replicas = new_router("a", "b")
+    board.heard(told("a"))
+    request = pending(JOB)
+    for _ in range(10):
+        await router.choose_replicas(replicas, request)
+    others = Counter([await first_choice(router, replicas) for _ in range(9)])
+    assert abs(others["a"] - others["b"]) <= 1
+
+
+async def test_what_went_elsewhere_counts_there():
+    router, board, replicas = new_router("a", "b")
+    board.heard(told("a", waiting_s=0.2))
+    board.heard(told("b"))
+    for _ in range(20):
+        request = pending(JOB)
+        assert await router.choose_replicas(replicas, request)
+        router.on_request_routed(request, replicas[0].replica_id, None)
+    (best,), *_ = named(await router.choose_replicas(replicas, pending(JOB)))
+    assert best == "b"
+    router.on_request_completed(replicas[0].replica_id, "never heard of it")
+
+
+async def test_without_data_serve_chooses_by_queues():
+    router, _, replicas = new_router("a", "b", "c")
+    (rank,) = await router.choose_replicas(replicas, pending(JOB))
+    assert len(rank) == 2
+
+
+async def test_failures_are_serves_own_choice(monkeypatch: pytest.MonkeyPatch):
+    router, board, replicas = new_router("a", "b", "c")
+    board.heard(told("a"))
+    for odd in (pending(), pending(None), pending("text", 3)):
+        assert await router.choose_replicas(replicas, odd)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    for name in ("ranked", "sent", "finished", "keep"):
+        monkeypatch.setattr(board.loads, name, broken)
+    (rank,) = await router.choose_replicas(replicas, pending(JOB))
+    assert len(rank) == 2
+    router.on_request_routed(pending(JOB), replicas[0].replica_id, None)
+    router.on_request_completed(replicas[0].replica_id, "x")
+    router.update_replicas(replicas[:1])
+    router.on_replica_actor_died(replicas[0].replica_id)
+
+
+async def test_a_replica_that_is_new_gets_work_before_it_told_anything():
+    router, board, replicas = new_router("a", "b")
+    board.heard(told("a", waiting_s=3.0))
+    board.heard(told("b", waiting_s=3.0))
+    new = Replica(router._deployment_id.name, "new")
+    router.update_replicas([*replicas, new])
+    (best,), *_ = named(await router.choose_replicas([*replicas, new], pending(JOB)))
+    assert best == "new"
+
+
+def test_the_pool_is_where_the_work_is_done_first():
+    names = [f"pool-{next(_numbers)}" for _ in range(2)]
+    fast, slow = (
+        {"name": name, "kind_speed": speed} for name, speed in zip(names, (1.0, 0.1), strict=True)
+    )
+    choice = PoolChoice(load_settings(None, {"denoiser": [fast, slow]}))
+    for name in names:
+        board_of(name).keep([f"{name}-replica"])
+    choice.learnt(names[0], JOB, Latents(np.zeros((16, 2, 2), np.float32), STAMP, cool_s=2.0))
+    assert choice.pool("denoise", JOB) == names[0]
+    choice.heard(names[0], told(f"{names[0]}-replica", waiting_s=60.0))
+    assert choice.pool("denoise", JOB) == names[1], "a slow card that is free: 20 s, not 62"
+    choice.heard(names[1], None)
+    assert choice.pool("text") == "text-encoder"
+
+
+def test_without_routing_by_load_pools_are_drawn_by_what_they_can_do():
+    pools = [{"name": "one", "kind_speed": 1.0}, {"name": "none", "kind_speed": 1e-6}]
+    settings = load_settings(None, {"denoiser": pools, "routing": {"policy": "power_of_two"}})
+    assert {PoolChoice(settings).pool("denoise", JOB) for _ in range(50)} == {"one"}
