@@ -25,7 +25,7 @@ from cluster.simulation.thermal_model import Array
 from cluster.simulation.traffic import Request
 
 _MAX_ONGOING = 16  # what Kelvin ships with
-_WATCHED_FROM_C = 20.0  # under its limit; a governor has nothing to do with cooler cards
+_WATCHED_FROM_C = 14.0  # under its limit; a governor has nothing to do with cooler cards
 _FORGOTTEN_AFTER_S = 60.0  # without work a card's measured speed says nothing any more
 _MEASURED_SHARE = 0.5  # of a second's forwards in the measured slowdown
 _READING_AGE_S = 0.5
@@ -58,6 +58,8 @@ class KelvinControl:
         self._worked_at = np.full(number, -np.inf)
         self._routers: dict[str, BoardRouter] = {}
         self._reasons: list[str] = []
+        self._states: dict[str, ReplicaState] = {}
+        self._states_at = -1.0
 
     def most_ongoing(self, stage: Stage) -> int:
         """Of every stage the same."""
@@ -102,14 +104,23 @@ class KelvinControl:
         for pool in pools:
             router = self._routers.get(pool.spec.name)
             if router is not None:
-                router.hear(now)
+                router.hear(now, self._scenario.report_every_s)
 
     def told(self) -> dict[str, Any]:
         """Return the first of the plan's reasons."""
         return {"decisions": len(self._reasons), "reasons": self._reasons[:400]}
 
     def load_of(self, replica: Replica, now: float) -> ReplicaState:
-        """Return what a replica tells of itself."""
+        """Return what a replica tells of itself; to the plan and the routing the same."""
+        if now != self._states_at:
+            self._states.clear()
+            self._states_at = now
+        state = self._states.get(replica.id)
+        if state is None:
+            state = self._states[replica.id] = self._read(replica, now)
+        return state
+
+    def _read(self, replica: Replica, now: float) -> ReplicaState:
         waiting, running = replica.backlog(now)
         card = replica.card
         if card < 0:

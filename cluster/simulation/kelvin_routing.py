@@ -18,7 +18,7 @@ from cluster.simulation.kinds import kind, step_costs
 from cluster.simulation.pool import Pool, Replica
 from cluster.simulation.traffic import Request
 
-_IDLE_TELLS_EVERY_S = 4.0
+_IDLE_TELLS_EVERY = 4  # times that busy ones do
 _ASKED = 8  # replicas in order, before all others are
 
 
@@ -71,12 +71,12 @@ class BoardRouter:
         self._heard.pop(replica.id, None)
         self.board.keep(list(self._replicas))
 
-    def hear(self, now: float) -> None:
+    def hear(self, now: float, every_s: float) -> None:
         """Let replicas tell their loads: busy ones each time, others now and then."""
         for replica in self._replicas.values():
             accepted, at = self._heard.get(replica.id, (-1, 0.0))
             idle = replica.ongoing == 0 and replica.accepted == accepted
-            if idle and now - at < _IDLE_TELLS_EVERY_S:
+            if idle and now - at < _IDLE_TELLS_EVERY * every_s:
                 continue
             self._heard[replica.id] = (replica.accepted if replica.ongoing == 0 else -1, now)
             state = self._load_of(replica, now)

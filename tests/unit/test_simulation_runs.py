@@ -58,7 +58,8 @@ def test_every_request_ends_exactly_once(name, events):
 
 @pytest.mark.parametrize("name", ["threshold", "kelvin"])
 def test_the_seed_decides(name):
-    scenario = _scenario(events=[*FAILING, *RECLAIMED], duration_s=150)
+    warmer = {"what": "ambient", "at_s": 30, "by_c": 15}
+    scenario = _scenario(events=[warmer, *RECLAIMED], duration_s=150)
     first, again, other = (World(scenario, Policy(name).control, seed).run() for seed in (1, 1, 2))
     assert first.figures == again.figures
     assert first.series == again.series
