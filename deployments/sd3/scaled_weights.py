@@ -40,7 +40,14 @@ def rows_scale(stored: StoredTensors, name: str, value: Tensor) -> Tensor | None
     rows = value.shape[0] if value.dim() else 1
     if not present:  # a plain cast
         return torch.ones(rows)
-    scale = stored.read(stored_name).float()
+    scale = stored.read(stored_name)
+    if scale.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise _error(
+            f"Tensor {stored_name!r} in {stored.file_of(stored_name)} is {scale.dtype};"
+            f" expected float32",
+            stored_name,
+        )
+    scale = scale.float()
     if scale.numel() not in (1, rows):
         raise _error(
             f"Tensor {stored_name!r} in {stored.file_of(stored_name)} has shape"

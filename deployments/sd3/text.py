@@ -23,6 +23,8 @@ from deployments.sd3.stored_tensors import read_json
 from deployments.sd3.tokens import PromptTokenizer
 from deployments.sd3.wire import to_wire
 
+_NO_T5 = "T5 is not loaded: CLIP alone read the prompt, which it follows less closely"
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -131,6 +133,7 @@ class TextEncoders:
         if self.t5 is None:
             shape = (len(jobs), t5_length, self.joint_attention_dim)
             t5 = torch.zeros(shape, dtype=clip.dtype, device=clip.device)
+            _collect(warnings, [_NO_T5 if job.prompt_3 else None for job in jobs])
         else:
             model, tokenizer = self.t5
             ids, cut = tokenizer.encode([job.prompt_3 for job in jobs], t5_length)

@@ -21,7 +21,7 @@ _LABELS = {
     "t5": "T5",
     "vae": "VAE",
 }
-GIB = 1 << 30
+_GIB = 1 << 30
 
 
 def check_model(settings: ModelSettings) -> list[Finding]:
@@ -104,14 +104,14 @@ def _of_part(kind: Any, part: Any) -> Finding:
     resident = {weights: resident_bytes(kind, part, weights) for weights in ("fp8", "bf16")}
     names = sorted({path.name for path in part.files.paths})
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    held = f"{resident['bf16'] / GIB:.2f} GiB in memory as bf16"
+    held = f"{_size(resident['bf16'])} in memory as bf16"
     if resident["fp8"] < resident["bf16"]:
-        held += f", {resident['fp8'] / GIB:.2f} as FP8"
+        held += f", {_size(resident['fp8'])} as FP8"
     return Finding(
         _LABELS[kind],
         "ok",
-        f"{names[0]}{more}: {part.notes.name} ({types}); {part.stored_bytes / GIB:.2f} GiB on"
-        f" disk, {held}",
+        f"{names[0]}{more}: {part.notes.name} ({types}); {_size(part.stored_bytes)} on disk,"
+        f" {held}",
         figures={
             "files": [str(path) for path in part.files.paths],
             "format": part.notes.name,
@@ -126,7 +126,7 @@ def _of_part(kind: Any, part: Any) -> Finding:
 def _of_fit(fit: Any) -> Finding:
     card = fit.card
     told = "; ".join(
-        f"{stage} {needed / GIB:.1f} GiB in {fit.precision[stage]}"
+        f"{stage} {_size(needed)} in {fit.precision[stage]}"
         + ("" if stage in fit.stages else " does not fit")
         for stage, needed in fit.needs.items()
     )
@@ -134,7 +134,7 @@ def _of_fit(fit: Any) -> Finding:
     return Finding(
         f"on {card.name}",
         "ok" if len(fit.stages) == len(fit.needs) else "warning",
-        f"{told}; {whole} ({fit.together / GIB:.1f} of {card.usable_bytes / GIB:.1f} GiB)",
+        f"{told}; {whole} ({_size(fit.together)} of {_size(card.usable_bytes)})",
         "" if len(fit.stages) == len(fit.needs) else "place that stage on a larger card",
         figures={
             "needs_bytes": dict(fit.needs),
@@ -143,6 +143,10 @@ def _of_fit(fit: Any) -> Finding:
             "all_on_one": fit.all_fit,
         },
     )
+
+
+def _size(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _licence(settings: ModelSettings, stated: str) -> Finding:
