@@ -25,9 +25,10 @@ GIB = 1 << 30
 _WHOLE_COPIES = 5
 _TILE_COPIES = 6
 _MIDDLE_COPIES = 10  # normalised, q, k, v and what was attended, some of it in float32
-ATTENTION_PART_BYTES = GIB // 4  # of scores, where a kernel writes them down at all
+ATTENTION_PART_BYTES = GIB // 4  # of scores, where no kernel does without writing them down
 _MARGIN = 4  # what the convolutions of a tile read beyond it, on both sides together
 _SMALLEST_TILE, _LARGEST_TILE, _TILE_MULTIPLE = 32, 512, 16
+_FRUGAL_TILE = 128  # smaller ones save little beside what is never tiled
 _HEADROOM = 1.05  # an allocator rounds up
 
 
@@ -79,8 +80,9 @@ class DecoderShape:
 
     def middle_bytes(self, height: int, width: int) -> int:
         """Return the peak of what is never tiled: attention, at the latents' size."""
-        widest = self.block_out_channels[-1]
-        return self._bytes(_MIDDLE_COPIES * widest * height * width) + ATTENTION_PART_BYTES
+        tokens = height * width
+        scores = min(ATTENTION_PART_BYTES, 8 * tokens * tokens)
+        return self._bytes(_MIDDLE_COPIES * self.block_out_channels[-1] * tokens) + scores
 
     def tiled_bytes(self, height: int, width: int, tile: int, on_host: bool) -> int:
         """Return the peak of decoding in tiles, beside the weights."""
@@ -113,6 +115,22 @@ class DecodePlan:
     host_bytes: int = 0
 
 
+def frugal_plan(shape: DecoderShape, height: int, width: int) -> DecodePlan:
+    """Return a plan that takes little of the device, whatever that costs in time.
+
+    Args:
+        shape: Of the decoder.
+        height: Of the latents.
+        width: Of the latents.
+    """
+    return _tiled(shape, height, width, _FRUGAL_TILE, on_host=True)
+
+
+def _tiled(shape: DecoderShape, height: int, width: int, tile: int, on_host: bool) -> DecodePlan:
+    kept = shape.kept_bytes(height, width) if on_host else 0
+    return DecodePlan(tile, on_host, shape.tiled_bytes(height, width, tile, on_host), kept)
+
+
 def plan_decode(
     shape: DecoderShape,
     height: int,
@@ -137,10 +155,9 @@ def plan_decode(
         return DecodePlan(None, False, whole)
     for on_host in (False, True):
         for tile in range(_LARGEST_TILE, _SMALLEST_TILE - 1, -_TILE_MULTIPLE):
-            peak = shape.tiled_bytes(height, width, tile, on_host)
-            if peak <= memory_bytes:
-                kept = shape.kept_bytes(height, width) if on_host else 0
-                return DecodePlan(tile, on_host, peak, kept)
+            plan = _tiled(shape, height, width, tile, on_host)
+            if plan.device_bytes <= memory_bytes:
+                return plan
     least = shape.tiled_bytes(height, width, _SMALLEST_TILE, on_host=True)
     raise StageFailed(
         f"Decoding latents of {height}x{width} takes {least / GIB:.2f} GiB or more beside the VAE's"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deployments.sd3.channel_statistics import ChannelStatistics
 from deployments.sd3.decode_plan import ATTENTION_PART_BYTES, DecodePlan
@@ -181,10 +182,7 @@ def _middle(block: Any, hidden: Tensor) -> Tensor:
 
 
 def _attended(attention: Any, hidden: Tensor) -> Tensor:
-    """Run diffusers' `Attention` of a VAE, [1, C, h, w], over all latents, queries in parts.
-
-    Kernels that never write scores down lose nothing by it; for those that do it is the bound.
-    """
+    """Run diffusers' `Attention` of a VAE, [1, C, h, w], over all latents."""
     _, channels, height, width = hidden.shape
     tokens = height * width
     flat = attention.group_norm(hidden.flatten(2)).transpose(1, 2)
@@ -192,12 +190,23 @@ def _attended(attention: Any, hidden: Tensor) -> Tensor:
         project(flat).view(1, tokens, attention.heads, -1).transpose(1, 2)
         for project in (attention.to_q, attention.to_k, attention.to_v)
     )
-    # Scores, and the same again as a softmax, in float32.
-    rows = max(1, ATTENTION_PART_BYTES // (8 * tokens * attention.heads))
-    parts = [
-        F.scaled_dot_product_attention(part, key, value) for part in torch.split(query, rows, dim=2)
-    ]
-    attended = torch.cat(parts, dim=2).transpose(1, 2).reshape(1, tokens, channels)
+    attended = _attend(query, key, value).transpose(1, 2).reshape(1, tokens, channels)
     attended = attention.to_out[0](attended).transpose(1, 2).reshape(hidden.shape)
     result: Tensor = (attended + hidden) / attention.rescale_output_factor
     return result
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend without all scores in memory at a time; [1, heads, tokens, C] each."""
+    try:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+            return F.scaled_dot_product_attention(query, key, value)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # no such kernel for heads so wide
+        # Scores in float32, and the same again as a softmax.
+        rows = max(1, ATTENTION_PART_BYTES // (8 * query.shape[1] * query.shape[2]))
+        parts = torch.split(query, rows, dim=2)
+        return torch.cat(
+            [F.scaled_dot_product_attention(part, key, value) for part in parts], dim=2
+        )

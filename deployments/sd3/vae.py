@@ -17,7 +17,13 @@ from torch import Tensor
 
 from deployments.sd3.card import usable_bytes
 from deployments.sd3.checkpoint import load_component, resident_bytes
-from deployments.sd3.decode_plan import DecodePlan, DecoderShape, TilingSettings, plan_decode
+from deployments.sd3.decode_plan import (
+    DecodePlan,
+    DecoderShape,
+    TilingSettings,
+    frugal_plan,
+    plan_decode,
+)
 from deployments.sd3.host_memory import keep_freed_memory
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
@@ -158,8 +164,7 @@ class VaeDecoder:
             _log.warning("decoding %dx%d latents ran out of memory", height, width)
         # What was told to be free has gone to a neighbour, or is in pieces.
         torch.cuda.empty_cache()
-        less = min(self._memory_bytes(), plan.device_bytes) // 2
-        return self._carried_out(plan_decode(self.shape, height, width, less, "always"), scaled)
+        return self._carried_out(frugal_plan(self.shape, height, width), scaled)
 
     def _carried_out(self, plan: DecodePlan, scaled: Tensor) -> Tensor:
         if plan.tile is not None:

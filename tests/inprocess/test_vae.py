@@ -1,12 +1,25 @@
-"""Decoding: right shapes and dtypes, and no picture out of what is no number."""
+"""Decoding: right shapes and dtypes, within its memory, and no picture out of what is no number."""
+
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
+import deployments.builtin
+from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.pico import write_pico
+from deployments.builtin.world import draw, sample_example
+from deployments.sd3 import vae as vae_module
+from deployments.sd3.decode_plan import TilingSettings
 from deployments.sd3.vae import VaeDecoder
 from serve.errors import StageFailed
+
+BUILTIN = Path(deployments.builtin.__file__).parent / "weights"
+PICTURE = 512  # pixels a side
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +68,83 @@ def test_the_encoder_is_not_kept_and_no_fp8_is_claimed(decoder):
     assert decoder.model.encoder is None
     assert decoder.precision.weights in ("bf16", "fp32")
     assert "no FP8 weights" in decoder.precision.reason
+
+
+@pytest.fixture(scope="module")
+def scene_latents(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """A drawn scene as the built-in VAE encodes it, scaled as a denoiser leaves latents."""
+    plain = dequantized_directory(BUILTIN, tmp_path_factory.mktemp("plain") / "m", torch.float32)
+    vae = AutoencoderKL.from_pretrained(plain / "vae", dtype=torch.float32).eval()
+    example = sample_example(random.Random(5), "hard", "train", PICTURE, PICTURE)
+    with torch.inference_mode():
+        encoded = vae.encode(draw([example.scene]).float() / 127.5 - 1).latent_dist.mode()
+    scaled = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
+    return scaled[0].numpy()
+
+
+def little(decoder: VaeDecoder, height: int, width: int) -> int:
+    """Return the bytes that are just enough for latents of these sides in small tiles."""
+    return decoder.resident_bytes + decoder.shape.tiled_bytes(height, width, 32, on_host=False)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1), ("bf16", 4)])
+def test_a_picture_in_tiles_is_the_picture_whole(scene_latents, precision, most):
+    decoder = VaeDecoder.load(BUILTIN, "cpu", precision)
+    sides = scene_latents.shape[1:]
+    assert decoder.plan(*sides).tile is None
+    whole = decoder.decode(scene_latents).astype(int)
+    assert whole.std() > 20
+    decoder.tiling = TilingSettings("auto", little(decoder, *sides))
+    tile = decoder.plan(*sides).tile
+    assert tile is not None
+    assert tile < PICTURE
+    wrong = np.abs(decoder.decode(scene_latents).astype(int) - whole)
+    # The promise is 1/255 on average away from edges; no part of the picture is left out here.
+    assert wrong.mean() < 0.25
+    seams = np.concatenate([wrong[tile - 1 :: tile].ravel(), wrong[:, tile - 1 :: tile].ravel()])
+    assert seams.mean() < 0.25
+    assert wrong.max() <= most
+
+
+def test_a_picture_that_fits_in_no_way_is_refused_and_the_next_one_is_decoded(decoder, monkeypatch):
+    monkeypatch.setattr(decoder, "tiling", TilingSettings("auto", decoder.resident_bytes))
+    with pytest.raises(StageFailed, match="GiB"):
+        decoder.decode(latents(decoder))
+    monkeypatch.undo()
+    assert decoder.decode(latents(decoder)).std() > 1
+
+
+def test_whole_that_runs_out_of_memory_is_tried_in_tiles(monkeypatch, tmp_path):
+    decoder = VaeDecoder.load(write_pico(tmp_path / "pico", seed=0), "cpu", "fp32")
+    given = latents(decoder, 16, 16)
+    whole = decoder.decode(given).astype(int)
+    tiles: list[object] = []
+    in_tiles_ = vae_module.decode_in_tiles
+
+    def runs_out(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def counted(*args: object) -> torch.Tensor:
+        tiles.append(args)
+        return in_tiles_(*args)
+
+    monkeypatch.setattr(decoder.model, "decode", runs_out)
+    monkeypatch.setattr(vae_module, "decode_in_tiles", counted)
+    assert np.abs(decoder.decode(given).astype(int) - whole).max() <= 1
+    assert len(tiles) == 1
+    monkeypatch.setattr(decoder, "tiling", TilingSettings("off"))
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.decode(given)
+
+
+def test_float16_files_are_not_computed_in_float16(tmp_path):
+    model_dir = write_pico(tmp_path / "pico", seed=0)
+    (path,) = (model_dir / "vae").glob("*.safetensors")
+    halved = {name: tensor.half() for name, tensor in load_file(path).items()}
+    # What overflows float16 within the decoder, and neither of the others.
+    halved["decoder.conv_in.weight"] = halved["decoder.conv_in.weight"] * 1e4
+    save_file(halved, path)
+    for precision in ("bf16", "fp32"):
+        decoder = VaeDecoder.load(model_dir, "cpu", precision)
+        assert decoder.precision.compute_dtype != torch.float16
+        assert decoder.decode(latents(decoder) * 100).std() > 1
