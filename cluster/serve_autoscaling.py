@@ -38,7 +38,8 @@ class PoolPolicy:
         """Return the number of replicas, and no state: the planner keeps its own."""
         try:
             planner = planner_of(context.app_name or "", self._settings)
-            return planner.target(context, PoolFacts(**self._pool)), {}
+            (wanted,) = planner.targets([(context, PoolFacts(**self._pool))])
+            return wanted, {}
         except Exception:
             self._complained_at = _complain(self._complained_at)
             return context.target_num_replicas, {}
@@ -54,15 +55,17 @@ class ApplicationPolicy:
         self, contexts: dict[Any, Any]
     ) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
         """Return the number of replicas of each deployment, and no states."""
-        wanted = {}
-        for deployment, context in contexts.items():
-            try:
+        wanted = {each: context.target_num_replicas for each, context in contexts.items()}
+        try:
+            asked: dict[Any, tuple[Any, PoolFacts]] = {}
+            for deployment, context in contexts.items():
                 told = context.config.policy.policy_kwargs
                 planner = planner_of(context.app_name or "", told["settings"])
-                wanted[deployment] = planner.target(context, PoolFacts(**told["pool"]))
-            except Exception:
-                self._complained_at = _complain(self._complained_at)
-                wanted[deployment] = context.target_num_replicas
+                asked[deployment] = (context, PoolFacts(**told["pool"]))
+            if asked:
+                wanted |= zip(asked, planner.targets(list(asked.values())), strict=True)
+        except Exception:
+            self._complained_at = _complain(self._complained_at)
         return wanted, {deployment: {} for deployment in contexts}
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from cluster.autoscaling import Plan, PlanMemory, PlanSettings, PoolDecision, plan
@@ -64,17 +64,25 @@ class Planner:
         self._changes: list[dict[str, Any]] = []
         self._warnings: tuple[str, ...] = ()
 
-    def target(self, context: Context, facts: PoolFacts) -> int:
-        """Return how many replicas a pool should have; what it has where that cannot be told."""
+    def targets(self, asked: Sequence[tuple[Context, PoolFacts]]) -> list[int]:
+        """Return how many replicas pools should have; what they have where that cannot be told.
+
+        Args:
+            asked: Some or all of the application's pools.
+        """
         try:
             with self._guard:
-                self._see(context, facts)
+                for context, facts in asked:
+                    self._see(context, facts)
                 self._plan_if_due()
-                decision = self._decisions.get(facts.name)
-                return context.target_num_replicas if decision is None else decision.after
+                return [self._decided(context, facts) for context, facts in asked]
         except Exception:
             self.complain("the plan failed; replicas stay as they are")
-            return context.target_num_replicas
+            return [context.target_num_replicas for context, _ in asked]
+
+    def _decided(self, context: Context, facts: PoolFacts) -> int:
+        decision = self._decisions.get(facts.name)
+        return context.target_num_replicas if decision is None else decision.after
 
     def complain(self, words: str) -> None:
         """Log the exception at hand, not more than once a minute."""
@@ -89,12 +97,23 @@ class Planner:
         if watch is None or watch.facts != facts:
             watch = self._watches[facts.name] = PoolWatch(facts)
         seen = self._states.get(facts.name)
-        if seen is not None and now < seen[0] + _PERIOD_S and _is_as_before(seen[1], context):
+        changed = seen is not None and not _is_as_before(seen[1], context)
+        if seen is not None and now < seen[0] + _PERIOD_S and not changed:
             return
-        if seen is not None and not _is_as_before(seen[1], context):
-            # Somebody else changed it, as Serve does when work comes for a pool at 0: what was
-            # decided before is about another state.
+        if changed:
+            # What was decided before is about another state.
             self._planned_at = float("-inf")
+        decision = self._decisions.get(facts.name)
+        target = context.target_num_replicas
+        if decision is not None and target not in (decision.before, decision.after):
+            words = (
+                "by Ray Serve itself, for requests that wait for a pool without replicas"
+                if decision.after == 0
+                else "not by the plan: by Ray Serve's bounds or a new deployment"
+            )
+            reason = f"{facts.name} {decision.after} -> {target}: {words}"
+            self._note_change(facts.name, decision.after, target, reason)
+            self._decisions[facts.name] = replace(decision, before=target, after=target)
         self._states[facts.name] = (now, watch.state(context, now))
 
     def _plan_if_due(self) -> None:
@@ -111,32 +130,26 @@ class Planner:
         self._decisions = {decision.pool: decision for decision in made.decisions}
 
     def _tell(self, made: Plan, now: float) -> None:
-        changed = False
         for decision in made.decisions:
             before = self._decisions.get(decision.pool)
-            if decision.after != decision.before and (
-                before is None or before.after != decision.after
-            ):
-                changed = True
-                _log.info(decision.reason)
-                self._changes.append(
-                    {
-                        "pool": decision.pool,
-                        "before": decision.before,
-                        "after": decision.after,
-                        "reason": decision.reason,
-                        "at": time.time(),
-                    }
-                )
-        del self._changes[:-_CHANGES_KEPT]
+            if decision.after == decision.before:
+                continue
+            if before is None or before.after != decision.after:
+                self._note_change(decision.pool, decision.before, decision.after, decision.reason)
         for warning in made.warnings:
             if warning not in self._warnings:
                 _log.warning(warning)
-        changed = changed or made.warnings != self._warnings
-        self._warnings = made.warnings
-        if changed or now >= self._told_at + _NEWS_S:
+        if made.warnings != self._warnings or now >= self._told_at + _NEWS_S:
+            self._warnings = made.warnings
             self._told_at = now
             self._put_news(self._snapshot(made))
+
+    def _note_change(self, pool: str, before: int, after: int, reason: str) -> None:
+        _log.info(reason)
+        change = {"pool": pool, "before": before, "after": after, "reason": reason}
+        self._changes.append(change | {"at": time.time()})
+        del self._changes[:-_CHANGES_KEPT]
+        self._told_at = float("-inf")  # tell it at once
 
     def _snapshot(self, made: Plan) -> dict[str, Any]:
         at = time.time()

@@ -87,8 +87,9 @@ class PoolWatch:
             each.id: self._reported[each.id] for each in replicas if each.id in self._reported
         }
         accepted = sum(each.accepted for each in replicas)
-        if accepted > 0:
-            self._request_s = sum(each.accepted_s for each in replicas) / accepted
+        accepted_s = sum(each.accepted_s for each in replicas)
+        if accepted > 0 and accepted_s > 0:  # what its first request takes, a stage cannot know
+            self._request_s = accepted_s / accepted
         facts = self.facts
         return PoolState(
             name=facts.name,

@@ -110,6 +110,14 @@ class Story:
         wait_until(has_fallen, within_s=deadline - time.monotonic())
 
 
+def controller_log() -> str:
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    logs = Path(_global_node.get_session_dir_path()) / "logs" / "serve"
+    return "".join(path.read_text() for path in logs.glob("controller_*.log"))
+
+
 def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
     hot_world: World, script: HeatScript
 ):
@@ -138,6 +146,7 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
         story.comes(lambda: story.pool()["target"] == usual, 90.0)
         story.comes(lambda: len(hot_world.replicas("denoise")) == usual, 90.0)
         last = story.status()["autoscaling"]
+        logged = controller_log()
 
     assert work.failures == []
     assert len(work.answers) > 20
@@ -147,3 +156,5 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
     assert "2 C margin" in str(told)
     assert (back["before"], back["after"]) == (usual + 1, usual)
     assert back["reason"]
+    assert out["reason"] in logged
+    assert back["reason"] in logged

@@ -122,12 +122,12 @@ def test_a_backlog_adds_replicas_and_the_reason_is_told_once():
     clock, news = Clock(), list[Mapping[str, Any]]()
     made = planner(clock, news)
     context = Context(replicas("a"), target_num_replicas=1, raw_metrics=reported(1.0, a=busy(900)))
-    wanted = made.target(context, FACTS)
+    (wanted,) = made.targets([(context, FACTS)])
     assert 1 < wanted <= 9
-    assert made.target(context, FACTS) == wanted, "Serve asks ten times a second"
+    assert made.targets([(context, FACTS)]) == [wanted], "Serve asks ten times a second"
     context.target_num_replicas = wanted
     clock.now += 1.0
-    made.target(context, FACTS)
+    made.targets([(context, FACTS)])
     (change,) = news[-1]["changes"]
     assert (change["before"], change["after"]) == (1, wanted)
     assert "denoiser" in change["reason"]
@@ -150,14 +150,29 @@ def test_pools_that_ask_one_by_one_are_planned_together(monkeypatch: pytest.Monk
     made = planner(clock, [])
     others = PoolFacts("decoder", "decode", "m", "H100", 1.0, 1.0, 60.0)
     for _ in range(10):
-        made.target(Context(replicas("a", "b", "c")), FACTS)
-        made.target(Context(replicas("d", "e", "f")), others)
+        made.targets([(Context(replicas("a", "b", "c")), FACTS)])
+        made.targets([(Context(replicas("d", "e", "f")), others)])
         clock.now += 0.1
     assert seen[-1] == {"denoiser", "decoder"}
     assert len(seen) <= 4, "twice a second, however often Serve asks"
     clock.now += 60.0
-    made.target(Context(replicas("a", "b", "c")), FACTS)
+    made.targets([(Context(replicas("a", "b", "c")), FACTS)])
     assert seen[-1] == {"denoiser"}, "a pool that was removed no longer counts"
+
+
+def test_what_serve_changes_by_itself_is_told():
+    clock, news = Clock(), list[Mapping[str, Any]]()
+    made = planner(clock, news)
+    context = Context([], target_num_replicas=0, capacity_adjusted_min_replicas=0)
+    assert made.targets([(context, FACTS)]) == [0]
+    # At 0 replicas Serve starts one as soon as a request waits, without asking.
+    context.target_num_replicas, context.total_num_requests = 1, 1.0
+    context.total_queued_requests = 1.0
+    clock.now += 0.1
+    assert made.targets([(context, FACTS)]) == [1]
+    (change,) = news[-1]["changes"]
+    assert (change["before"], change["after"]) == (0, 1)
+    assert "Ray Serve" in change["reason"]
 
 
 @pytest.mark.parametrize(
