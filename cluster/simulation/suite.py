@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
 
+from cluster.simulation.equal_service import equal_service
 from cluster.simulation.intervals import paired, summary
 from cluster.simulation.policies import POLICIES, RIVALS, Policy, policy
 from cluster.simulation.scenario import Scenario, load_scenario
@@ -56,7 +57,8 @@ def run_suite(
         told: Hears of progress.
 
     Returns:
-        `cells` by scenario and policy, `differences` of Kelvin from each rival, and `targets`.
+        `cells` by scenario and policy, `differences` of Kelvin from each rival, `equal_service` on
+        the tuning seeds (only with all seeds), and `targets`.
 
     Raises:
         ConfigurationError: A scenario or the rivals' settings cannot be read.
@@ -67,7 +69,13 @@ def run_suite(
     jobs = [
         (name, chosen[name][each], seed) for name in names for each in POLICIES for seed in of[name]
     ]
+    tuned = {name: (scenarios[name].tuning_seeds if seeds is None else ()) for name in names}
+    jobs += [(name, Policy("kelvin"), seed) for name in names for seed in tuned[name]]
     found = run_jobs(jobs, processes, told)
+    equal = {
+        name: equal_service(name, [found[name, Policy("kelvin"), seed] for seed in tuned[name]])
+        for name in names
+    }
 
     def values(name: str, each: Any, figure: str) -> list[float]:
         return [float(found[name, chosen[name][each], seed][figure]) for seed in of[name]]
@@ -100,7 +108,8 @@ def run_suite(
         },
         "cells": cells,
         "differences": differences,
-        "targets": targets(cells, differences),
+        "equal_service": equal,
+        "targets": targets(cells, differences, equal),
     }
 
 

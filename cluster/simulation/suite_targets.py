@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.simulation.equal_service import MOST_HOURS
+
 HOT = ("failed-cooling", "hot-aisle")
 _LEAST_ATTAINMENT = 0.95
 _MOST_THROTTLED = 0.10  # of queue-only's
-_MOST_GPU_HOURS = 1.05  # of queue-only's, at equal attainment
 
 Cells = Mapping[str, Mapping[Any, Mapping[str, Mapping[str, Any]]]]
 
 
-def targets(cells: Cells, differences: Cells) -> dict[str, Any]:
+def targets(
+    cells: Cells, differences: Cells, equal: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, Any]:
     """Return every target with what was found.
 
     Args:
         cells: Scenario -> policy -> figure -> summary.
         differences: Scenario -> rival -> figure -> summary of Kelvin's minus the rival's.
+        equal: Scenario -> what `equal_service` found.
     """
     found: dict[str, Any] = {}
     for name, policies in cells.items():
@@ -41,12 +45,12 @@ def targets(cells: Cells, differences: Cells) -> dict[str, Any]:
                     "is": round(less["mean"] + half, 5),
                     "met": less["mean"] + half >= 0,
                 }
-        found |= _against_queue_only(name, policies, differences[name]["queue-only"])
+        found |= _against_queue_only(name, policies, equal.get(name))
     return found
 
 
 def _against_queue_only(
-    name: str, policies: Mapping[str, Any], less: Mapping[str, Any]
+    name: str, policies: Mapping[str, Any], equal: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     theirs, ours = policies["queue-only"], policies["kelvin"]
@@ -54,15 +58,16 @@ def _against_queue_only(
     if throttled > 0:
         share = round(ours["throttled_gpu_s"]["mean"] / throttled, 4)
         found[f"{name}: throttled time of queue-only's"] = _at_most(_MOST_THROTTLED, share)
-    hours = round(ours["gpu_hours"]["mean"] / theirs["gpu_hours"]["mean"], 4)
-    gained = less["slo_attainment"]
-    half = gained["half_of_95_percent_interval"] or 0.0
-    held = _at_most(_MOST_GPU_HOURS, hours)
-    # Where Kelvin serves more requests in time, the hours are not those of equal service.
-    if gained["mean"] - half > 0 and not held["met"]:
-        held["met"] = None
-        held["why"] = "attainment is not equal: queue-only's best settings do not reach Kelvin's"
-    found[f"{name}: GPU-hours of queue-only's"] = held
+    if equal is None:
+        return found
+    hours = f"{name}: GPU-hours of queue-only's at equal attainment"
+    row = equal["queue-only"]["fewest_gpu_hours_as_good"]
+    if row is None:
+        words = "no setting of queue-only attains as much"
+        found[hours] = {"at_most": MOST_HOURS, "is": None, "met": True, "why": words}
+    else:
+        ratio = round(equal["kelvin"]["gpu_hours"] / row["gpu_hours"], 4)
+        found[hours] = _at_most(MOST_HOURS, ratio)
     return found
 
 
