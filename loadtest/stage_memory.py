@@ -125,7 +125,7 @@ def measure_stages(
         torch.cuda.reset_peak_memory_stats(device)
     generator = torch.Generator(device).manual_seed(0)
     text = _text_encoders(device, precision, sizes, generator)
-    vae = _decoder(device, precision, sizes["vae"], generator)
+    vae = random_decoder(device, precision, sizes["vae"], generator)
     resident = {"text_gib": text.resident_bytes / GIB, "decode_gib": vae.resident_bytes / GIB}
     latents = torch.randn(16, side // 8, side // 8)
     job = TextJob("prompt", "prompt", "prompt", _T5_LENGTH)
@@ -173,12 +173,20 @@ def _text_encoders(
     )
 
 
-def _decoder(
+def random_decoder(
     device: torch.device,
     precision: PrecisionChoice,
     settings: dict[str, Any],
     generator: torch.Generator,
 ) -> VaeDecoder:
+    """Make the served decoder with random weights.
+
+    Args:
+        device: Where.
+        precision: Of the card.
+        settings: Of diffusers' `AutoencoderKL`, as in `REAL["vae"]`.
+        generator: On the device; advances.
+    """
     with init_empty_weights(include_buffers=False):
         model = AutoencoderKL(**settings)
     model.encoder = None
