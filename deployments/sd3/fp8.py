@@ -92,7 +92,8 @@ def quantize_rows(x: Tensor, static: Tensor | None = None) -> QuantizedRows:
     if static is None:
         scale = (values.abs().amax(dim=1, keepdim=True) / LARGEST_E4M3).clamp(min=SMALLEST_SCALE)
     else:
-        scale = static.expand(len(values), 1).contiguous()
+        # Not expanded: one row of an expanded scalar counts as contiguous and has strides of 0.
+        scale = static * torch.ones((len(values), 1), device=values.device)
     quantised = (values / scale).clamp(-LARGEST_E4M3, LARGEST_E4M3)
     return QuantizedRows(quantised.to(torch.float8_e4m3fn), scale)
 

@@ -1,6 +1,7 @@
 """What `kelvin doctor` says about hardware, drivers and model files that this machine lacks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from serve.commands.hardware import (
     find_gpus,
     find_torch,
 )
-from serve.commands.model_files import check_model, weights_of
+from serve.commands.model_files import check_model
 from serve.commands.output import console
 from serve.config import ModelSettings
+from serve.model_dir import resolve_model_dir
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, (9, 0))
 
@@ -117,36 +119,30 @@ def test_disk_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
     assert str(tmp_path) in check_disk(tmp_path / "not" / "made" / "yet").detail
 
 
-def test_weights_are_counted_by_stored_type(tmp_path: Path) -> None:
-    (tmp_path / "transformer").mkdir()
-    save_file({"a": np.zeros((4, 4), np.float16)}, tmp_path / "transformer" / "a.safetensors")
-    save_file({"b": np.zeros((8,), np.float32)}, tmp_path / "b.safetensors")
-    weights = weights_of(tmp_path)
-    assert weights.files == 2
-    assert weights.bytes_by_type == {"F16": 32, "F32": 32}
-    assert "not stored in FP8" in weights.words()
+def test_a_directory_s_parts_are_named_with_their_stored_types() -> None:
+    findings = {finding.name: finding for finding in check_model(ModelSettings(path="pico"))}
+    assert "scaled FP8 by channel" in findings["transformer"].detail
+    figures = findings["VAE"].figures
+    assert figures is not None
+    assert set(figures["parameters_by_dtype"]) == {"F16"}
 
 
-def test_a_weight_file_cut_short_is_named(tmp_path: Path) -> None:
-    whole = tmp_path / "model.safetensors"
-    save_file({"a": np.zeros((64, 64), np.float32)}, whole)
-    whole.write_bytes(whole.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="cut short"):
-        weights_of(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64])
-def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        weights_of(tmp_path)
+@pytest.mark.parametrize("damage", [b"", b"short", b"\xff" * 64])
+def test_a_weight_file_that_is_damaged_is_named(tmp_path: Path, damage: bytes) -> None:
+    folder = Path(shutil.copytree(resolve_model_dir(ModelSettings(path="pico")), tmp_path / "m"))
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(damage)
+    (finding,) = check_model(ModelSettings(path=str(folder)))
+    assert finding.verdict == "failed"
+    assert "diffusion_pytorch_model.safetensors" in finding.detail
 
 
 def test_a_shard_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(resolve_model_dir(ModelSettings(path="pico")), tmp_path / "m"))
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="00001-of-00002"):
-        weights_of(tmp_path)
+    (folder / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (finding,) = check_model(ModelSettings(path=str(folder)))
+    assert "00001-of-00002" in finding.detail
 
 
 def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
@@ -156,7 +152,7 @@ def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_the_models_that_come_with_kelvin_are_under_its_licence() -> None:
-    model, licence = check_model(ModelSettings(path="pico"))
+    model, *_, licence = check_model(ModelSettings(path="pico"))
     assert model.verdict == "ok"
     assert "Apache-2.0" in licence.detail
 
