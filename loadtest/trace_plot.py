@@ -75,7 +75,7 @@ def _draw_panel(
     values = [v for line in panel.lines.values() for v in line if v is not None]
     values += [level for level, _ in panel.levels]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    step = _tick((high - low or abs(high) or 1.0) / 3)
+    step = _tick((high - low or abs(high) or 1.0) / 4)
     low, high = math.floor(low / step) * step, math.ceil(high / step + 1e-9) * step
     high = high if high > low else low + step
 
@@ -88,7 +88,7 @@ def _draw_panel(
         drawing.text((_LEFT - 6, y(value)), f"{value:g}", "black", font, anchor="rm")
     for value, label in panel.levels:
         drawing.line(((_LEFT, y(value)), (right, y(value))), fill="black", width=1)
-        drawing.text((right - 4, y(value) - 2), label, "black", font, anchor="rb")
+        drawing.text((_LEFT + 4, y(value) - 2), label, "black", font, anchor="lb")
     for index, line in enumerate(panel.lines.values()):
         points = [(x(at), y(v)) for at, v in zip(seconds, line, strict=True) if v is not None]
         if len(points) > 1:
