@@ -107,8 +107,10 @@ def test_everything_in_one_file_is_the_directory_too(pico, plain, tmp_path):
         assert np.array_equal(ours[0].prompt_embeds, theirs[0].prompt_embeds)
         assert np.array_equal(ours[0].pooled_prompt_embeds, theirs[0].pooled_prompt_embeds)
         latents = np.random.default_rng(0).normal(size=(16, 4, 4)).astype(np.float32)
-        pictures = [VaeDecoder.load(each, CPU, FULL).decode(latents) for each in (single, plain)]
-        assert np.array_equal(*pictures)
+        drawn, expected = (
+            VaeDecoder.load(each, CPU, FULL).decode(latents) for each in (single, plain)
+        )
+        assert np.array_equal(drawn, expected)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +236,19 @@ def test_a_file_that_was_changed_after_it_was_looked_at_is_refused(pico, tmp_pat
     checkpoint.unlink()
     with pytest.raises(ConfigurationError, match="has gone"):
         load_transformer(model_dir, CPU, FP8)
+
+
+@pytest.mark.parametrize("method", ["torchao", "modelopt", "modelopt's own file"])
+def test_a_directory_quantised_by_another_is_named(pico, tmp_path, method):
+    folder = Path(shutil.copytree(pico, tmp_path / "model"))
+    config = folder / "transformer" / "config.json"
+    if method == "modelopt's own file":
+        (config.parent / "hf_quant_config.json").write_text("{}")
+    else:
+        stated = {"quantization_config": {"quant_method": method}}
+        config.write_text(json.dumps(json.loads(config.read_text()) | stated))
+    with pytest.raises(ConfigurationError, match=method.split("'")[0]):
+        resolve_model_dir(ModelSettings(path=str(folder)))
 
 
 # The demo's, with its seed.
