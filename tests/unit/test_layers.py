@@ -27,7 +27,7 @@ sys.exit(", ".join({forbidden!r} & set(sys.modules)) or 0)
         (("serve",), {"torch", "diffusers", "transformers"}),
         (("deployments.payloads", "serve.requests", "serve.client"), {"torch", "ray", "boto3"}),
         (("deployments.sd3", "deployments.engine"), {"ray"}),
-        (("cluster.pool_state", "cluster.thermal"), {"torch", "ray"}),
+        (("cluster.autoscaling", "cluster.load_board", "cluster.thermal"), {"torch", "ray"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
