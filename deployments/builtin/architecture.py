@@ -55,14 +55,14 @@ class ModelSpec:
     """
 
     name: str = "builtin"
-    heads: int = 5
+    heads: int = 4
     head_width: int = 64
-    layers: int = 6
+    layers: int = 9
     clip_widths: tuple[int, int] = (96, 128)
     clip_layers: int = 2
     clip_length: int = 32
     t5_width: int = 256
-    t5_head_width: int = 64
+    t5_head_width: int = 32
     t5_hidden: int = 320
     t5_layers: int = 4
     t5_length: int = 48
@@ -87,6 +87,7 @@ PICO = ModelSpec(
     clip_widths=(32, 32),
     clip_layers=2,
     t5_width=64,
+    t5_head_width=64,
     t5_hidden=96,
     t5_layers=1,
     vae_channels=(8, 8, 16, 16),

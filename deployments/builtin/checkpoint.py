@@ -41,6 +41,40 @@ def shards(
     return groups
 
 
+def pieces(
+    tensors: dict[str, torch.Tensor], limit: int = MAX_SHARD_BYTES
+) -> dict[str, torch.Tensor]:
+    """Cut each tensor larger than ``limit`` bytes along its first dimension.
+
+    The optimizer stacks all matrices of one shape, and such a stack outgrows a shard. Pieces of
+    ``name`` are called ``name:0``, ``name:1`` and so on; ``joined`` is the inverse.
+    """
+    cut: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() <= limit:
+            cut[name] = tensor
+            continue
+        rows = max(1, limit // (tensor[0].numel() * tensor.element_size()))
+        cut |= {f"{name}:{index}": piece for index, piece in enumerate(tensor.split(rows))}
+    return cut
+
+
+def joined(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inverse of ``pieces``."""
+    whole: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem, colon, index = name.rpartition(":")
+        if colon:
+            parts.setdefault(stem, {})[int(index)] = tensor
+        else:
+            whole[name] = tensor
+    return whole | {
+        stem: torch.cat([numbered[index] for index in sorted(numbered)])
+        for stem, numbered in parts.items()
+    }
+
+
 def save_average(directory: Path, parts: Parts, average: WeightAverage) -> None:
     """Write ``ema-00001-of-0000N.safetensors``: averaged weights as float16."""
     names = [name for name, _ in parts.named_parameters()]
@@ -88,7 +122,7 @@ def save_resume(
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    groups = shards(on_cpu)
+    groups = shards(pieces(on_cpu, MAX_SHARD_BYTES), MAX_SHARD_BYTES)
     metadata = {"format": "pt", "progress": json.dumps(progress)}
     for index, group in enumerate(groups):
         name = f"flow-{index + 1:05d}-of-{len(groups):05d}.safetensors"
@@ -112,7 +146,7 @@ def load_resume(
         raise FileNotFoundError(f"no flow-*.safetensors in {directory}")
     with safe_open(paths[0], framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    tensors = joined({name: tensor for path in paths for name, tensor in load_file(path).items()})
     for (name, parameter), mean in zip(parts.named_parameters(), average.average, strict=True):
         parameter.copy_(tensors[f"raw.{name}"])
         mean.copy_(tensors[f"ema.{name}"])

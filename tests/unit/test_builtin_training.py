@@ -11,8 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+from deployments.builtin import checkpoint
 from deployments.builtin.architecture import Parts, build_scheduler
-from deployments.builtin.checkpoint import load_average, load_resume, save_average, save_resume
+from deployments.builtin.checkpoint import (
+    joined,
+    load_average,
+    load_resume,
+    pieces,
+    save_average,
+    save_resume,
+    shards,
+)
 from deployments.builtin.example_stream import ChunkMaker, ExampleStream, StreamSettings, chunk_size
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
@@ -161,7 +170,28 @@ def _step(seed: int) -> StepInput:
     )
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
+@pytest.mark.parametrize("limit", [24, 25, 40, 10**6])
+def test_a_tensor_larger_than_a_shard_is_cut_and_joined_again(limit: int):
+    tensors = {
+        "opt.muon.0": torch.arange(66.0).reshape(11, 3, 2),
+        "opt.adam.0.step": torch.tensor(5.0),
+        "opt.adam.1.exp_avg": torch.arange(4.0),
+    }
+    groups = shards(pieces(tensors, limit), limit)
+    assert all(sum(t.nbytes for t in group.values()) <= limit for group in groups)
+    stored = {name: tensor for group in reversed(groups) for name, tensor in group.items()}
+    back = joined(stored)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("limit", [None, 40_000])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+):
+    if limit:  # smaller than the optimizer's stacks, as a shard is with nine blocks
+        monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", limit)
+
     def fresh() -> tuple[Parts, Optimizer, WeightAverage, StepRunner]:
         parts, _, _ = build_pico(seed=2)
         optimizer = Optimizer(parts, 1e-3, 1e-3, 0.01)
@@ -184,6 +214,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
     run(halved, range(2))
     path = tmp_path / "resume"
     save_resume(path, halved[0], halved[2], halved[1], {"step": 2})
+    largest = max(file.stat().st_size for file in path.iterdir())
+    assert largest <= (limit or checkpoint.MAX_SHARD_BYTES) + 40_000  # with its header
     resumed = fresh()
     assert load_resume(path, resumed[0], resumed[2], resumed[1]) == {"step": 2}
     run(resumed, range(2, 4))
