@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from serve.checkpoints.part import Part
-from serve.checkpoints.tensor_files import read_json as read_json
 from serve.checkpoints.reference import part_in
+from serve.checkpoints.tensor_files import read_json as read_json
 from serve.errors import ConfigurationError
 
 _DTYPES = {
@@ -138,7 +138,8 @@ class _MappedFile:
 
     def view(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         """Return bytes of the file as a vector, without copying where they are aligned."""
-        if end > self._asked_until and hasattr(os, "posix_fadvise"):
+        # Asked for before it is reached, so that the disk never waits.
+        if end + _READ_AHEAD // 2 > self._asked_until and hasattr(os, "posix_fadvise"):
             start = max(begin, self._asked_until)
             self._asked_until = end + _READ_AHEAD
             length = self._asked_until - start

@@ -17,6 +17,7 @@ from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.pico import write_pico
 from deployments.payloads import TextJob
 from deployments.sd3.fp8 import Fp8Linear, quantize_per_channel
+from deployments.sd3.linear import stacked
 from deployments.sd3.mmdit import Mmdit, load_transformer
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.text import TextEncoders
@@ -186,6 +187,27 @@ def test_static_scales_are_used_where_products_are_fp8_and_nowhere_else(model_di
     after = [velocity(Mmdit.load(model_dir, "cpu", precision)) for precision in precisions]
     same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
     assert same == [False, True, True]
+
+
+def test_modulation_weights_are_stacked_without_a_copy(model_dir):
+    """They are a third of a model: a copy would be the peak of loading."""
+    model = loaded(model_dir, FP8_PRODUCTS)
+    layers = [
+        layer
+        for block in model.get_submodule("transformer_blocks").children()
+        for layer in (block.norm1.linear, block.norm1_context.linear)
+    ]
+    whole = stacked(layers)
+    assert isinstance(whole, Fp8Linear)
+    assert whole.weight_fp8.data_ptr() == layers[0].weight_fp8.data_ptr()
+    rows = torch.cat([layer.weight_fp8.view(torch.uint8) for layer in layers])
+    assert torch.equal(whole.weight_fp8.view(torch.uint8), rows)
+    scales = torch.cat([layer.weight_scale for layer in layers])
+    assert torch.equal(whole.weight_scale, scales)
+    # Others, which lie elsewhere, are copied.
+    few = stacked([layers[0], layers[2]])
+    assert isinstance(few, Fp8Linear)
+    assert few.weight_fp8.data_ptr() != layers[0].weight_fp8.data_ptr()
 
 
 def test_shards_with_an_index_load_like_one_file(model_dir):
