@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,10 +192,10 @@ def test_static_scales_are_used_where_products_are_fp8_and_nowhere_else(model_di
 
 def test_modulation_weights_are_stacked_without_a_copy(model_dir):
     """They are a third of a model: a copy would be the peak of loading."""
-    model = loaded(model_dir, FP8_PRODUCTS)
+    model: Any = loaded(model_dir, FP8_PRODUCTS)
     layers = [
         layer
-        for block in model.get_submodule("transformer_blocks").children()
+        for block in model.transformer_blocks
         for layer in (block.norm1.linear, block.norm1_context.linear)
     ]
     whole = stacked(layers)

@@ -5,6 +5,7 @@ In pico, so that it is quick; the same files of the built-in model draw what is 
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(pico: Path) -> Path:
     """The same model in float16, as a Diffusers directory."""
     return dequantized_directory(pico, pico.parent / "plain", torch.float16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take twenty times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
