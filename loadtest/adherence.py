@@ -6,6 +6,9 @@ draws held-out prompts (each states a combination that training never saw), make
 each in every precision from the same seeds, judges them by their pixels
 (`deployments.builtin.checker`) and compares the precisions pair by pair. Three fifths of the
 prompts are `core` (one or two objects), the rest `hard` (three or four objects, counts, words).
+The first precision also draws as many prompts of combinations that training has seen
+(`loadtest.seen_combinations`). `--negative` measures negative prompts instead, at guidance scales
+from 1 to 8 (`loadtest.negative_prompts`).
 
 The shipped weights are FP8 on disk. `--reference DIR` takes the bf16 arm from another folder, with
 the same model before quantisation; without it that arm has the shipped weights in bf16.
@@ -23,29 +26,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import command_line
+from deployments.builtin.world import Example
+from loadtest import command_line, negative_prompts
+from loadtest.adherence_arguments import MOST_PROMPTS as MOST_PROMPTS
+from loadtest.adherence_arguments import parse_arguments as parse_arguments
 from loadtest.picture_batches import PictureBatches, PictureSettings
+from loadtest.seen_combinations import against_seen, seen_prompts
 from loadtest.shares import paired_loss
-from loadtest.trials import Judges, Trial, held_out_prompts, summarise
+from loadtest.trials import Judges, PromptKind, Trial, held_out_prompts, summarise
 from serve.config import ModelSettings
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
 from serve.requests import GenerateRequest
 
-_PRECISIONS = ("bf16", "fp8", "fp32")
-MOST_PROMPTS = 100_000
 _SEED_STRIDE = 1_000_003  # so that two seeds share no starting noise
 _STDERR = Console(stderr=True)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Make and judge all pictures."""
+def _chosen(options: argparse.Namespace) -> tuple[Path, PictureSettings, dict[str, Any]]:
+    """Return the model's folder, the settings of pictures, and what a report begins with."""
     model_dir = resolve_model_dir(ModelSettings(path=options.model))
     spec = ModelSpec.from_directory(model_dir, None)
     # The model's own limits, refused as a request would be.
@@ -59,21 +63,47 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         guidance_scale=options.guidance_scale or settings.guidance_scale,
         guidance_interval=options.guidance_interval,
     )
-    arms: dict[str, list[Trial]] = {}
     report: dict[str, Any] = {
         **command_line.known_before("loadtest.adherence", options),
         "model": spec.name,
         "settings": vars(options)
         | {"guidance_scale": settings.guidance_scale, "size": [settings.width, settings.height]},
-        "arms": {},
     }
+    return model_dir, settings, report
+
+
+def measure_negative(options: argparse.Namespace) -> dict[str, Any]:
+    """Make and look at pictures with and without negative prompts, in the first precision."""
+    model_dir, settings, report = _chosen(options)
+    precision = options.precision[0]
+    batches = PictureBatches(model_dir, precision, options.device, options.rows)
+    scales: Sequence[float] = negative_prompts.GUIDANCE_SCALES
+    report["settings"]["guidance_scale"] = list(scales)
+    if options.guidance_scale:
+        scales = (options.guidance_scale,)
+        report["settings"]["guidance_scale"] = options.guidance_scale
+    first_seed = options.seed * _SEED_STRIDE
+    report["precision"] = batches.precision.label
+    report["negative"] = negative_prompts.measure(
+        batches, settings, options.n, first_seed, scales, _STDERR.print
+    )
+    return report
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Make and judge all pictures."""
+    model_dir, settings, report = _chosen(options)
+    arms: dict[str, list[Trial]] = {}
+    report["arms"] = {}
+    held_out = held_out_prompts(options.n, options.seed, settings.height, settings.width)
+    first_seed = options.seed * _SEED_STRIDE
     with Judges() as judges:
         for precision in options.precision:
             unquantised = options.reference and precision != "fp8"
             folder = options.reference if unquantised else model_dir
             began = time.monotonic()
             batches = PictureBatches(folder, precision, options.device, options.rows)
-            pictures, arms[precision] = _trials(batches, judges, precision, settings, options)
+            pictures, arms[precision] = _trials(batches, judges, held_out, first_seed, settings)
             report["arms"][precision] = {
                 "precision": batches.precision.label,
                 "weights": "unquantised" if folder != model_dir else "as shipped",
@@ -83,6 +113,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             if options.pictures:
                 _save(options.pictures / precision, pictures, arms[precision])
+            if options.seen and len(arms) == 1:
+                others = seen_prompts(options.seen, options.seed, settings.height, settings.width)
+                pictures, trials = _trials(batches, judges, others, first_seed, settings)
+                compared = against_seen(arms[precision], trials)
+                report["held_out_against_seen"] = {"arm": precision, **compared}
+                if options.pictures:
+                    _save(options.pictures / f"{precision}_seen", pictures, trials)
     if {"bf16", "fp8"} <= arms.keys():
         report["fp8_against_bf16"] = _compared(arms["bf16"], arms["fp8"])
     return report
@@ -91,21 +128,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _trials(
     batches: PictureBatches,
     judges: Judges,
-    precision: str,
+    chosen: Sequence[tuple[PromptKind, Example]],
+    first_seed: int,
     settings: PictureSettings,
-    options: argparse.Namespace,
 ) -> tuple[list[NDArray[np.uint8]], list[Trial]]:
-    chosen = held_out_prompts(options.n, options.seed, settings.height, settings.width)
+    n = len(chosen)
     prompts = [example.prompt for _, example in chosen]
-    seeds = [options.seed * _SEED_STRIDE + index for index in range(options.n)]
+    seeds = [first_seed + index for index in range(n)]
     pictures: list[NDArray[np.uint8]] = []
     for picture, (_, example) in zip(
-        batches.make(prompts, [""] * options.n, seeds, settings), chosen, strict=True
+        batches.make(prompts, [""] * n, seeds, settings), chosen, strict=True
     ):
         judges.submit(picture, example.claims)
         pictures.append(picture)
-        if len(pictures) % options.rows == 0 or len(pictures) == options.n:
-            _STDERR.print(f"{precision}: {len(pictures)} of {options.n} pictures")
+        if len(pictures) % batches.rows == 0 or len(pictures) == n:
+            _STDERR.print(f"{batches.precision.label}: {len(pictures)} of {n} pictures")
     verdicts = judges.verdicts()
     trials = [
         Trial(kind, example, seed, verdict)
@@ -168,69 +205,25 @@ def table_of(report: dict[str, Any]) -> Table:
     return table
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of this measurement."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loadtest.adherence", description=__doc__.split("\n\n")[0]
-    )
-    add = parser.add_argument
-    add("--n", type=command_line.whole(1, MOST_PROMPTS), default=500, help="prompts")
-    add("--model", default="builtin", help="`builtin` or a folder in Diffusers layout")
-    add(
-        "--reference",
-        type=command_line.existing_folder,
-        help="folder of the same model before quantisation, for arms not fp8",
-    )
-    add("--precision", default="bf16,fp8", help="arms, comma-separated")
-    add("--num-inference-steps", type=command_line.whole(1, 200), default=20)
-    add(
-        "--guidance-scale",
-        type=command_line.number(1, 100),
-        help="above 1; the model's own if absent",
-    )
-    add(
-        "--guidance-interval",
-        type=command_line.number(0, 1),
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="noise levels outside of which there is no guidance; guides every step if absent",
-    )
-    pixels = "pixels, a multiple of 16; the model's own if absent"
-    add("--width", type=command_line.side, help=pixels)
-    add("--height", type=command_line.side, help="likewise")
-    add("--seed", type=command_line.whole(0, 2**32 - 1), default=0)
-    add("--rows", type=command_line.rows, help="pictures a forward; 64 on a GPU, 4 on a CPU")
-    add(
-        "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    add(
-        "--pictures",
-        type=command_line.folder_to_fill,
-        help="folder for the pictures and their verdicts",
-    )
-    add("--json", action="store_true", help="JSON on standard output")
-    options = parser.parse_args(arguments)
-    options.rows = options.rows or (64 if options.device.startswith("cuda") else 4)
-    options.precision = options.precision.split(",")
-    if unknown := set(options.precision) - set(_PRECISIONS):
-        parser.error(f"--precision: {', '.join(unknown)}; known are {', '.join(_PRECISIONS)}")
-    if options.guidance_scale is not None and not options.guidance_scale > 1:
-        parser.error("--guidance-scale: above 1")
-    if options.guidance_interval is not None:
-        low, high = options.guidance_interval = tuple(options.guidance_interval)
-        if not 0 <= low < high <= 1:
-            parser.error("--guidance-interval: two numbers from 0 to 1, the lower first")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit 1 where the model or the machine cannot do it."""
     return command_line.run_in_words(_run, parse_arguments(arguments))
 
 
 def _run(options: argparse.Namespace) -> None:
-    report = measure(options)
-    _STDERR.print(table_of(report))
+    if options.negative:
+        report = measure_negative(options)
+        _STDERR.print(negative_prompts.table_of(report))
+    else:
+        report = measure(options)
+        _STDERR.print(table_of(report))
+    for kind, values in report.get("held_out_against_seen", {}).items():
+        if kind != "arm":
+            _STDERR.print(
+                f"held-out against seen combinations, {kind}: {values['held_out']['right']:.3f}, "
+                f"{values['seen']['right']:.3f}; {100 * values['loss']:.1f} points less "
+                f"({100 * values['interval_95'][0]:.1f} to {100 * values['interval_95'][1]:.1f})"
+            )
     for kind, values in report.get("fp8_against_bf16", {}).items():
         _STDERR.print(
             f"FP8 against bf16, {kind}: loses {100 * values['loss']:.1f} points, "

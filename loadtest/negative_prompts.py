@@ -1,34 +1,30 @@
-"""Does a negative prompt take away what it names?
+"""Does a negative prompt take away what it names? `python -m loadtest.adherence --negative`.
 
-    python -m loadtest.negative_prompts --json
-
-makes pictures of prompts that leave the colour open, three times from the same seeds: without a
-negative prompt, with `red`, and with the colour that the first picture came out in. The last is
-where a negative prompt has something to take away; the second says how often a colour changes
-merely because another negative prompt was given.
+Makes pictures of prompts that leave the colour open, three times from the same seeds: without a
+negative prompt, with `red`, and with the colour that the first picture came out in. One picture in
+eleven is red by itself, so the last is where most negative prompts have something to take away;
+the second also says how often a colour changes merely because another negative prompt was given.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.table import Table
 
-from deployments.builtin.vocabulary import COLORS, SHAPES
+from deployments.builtin.attributes import MINIMUM_PURITY
+from deployments.builtin.seen import see
+from deployments.builtin.vocabulary import SHAPES
 from deployments.builtin.world import check, read_claims
 from loadtest.picture_batches import PictureBatches, PictureSettings
-from serve.config import ModelSettings
-from serve.model_dir import resolve_model_dir
-from serve.models import ModelSpec
+from loadtest.shares import wilson_interval
 
-_NAMED = "red"
+NAMED = "red"
+GUIDANCE_SCALES = (1.0, 2.0, 4.0, 6.0, 8.0)
 Picture = NDArray[np.uint8]
 
 
@@ -47,13 +43,14 @@ class Shown:
 
 def shown(picture: Picture, prompt: str) -> Shown:
     """Look at a picture, uint8 [height, width, 3]."""
-    colors = {color for color in COLORS if check(picture, read_claims(color)).all_right}
+    _, things = see(picture)
+    colors = {thing.color for thing in things if thing.purity >= MINIMUM_PURITY}
     return Shown(frozenset(colors), check(picture, read_claims(prompt)).all_right)
 
 
 def first_color(before: Shown) -> str:
     """Return the first of a picture's colours, by the alphabet; red where it shows none."""
-    return min(before.colors, default=_NAMED)
+    return min(before.colors, default=NAMED)
 
 
 def compare(
@@ -67,7 +64,8 @@ def compare(
         own: With the `first_color` of the same picture in `without`.
     """
     colored = [index for index, before in enumerate(without) if before.colors]
-    others = [index for index in colored if _NAMED not in without[index].colors]
+    reds = [index for index in colored if NAMED in without[index].colors]
+    others = [index for index in colored if NAMED not in without[index].colors]
 
     def kept(after: Sequence[Shown], indices: Sequence[int]) -> int:
         return sum(first_color(without[index]) in after[index].colors for index in indices)
@@ -80,46 +78,88 @@ def compare(
             "negative_own_color": sum(picture.prompt_holds for picture in own),
         },
         "red": {
-            "without": sum(_NAMED in picture.colors for picture in without),
-            "negative_red": sum(_NAMED in picture.colors for picture in named),
+            "without": len(reds),
+            "negative_red": sum(NAMED in picture.colors for picture in named),
         },
-        "color_kept": {
-            "negative_own_color": {"n": len(colored), "kept": kept(own, colored)},
-            "negative_red_where_not_red": {"n": len(others), "kept": kept(named, others)},
-        },
+        "no_red_under_negative_red": _share(
+            sum(NAMED not in picture.colors for picture in named), len(named)
+        ),
+        "red_removed": _share(sum(NAMED not in named[index].colors for index in reds), len(reds)),
+        "own_color_removed": _share(len(colored) - kept(own, colored), len(colored)),
+        "other_color_kept_under_negative_red": _share(kept(named, others), len(others)),
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loadtest.negative_prompts", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("--n", type=int, default=40, help="prompts")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--rows", type=int, default=4, help="pictures a forward")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="JSON on standard output")
-    options = parser.parse_args()
-    if options.n < 1 or options.rows < 1:
-        parser.error("--n and --rows: at least 1")
-    model_dir = resolve_model_dir(ModelSettings(path="builtin"))
-    settings = PictureSettings.of(ModelSpec.from_directory(model_dir))
-    batches = PictureBatches(model_dir, options.precision, options.device, options.rows)
-    prompts, seeds = open_prompts(options.n), range(options.n)
-
-    def look(negative_prompts: Sequence[str]) -> list[Shown]:
-        pictures = batches.make(prompts, negative_prompts, seeds, settings)
-        return [shown(*pair) for pair in zip(pictures, prompts, strict=True)]
-
-    without = look([""] * options.n)
-    named = look([_NAMED] * options.n)
-    own = look([first_color(before) for before in without])
-    report = {"precision": batches.precision.label, **compare(without, named, own)}
-    Console(stderr=True).print(report)
-    if options.json:
-        print(json.dumps(report))  # noqa: T201 - machines read it here
+def _share(count: int, n: int) -> dict[str, Any]:
+    interval = list(wilson_interval(count, n))
+    return {"n": n, "count": count, "share": count / n if n else None, "interval_95": interval}
 
 
-if __name__ == "__main__":
-    main()
+def measure(
+    batches: PictureBatches,
+    settings: PictureSettings,
+    n: int,
+    first_seed: int,
+    guidance_scales: Sequence[float],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return `compare` for n prompts at each guidance scale, by its text.
+
+    At a scale of 1 the negative prompt has no weight, so its pictures are those without one.
+
+    Args:
+        batches: The model.
+        settings: Of all pictures, but for the guidance scale.
+        n: Prompts.
+        first_seed: Of the first prompt; the others count up.
+        guidance_scales: At least 1 each.
+        tell: Takes a line on how far it is.
+    """
+    prompts, seeds = open_prompts(n), [first_seed + index for index in range(n)]
+    report = {}
+    for scale in guidance_scales:
+        own_settings = replace(settings, guidance_scale=scale)
+
+        def look(
+            negatives: Sequence[str], what: str, settings: PictureSettings = own_settings
+        ) -> list[Shown]:
+            seen: list[Shown] = []
+            made = batches.make(prompts, negatives, seeds, settings)
+            for picture, prompt in zip(made, prompts, strict=True):
+                seen.append(shown(picture, prompt))
+                if len(seen) % batches.rows == 0 or len(seen) == n:
+                    tell(f"guidance {settings.guidance_scale:g}, {what}: {len(seen)} of {n}")
+            return seen
+
+        without = look([""] * n, "no negative prompt")
+        named = own = without
+        if scale > 1:
+            named = look([NAMED] * n, f"negative prompt {NAMED!r}")
+            own = look([first_color(before) for before in without], "negative prompt: own colour")
+        report[f"{scale:g}"] = compare(without, named, own)
+    return report
+
+
+def table_of(report: dict[str, Any]) -> Table:
+    """Return a row for each guidance scale."""
+    table = Table(title=f"{report['model']} on {report['device']}: negative prompts")
+    columns = (
+        "guidance", "n", "prompt holds: without, negative red", "red: without, negative red",
+        "red removed", "own colour removed", "other colour kept under red",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    for scale, row in report["negative"].items():
+        holds, reds = row["prompt_holds"], row["red"]
+        shares = (
+            f"{row[name]['count']} of {row[name]['n']}"
+            for name in ("red_removed", "own_color_removed", "other_color_kept_under_negative_red")
+        )
+        table.add_row(
+            scale,
+            str(row["n"]),
+            f"{holds['without']}, {holds['negative_red']}",
+            f"{reds['without']}, {reds['negative_red']}",
+            *shares,
+        )
+    return table

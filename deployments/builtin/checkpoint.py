@@ -55,7 +55,7 @@ def pieces(
             cut[name] = tensor
             continue
         rows = max(1, limit // (tensor[0].numel() * tensor.element_size()))
-        cut |= {f"{name}:{index}": piece for index, piece in enumerate(tensor.split(rows))}
+        cut |= {f"{name}:{index}": piece for index, piece in enumerate(torch.split(tensor, rows))}
     return cut
 
 

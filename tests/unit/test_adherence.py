@@ -11,7 +11,8 @@ from deployments.builtin.checker import Verdict
 from deployments.builtin.held_out import contains_held_out, states_held_out
 from deployments.builtin.world import check, draw, read_claims
 from loadtest.adherence import parse_arguments
-from loadtest.negative_prompts import Shown, compare, first_color
+from loadtest.negative_prompts import Shown, compare, first_color, shown
+from loadtest.seen_combinations import against_seen, difference, seen_prompts
 from loadtest.shares import paired_loss, wilson_interval
 from loadtest.trials import Trial, held_out_prompts, holds, judge, summarise
 
@@ -170,6 +171,69 @@ def test_negative_prompts_are_counted_pair_by_pair():
     own = [shown("blue"), shown("blue"), shown(), shown("red")]
     report = compare(without, named, own)
     assert report["red"] == {"without": 1, "negative_red": 1}
-    assert report["color_kept"]["negative_own_color"] == {"n": 3, "kept": 1}
-    assert report["color_kept"]["negative_red_where_not_red"] == {"n": 2, "kept": 1}
+    counted = {
+        name: (report[name]["count"], report[name]["n"])
+        for name in (
+            "no_red_under_negative_red",
+            "red_removed",
+            "own_color_removed",
+            "other_color_kept_under_negative_red",
+        )
+    }
+    assert counted == {
+        "no_red_under_negative_red": (3, 4),
+        "red_removed": (1, 1),
+        "own_color_removed": (2, 3),
+        "other_color_kept_under_negative_red": (1, 2),
+    }
+    assert report["red_removed"]["interval_95"] == list(wilson_interval(1, 1))
     assert report["prompt_holds"] == {"without": 3, "negative_red": 4, "negative_own_color": 3}
+
+
+def test_the_colours_of_a_drawn_scene_are_shown():
+    for _, example in seen_prompts(12, 1, 256, 256):
+        scene = example.scene
+        if scene.word is not None:
+            continue
+        frame = np.ascontiguousarray(draw([scene])[0].permute(1, 2, 0).numpy())
+        looked_at = shown(frame, example.prompt)
+        assert looked_at.colors == {thing.color for thing in scene.things}
+        assert looked_at.prompt_holds
+
+
+def test_seen_prompts_have_nothing_held_out():
+    chosen = seen_prompts(60, 3, 256, 256)
+    assert [kind for kind, _ in chosen] == ["core"] * 36 + ["hard"] * 24
+    assert not any(contains_held_out(example.scene) for _, example in chosen)
+    assert seen_prompts(60, 3, 256, 256) == chosen != seen_prompts(60, 4, 256, 256)
+
+
+def test_a_difference_has_the_published_interval():
+    # Newcombe (1998), Interval estimation for the difference, table II, method 10: 56/70 - 48/80
+    found = difference(48, 80, 56, 70)
+    assert found["loss"] == pytest.approx(0.2)
+    assert found["interval_95"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
+
+
+def test_held_out_prompts_are_compared_with_seen_ones_content_by_content():
+    held_out = [trial("core", "one thing", shape=right) for right in (True, False)]
+    held_out += [trial("core", "two things", shape=True)]
+    seen = [trial("core", "one thing", shape=True)] * 3 + [trial("core", "two things", shape=False)]
+    report = against_seen(held_out, [*seen, trial("hard", "a word", word=True)])
+    assert set(report) == {"core"}
+    core = report["core"]
+    assert core["held_out"] == {"n": 3, "right": pytest.approx(2 / 3)}
+    assert core["seen"] == {"n": 4, "right": 0.75}
+    assert core["loss"] == pytest.approx(1 / 12)
+    # One thing: 0.5 worse, twice; two things: 1 better, once.
+    assert core["loss_of_same_mix"] == pytest.approx(0.0)
+    assert core["by_content"]["one thing"]["seen"] == {"n": 3, "right": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n", "seen"),
+    [([], 500, 500), (["--negative"], 100, 100), (["--n", "7"], 7, 7), (["--seen", "0"], 500, 0)],
+)
+def test_as_many_seen_prompts_are_drawn_as_held_out_ones(arguments, n, seen):
+    options = parse_arguments(arguments)
+    assert (options.n, options.seen) == (n, seen)
