@@ -19,6 +19,9 @@ from cluster.routing import ReplicaLoad, RoutedWork, RoutingSettings
 from cluster.work_sizes import WorkSizes
 
 _READING_STALE_S = 10.0
+# As long as an engine counts its forwards as recent (`deployments.engine_load`).
+_SPEED_STALE_S = 15.0
+_BETWEEN_LOOKS_S = 1.0
 
 
 class PoolBoard:
@@ -33,11 +36,14 @@ class PoolBoard:
         self, settings: RoutingSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.loads = LoadBoard(settings)
+        self._guard = threading.Lock()
         self.sizes = WorkSizes()
         self.clock = clock
         self.has_heard = False  # of any replica's load
         self.has_replicas_told = False  # which replicas there are is known
         self._seen: frozenset[str] = frozenset()
+        self._slow: dict[str, tuple[float, ReplicaLoad]] = {}  # when it told so
+        self._looked_at = float("-inf")
 
     def heard(self, state: ReplicaState) -> None:
         """Take what a replica just told of itself."""
@@ -46,13 +52,38 @@ class PoolBoard:
         load = ReplicaLoad(
             id=state.id,
             backlog_s=state.backlog_s,
-            speed=state.speed,
+            # Faster than cool there is not: such a baseline was measured on a busy machine, and
+            # believed it would draw all work to whoever was measured.
+            speed=min(state.speed, 1.0),
             margin_c=state.margin_c if is_fresh else None,
             throttled=state.throttled and is_fresh,
             age_s=0.0,
         )
-        self.loads.report(load, self.clock())
+        now = self.clock()
+        self.loads.report(load, now)
         self.has_heard = True
+        with self._guard:
+            self._slow.pop(state.id, None)
+            if load.speed < 1 or load.throttled:
+                self._slow[state.id] = (now, load)
+
+    def forget_old_speeds(self) -> None:
+        """Take who was slow and has told nothing since for as fast as others, to find out."""
+        now = self.clock()
+        if now < self._looked_at + _BETWEEN_LOOKS_S:
+            return
+        self._looked_at = now
+        with self._guard:
+            old = {
+                name: (at, load)
+                for name, (at, load) in self._slow.items()
+                if now - at > _SPEED_STALE_S
+            }
+            for name in old:
+                del self._slow[name]
+        for at, load in old.values():
+            if load.id in self._seen:
+                self.loads.report(replace(load, speed=1.0, throttled=False, age_s=now - at), now)
 
     def keep(self, ids: Sequence[str]) -> None:
         """Have exactly these replicas; who is new is taken to be idle until it tells."""

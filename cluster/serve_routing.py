@@ -67,6 +67,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
     def _ranks(self, candidates: list[Any], pending: Any | None) -> list[list[Any]]:
         if pending is None or not self._board.has_heard or pending.metadata.multiplexed_model_id:
             return []
+        self._board.forget_old_speeds()
         by_id = {replica.replica_id.unique_id: replica for replica in candidates}
         work = self._board.work(pending.args[0] if pending.args else None)
         now = self._board.clock()

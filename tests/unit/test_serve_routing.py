@@ -18,6 +18,7 @@ from ray.serve._private.request_router.common import PendingRequest
 
 from cluster.pool_state import ReplicaState
 from cluster.process_boards import PoolBoard, board_of
+from cluster.routing import RoutedWork, RoutingSettings
 from cluster.serve_routing import KelvinRouter
 from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp
 from serve.config import load_settings
@@ -93,6 +94,16 @@ async def test_a_burst_goes_everywhere_before_any_of_it_is_sent():
     assert max(first.values()) <= 12
 
 
+async def test_idle_replicas_take_turns_whatever_their_baselines():
+    router, board, replicas = new_router("a", "b")
+    first = []
+    for _ in range(30):
+        name = await first_choice(router, replicas)
+        board.heard(ReplicaState(name, slowdown={"a": 0.5, "b": 0.9}[name], reading_age_s=None))
+        first.append(name)
+    assert min(Counter(first).values()) >= 5
+
+
 async def test_who_is_asked_again_counts_once():
     router, board, replicas = new_router("a", "b")
     board.heard(told("a"))
@@ -114,6 +125,27 @@ async def test_what_went_elsewhere_counts_there():
     (best,), *_ = named(await router.choose_replicas(replicas, pending(JOB)))
     assert best == "b"
     router.on_request_completed(replicas[0].replica_id, "never heard of it")
+
+
+def test_a_slow_replica_that_fell_silent_is_tried_again():
+    now = [100.0]
+    board = PoolBoard(RoutingSettings(blur=0.0), clock=lambda: now[0])
+    board.keep(["a", "b"])
+
+    def shares() -> Counter[str]:
+        board.forget_old_speeds()
+        return Counter(board.loads.ranked(RoutedWork(1.0), now[0])[0] for _ in range(40))
+
+    board.heard(ReplicaState("a", slowdown=3.0))
+    board.heard(ReplicaState("b", slowdown=1.0))
+    assert shares() == {"b": 40}
+    now[0] += 14.0
+    assert shares() == {"b": 40}
+    now[0] += 2.0
+    assert set(shares()) == {"a", "b"}
+    board.heard(ReplicaState("a", slowdown=3.0))
+    now[0] += 2.0
+    assert shares() == {"b": 40}
 
 
 async def test_without_data_serve_chooses_by_queues():
