@@ -2,9 +2,10 @@
 
     python -m loadtest.card_pictures
 
-writes `sheet.png`, a grid of fixed prompts with what was asked under each picture, and
-`sample.png`, the picture that `kelvin demo` makes, into the folder of the weights. Prompts and
-seeds were fixed before any picture was seen; what went wrong stays in, under the checker's mark.
+writes into the folder of the weights: `sheet_60.png`, a grid of fixed prompts with what was asked
+under each picture; `sheet.png`, 24 of them for the README; and `sample.png`, the picture that
+`kelvin demo` makes. Prompts and seeds were fixed before any picture was seen; what went wrong stays
+in, under the checker's mark.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from serve.models import ModelSpec
 
 HERO = "a large red circle left of a small blue square"
 HERO_SEED = 1  # as `kelvin demo` has it
-_CORE, _HARD = 16, 8
+_PROMPTS = 60
+_CORE, _HARD = 16, 8  # of the small sheet
 _COLUMNS = 6
 _SHEET_SEED = 2
 _SHOWN_PX = 200  # side of a picture in the sheet, so that the file stays small
@@ -50,22 +52,22 @@ def main() -> None:
     (hero,) = batches.make([HERO], [""], [HERO_SEED], settings)
     _save_small(Image.fromarray(hero), out / "sample.png")
 
-    # The drawing of 40 prompts has 24 core and 16 hard ones.
-    drawn = held_out_prompts(40, _SHEET_SEED, settings.height, settings.width)
-    core = [example for kind, example in drawn if kind == "core"][:_CORE]
-    hard = [example for kind, example in drawn if kind == "hard"][:_HARD]
-    examples = [*core, *hard]
-    prompts = [example.prompt for example in examples]
+    drawn = held_out_prompts(_PROMPTS, _SHEET_SEED, settings.height, settings.width)
+    prompts = [example.prompt for _, example in drawn]
     pictures = list(batches.make(prompts, [""] * len(prompts), range(len(prompts)), settings))
     captions = []
-    for picture, example in zip(pictures, examples, strict=True):
+    for picture, (_, example) in zip(pictures, drawn, strict=True):
         verdict = check(picture, example.claims)
         wrong = [name for name, right in verdict.attributes.items() if not right]
         captions.append(example.prompt + (f" [wrong: {', '.join(wrong)}]" if wrong else ""))
     frames = [torch.tensor(_shrunk(picture)).permute(2, 0, 1) for picture in pictures]
-    write_sheet(out / "sheet.png", frames, captions, _COLUMNS)
-    with Image.open(out / "sheet.png") as sheet:
-        _save_small(sheet.convert("RGB"), out / "sheet.png")
+    first = [index for index, (kind, _) in enumerate(drawn) if kind == "core"][:_CORE]
+    first += [index for index, (kind, _) in enumerate(drawn) if kind == "hard"][:_HARD]
+    for name, chosen in (("sheet_60.png", range(_PROMPTS)), ("sheet.png", first)):
+        path = out / name
+        write_sheet(path, [frames[i] for i in chosen], [captions[i] for i in chosen], _COLUMNS)
+        with Image.open(path) as sheet:
+            _save_small(sheet.convert("RGB"), path)
 
 
 def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

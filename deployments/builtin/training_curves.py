@@ -2,13 +2,15 @@
 
     python -m deployments.builtin.training_curves --out DIR NAME=DIR/log.jsonl ...
 
-writes ``curves.json`` and ``curves.png``. Only what differs from run to run stays: options, the
+writes ``curves.json`` and ``curves.png``; runs that a ``curves.json`` there has already stay in it,
+before the new ones. Only what differs from run to run stays: options, the
 autoencoder's and the transformer's curves, the adherence that was measured on the way.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +101,11 @@ def _panel(
         drawing.line(points, fill=color, width=2)
         for x, y in points if len(points) < 10 else ():
             drawing.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
-        drawing.text((x0 + wide - 8, y0 + 8 + 16 * index), name, color, font, anchor="ra")
+        if left == 0:  # the colours are the same in both panels
+            drawing.text((x0 + wide - 8, y0 + 8 + 16 * index), name, color, font, anchor="ra")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.builtin.training_curves",
@@ -110,8 +113,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("logs", nargs="+", metavar="NAME=LOG", help="a run's name and log.jsonl")
-    options = parser.parse_args()
-    runs = {}
+    options = parser.parse_args(arguments)
+    earlier = options.out / "curves.json"
+    runs = json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else {}
     for argument in options.logs:
         name, separator, log = argument.partition("=")
         if not separator:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 import deployments.builtin
-from deployments.builtin.training_curves import condense, plot, write_record
+from deployments.builtin.training_curves import condense, main, plot, write_record
 from deployments.builtin.training_log import TrainingLog
 
 RECORD = Path(deployments.builtin.__file__).parent / "training_record" / "curves.json"
@@ -33,6 +33,15 @@ def test_a_condensed_log_keeps_the_curves_and_no_places(tmp_path: Path):
         assert len(picture.getcolors() or ()) > 3
 
 
+def test_a_run_is_added_to_a_record_that_is_there(tmp_path: Path):
+    log = TrainingLog(tmp_path / "log.jsonl")
+    log.write("start", torch="2", device="x", options={"seed": "4"})
+    log.write("flow", step=1, loss=1.0, norm=1.0, factor=0.5, ms_per_step=80.0, elapsed_s=1.0)
+    for name in ("run a", "run b"):
+        main(["--out", str(tmp_path / "record"), f"{name}={tmp_path / 'log.jsonl'}"])
+    assert [*json.loads((tmp_path / "record" / "curves.json").read_text())] == ["run a", "run b"]
+
+
 def test_the_kept_record_has_every_run_with_its_curve_and_options():
     runs = json.loads(RECORD.read_text(encoding="utf-8"))
     for run in runs.values():
@@ -40,4 +49,5 @@ def test_the_kept_record_has_every_run_with_its_curve_and_options():
         assert all(len(row) == len(run["flow"]["columns"]) for row in rows)
         assert rows[-1][2] < rows[0][2]
         assert run["options"]["seed"]
-    assert any(event["event"] == "adherence" for event in runs["run 2"]["events"])
+    for name in ("run 2", "run 3"):
+        assert any(event["event"] == "adherence" for event in runs[name]["events"])
