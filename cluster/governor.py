@@ -26,7 +26,11 @@ _AVERAGED_OVER_S = 3.0
 _FORGETS_IN_S = 5.0
 _CUT = 0.7  # of the share, each second that the card protects itself
 _REGAINED = 0.01  # of the time, each second after that
-_LONGEST_GAP_S = 5.0  # between readings; older ones say nothing of the time between
+_REGAINED_COOL = 0.05  # the same with room to spare
+# So far from its limit a card protects itself against something else than its heat, or only seems
+# to: NVML shows hardware slowdown for a moment while clocks change, as they do around a pause.
+_ROOM_TO_SPARE_C = 10.0
+_LONGEST_GAP_S = 5.0  # between readings, that the integral takes for one
 # Below so much of the time no more rows a forward. Each costs Large at 1024x1024 a few per cent.
 _ROWS = ((0.35, 2), (0.6, 4), (0.8, 8))
 
@@ -79,6 +83,7 @@ class Allowance:
 
 
 FREE = Allowance(1.0, None, "nothing is known of its heat")
+IDLE = Allowance(1.0, None, "it has nothing to do")
 
 
 class Governor:
@@ -95,6 +100,7 @@ class Governor:
         self._ceiling = 1.0  # what the card's protection leaves
         self._last_at: float | None = None
         self._average_c: float | None = None
+        self._was_throttled = False
 
     @property
     def at_rest(self) -> bool:
@@ -126,9 +132,10 @@ class Governor:
             self.allowance = Allowance(1.0, None, "the governor is off")
             return self.allowance
         elapsed = self._elapsed(at)
-        self._protect(throttled, elapsed)
         target = self._target(limit_c)
         average = self._averaged(temperature_c, elapsed)
+        spare = None if average is None or limit_c is None else limit_c - average
+        self._protect(throttled, spare, elapsed)
         if average is None or target is None:
             duty, reason = 1.0, FREE.reason
         else:
@@ -144,7 +151,7 @@ class Governor:
         if not math.isfinite(at):
             return 0.0
         last, self._last_at = self._last_at, at
-        return 0.0 if last is None else min(max(at - last, 0.0), _LONGEST_GAP_S)
+        return 0.0 if last is None else max(at - last, 0.0)
 
     def _target(self, limit_c: float | None) -> float | None:
         if self.settings.target_c is not None:
@@ -163,13 +170,18 @@ class Governor:
             self._average_c += (temperature_c - self._average_c) * new
         return self._average_c
 
-    def _protect(self, throttled: bool, elapsed: float) -> None:
-        if throttled:
+    def _protect(self, throttled: bool, spare_c: float | None, elapsed: float) -> None:
+        is_cool = spare_c is not None and spare_c > _ROOM_TO_SPARE_C
+        believed = throttled and (self._was_throttled or not is_cool)
+        self._was_throttled = throttled
+        if believed:
             # The first reading of it cuts at once, whatever time has passed.
-            self._ceiling = min(self._ceiling, self.allowance.duty) * _CUT ** max(elapsed, 0.5)
+            cut = _CUT ** min(max(elapsed, 0.5), _LONGEST_GAP_S)
+            self._ceiling = min(self._ceiling, self.allowance.duty) * cut
             self._ceiling = max(self._ceiling, self.settings.least_duty)
-        else:
-            self._ceiling = min(self._ceiling + _REGAINED * elapsed, 1.0)
+        elif not throttled:
+            regained = (_REGAINED_COOL if is_cool else _REGAINED) * elapsed
+            self._ceiling = min(self._ceiling + regained, 1.0)
 
     def _controlled(self, room_c: float, elapsed: float, busy: bool) -> float:
         proportional = _PROPORTIONAL * room_c
@@ -179,7 +191,7 @@ class Governor:
             self._integral += (_RESTING - self._integral) * forgotten
         elif busy or room_c > 0:
             # No further than what the share can follow: the integral winds up in no direction.
-            step = _INTEGRAL * room_c * elapsed
+            step = _INTEGRAL * room_c * min(elapsed, _LONGEST_GAP_S)
             least, most = self.settings.least_duty - proportional, 1 - proportional
             if step > 0:
                 self._integral = max(self._integral, min(self._integral + step, most))

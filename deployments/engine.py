@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cluster.governor import FREE, Allowance
+from cluster.governor import FREE, IDLE, Allowance
 from deployments.device_errors import first_line, is_sticky
 from deployments.energy_shares import EnergyShares, Meter
 from deployments.engine_load import EngineLoad, LoadMeter
@@ -38,6 +38,8 @@ Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]
 
 # Between two looks at a card's free memory while nothing waits for it.
 _LOOK_AGAIN_S = 1.0
+# Of a pause for heat, before it is seen who was cancelled and whether the card has cooled.
+_REST_AT_ONCE_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Engine:
         self._prepared_rows = dict(prepared_rows or {})
         self._governor = governor or (lambda: FREE)
         self._allowance = FREE
+        self._last_forward_s = 0.0
         self._load = LoadMeter(self.costs, clock)
         self._previewer = Previewer(latent_rgb, model.in_channels)
         self._policy = policy
@@ -127,12 +130,12 @@ class Engine:
 
     def load(self) -> EngineLoad:
         """Return how much there is to do, and how fast it is done."""
-        return self._load.load(self._requests.tickets(), self._allowance.duty)
+        return self._load.load(self._requests.tickets(), self.allowance.duty)
 
     @property
     def allowance(self) -> Allowance:
-        """What the governor last let the card do."""
-        return self._allowance
+        """What the governor last let the card do; who does nothing is not held back."""
+        return self._allowance if self.queue_length else IDLE
 
     def measured(self) -> dict[str, Any]:
         """Return what forwards take, as `StepCosts.as_json` does."""
@@ -207,10 +210,21 @@ class Engine:
         self._allowance = self._governor()
         chosen = self._choose()
         if chosen:
-            began = self._clock()
             self._advance(chosen)
-            if self._allowance.duty < 1:
-                self._requests.rest(self._allowance.pause_s(self._clock() - began))
+            self._rest()
+
+    def _rest(self) -> None:
+        """Pause as the governor wants it, asked again on the way; the ended go meanwhile."""
+        rested = 0.0
+        while self.is_alive and self.queue_length:
+            left = self._allowance.pause_s(self._last_forward_s) - rested
+            if left <= 0:
+                return
+            part = min(left, _REST_AT_ONCE_S)
+            self._requests.rest(part)
+            rested += part
+            self._drop_ended()
+            self._allowance = self._governor()
 
     def _drop_ended(self) -> None:
         """Let go of what was cancelled or whose deadline has passed."""
@@ -266,6 +280,7 @@ class Engine:
             failure = caught(error)
         else:
             seconds = self._clock() - began
+            self._last_forward_s = seconds
             self._record.took(shape, rows, seconds, path)
             self._load.took(shape, rows, seconds)
             self._recovery.went_well(chosen)

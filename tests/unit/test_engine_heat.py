@@ -10,7 +10,7 @@ from cluster.governor import FREE, Allowance
 from deployments.engine import Engine
 from deployments.payloads import StepProgress
 from deployments.step_costs import StepCosts, TokenShape
-from serve.errors import DeadlineExceeded
+from serve.errors import DeadlineExceeded, JobCancelled
 from tests.unit import toy_engine as toy
 
 FORWARD_S = 0.02
@@ -66,8 +66,34 @@ def test_the_card_rests_for_its_share_of_the_time(
     ]
     # A pause three times as long as the forward before it; a loaded machine makes both longer.
     assert min(gaps) >= 4 * FORWARD_S
+    # Who does nothing is not held back.
+    assert engine.load().duty == 1
+
+
+def test_what_the_governor_allows_is_told_while_there_is_work(
+    model: toy.ToyModel, start: Callable[..., Engine]
+) -> None:
+    model.before = Slow()
+    engine = start(lambda: Allowance(0.25, 2, "warm"))
+    listener, _ = toy.submit(engine, toy.job(steps=9))
+    listener.events.get(timeout=toy.WAIT_S)
     assert engine.load().duty == 0.25
     assert engine.allowance.reason == "warm"
+
+
+def test_a_cancellation_is_heard_during_the_rest_and_a_lift_ends_it(
+    model: toy.ToyModel, start: Callable[..., Engine]
+) -> None:
+    model.before = Slow()
+    allowed = [Allowance(0.0005, 2, "hot")]  # some 40 s
+    engine = start(lambda: allowed[0])
+    first, ticket = toy.submit(engine, toy.job(steps=9))
+    second, _ = toy.submit(engine, toy.job(steps=2))
+    assert isinstance(first.events.get(timeout=toy.WAIT_S), StepProgress)
+    ticket.cancel()
+    assert isinstance(first.events.get(timeout=5), JobCancelled)
+    allowed[0] = FREE
+    toy.finished(second)
 
 
 def test_a_new_request_does_not_end_the_rest(
@@ -179,7 +205,7 @@ def test_a_size_nobody_measured_tells_no_slowdown(
 def test_without_a_governor_the_card_is_free(start: Callable[..., Engine]) -> None:
     engine = start()
     toy.finished(toy.submit(engine, toy.job(steps=2))[0])
-    assert engine.allowance == FREE
+    assert engine.allowance.duty == 1
 
 
 def test_stretched_costs_are_a_view() -> None:

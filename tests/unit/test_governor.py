@@ -110,14 +110,34 @@ def test_full_speed_returns_once_the_card_has_room() -> None:
 def test_throttling_cuts_at_once_and_the_share_comes_back_slowly() -> None:
     governor = Governor(GovernorSettings())
     assert governor.observe(0, 60, 87, False).duty == 1
+    governor.observe(0.5, 60, 87, True)
     cut = governor.observe(1, 60, 87, True)
-    assert cut.duty < 0.75
+    assert cut.duty < 0.9
     assert "slows itself down" in cut.reason
     assert governor.observe(2, 60, 87, True).duty < cut.duty
     after = [governor.observe(3 + second, 60, 87, False).duty for second in range(120)]
     assert after == sorted(after)
-    assert after[10] < 0.8
+    assert after[1] < 0.75
     assert after[-1] == 1
+
+
+def test_with_room_to_spare_one_reading_of_throttling_is_not_believed() -> None:
+    governor = Governor(GovernorSettings())
+    duties = [governor.observe(at / 2, 60, 87, at % 10 == 0).duty for at in range(200)]
+    assert set(duties) == {1.0}
+
+
+def test_near_its_limit_the_first_reading_of_throttling_cuts() -> None:
+    governor = Governor(GovernorSettings(below_limit_c=1))
+    assert governor.observe(0, 80, 87, True).duty < 0.9
+
+
+def test_what_a_card_was_cut_to_is_forgotten_while_it_idles() -> None:
+    governor = Governor(GovernorSettings())
+    for second in range(20):
+        governor.observe(second, 84, 87, True)
+    assert governor.allowance.duty < 0.2
+    assert governor.observe(3600, 40, 87, False).duty == 1
 
 
 def test_the_limit_that_the_card_states_counts_unless_a_target_is_set() -> None:
