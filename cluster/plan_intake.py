@@ -160,7 +160,8 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
     queued = number("queued", 0.0, 0.0, 1e6)
     if bad:
         warnings.append(f"{name}: what cannot be true was replaced in {', '.join(sorted(bad))}")
-    if settings.heat and len(told_ids) and str(state.kind) != "CPU":
+    # Text encoders and decoders read no card: what they do in a second heats nothing.
+    if settings.heat and len(told_ids) and str(state.kind) != "CPU" and state.stage == "denoise":
         unknown = int((np.isnan(margin) & ~throttled).sum())
         if unknown:
             warnings.append(

@@ -46,7 +46,9 @@ class PoolBoard:
         self._looked_at = float("-inf")
 
     def heard(self, state: ReplicaState) -> None:
-        """Take what a replica just told of itself."""
+        """Take what a replica just told of itself, unless it is on its way out."""
+        if self.has_replicas_told and state.id not in self._seen:
+            return
         age = state.reading_age_s
         is_fresh = age is not None and age <= _READING_STALE_S
         load = ReplicaLoad(

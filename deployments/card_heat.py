@@ -10,6 +10,7 @@ import torch
 from cluster.governor import Allowance, GovernorSettings
 from cluster.heat_reading import Reading
 from cluster.thermal import ScriptedHeat, open_source
+from deployments.card_uuid import card_uuid
 from deployments.governed_heat import GovernedHeat
 from deployments.heat_rehearsal import Rehearsed
 from deployments.heat_watch import HeatWatch
@@ -54,7 +55,7 @@ class CardHeat:
         governor: GovernorSection,
         pool: str = "",
     ) -> None:
-        source = open_source(_uuid(device), thermal, pool=pool)
+        source = open_source(card_uuid(device), thermal, pool=pool)
         self._source = source
         self._watch = None if source is None else HeatWatch(source, thermal.period_s)
         self.governor: Callable[[], Allowance] | None = None
@@ -134,12 +135,3 @@ def reasons_in_words(reasons: int | None) -> list[str] | None:
     if reasons is None:
         return None
     return [words for bit, words in _REASONS.items() if reasons & bit]
-
-
-def _uuid(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return None
-    try:
-        return str(torch.cuda.get_device_properties(device).uuid)
-    except (RuntimeError, AssertionError, AttributeError):
-        return None  # a build without it; the source then says that it has no card

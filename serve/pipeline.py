@@ -73,7 +73,9 @@ class Pipeline:
         self._identity = PipelineIdentity.of_this_process()
         self._production = Production(self._stages, self._store, self._metrics, self._identity)
         self._endings = Endings(self._production, self._journal)
-        self._readiness = Readiness(self._stages, self._store)
+        pools = (*settings.text_encoder, *settings.denoiser, *settings.vae_decoder)
+        may_be_empty = frozenset(pool.name for pool in pools if pool.min_replicas == 0)
+        self._readiness = Readiness(self._stages, self._store, may_be_empty)
         self._most_pictures = _most_pictures(settings)
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from typing import Any
 
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import KelvinError
@@ -18,11 +19,20 @@ _Answer = list[dict[str, Any]] | KelvinError
 
 
 class Readiness:
-    """Asks the stages and the store."""
+    """Asks the stages and the store.
 
-    def __init__(self, stages: Stages, store: ObjectStore) -> None:
+    Args:
+        stages: All pools of all stages.
+        store: Of pictures and jobs.
+        may_be_empty: Pools that start with the next request where they have no replica.
+    """
+
+    def __init__(
+        self, stages: Stages, store: ObjectStore, may_be_empty: frozenset[str] = frozenset()
+    ) -> None:
         self._stages = stages
         self._store = store
+        self._may_be_empty = may_be_empty
 
     async def replicas(self) -> dict[str, list[dict[str, Any]]]:
         """Return stage -> the status of each replica of its pools; none for a pool that is down."""
@@ -54,19 +64,21 @@ class Readiness:
             for pool, handle in pools.items()
         ]
         answers = await asyncio.gather(
-            *(self._replicas(stage, handle) for stage, _, handle in asked)
+            *(self._replicas(stage, pool, handle) for stage, pool, handle in asked)
         )
         found: dict[str, dict[str, _Answer]] = {}
         for (stage, pool, _), answer in zip(asked, answers, strict=True):
             found.setdefault(stage, {})[pool] = answer
         return found
 
-    async def _replicas(self, stage: str, handle: DeploymentHandle) -> _Answer:
+    async def _replicas(self, stage: str, pool: str, handle: DeploymentHandle) -> _Answer:
         try:
             answers: list[dict[str, Any]] = await handle.broadcast("status").results_async(
                 timeout_s=_ANSWER_WITHIN_S
             )
         except Exception as error:
+            if isinstance(error, DeploymentUnavailableError) and pool in self._may_be_empty:
+                return []
             # Ray's, Serve's and the replica's own failures alike mean: not ready, and say why.
             return typed_error(error, stage)
         return answers
