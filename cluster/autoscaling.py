@@ -56,6 +56,8 @@ _log = logging.getLogger(__name__)
 _BLIND_SHARE = 0.25
 # Some replica stays until the model has been idle for long, however small demand has become.
 _SOME = 1e-6
+# Twice the target is no longer what chance makes of arrivals.
+_FAR_TOO_LONG = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def _plan(
         )
         counters.update(told)
         if key[0] == "denoise":
-            flows[key[1]] = _requests_ahead(these, group, settings)
+            flows[key[1]] = _requests_ahead(these, group)
         decisions.extend(_decision(pool, group, groups[key], now, settings) for pool in these)
     after = PlanMemory(
         at=now,
@@ -204,6 +206,7 @@ def _decide(
         settings.scale_in_after_s,
     )
     shrunk_at = kept.shrunk_at if kept else None
+    surprised_at, peak = _surprise(kept, needs, now, settings)
     total = sum(before.values())
     most = max(math.floor(total * settings.scale_in_share), 1)
     fewer_now = not blind and shrunk(pools, before, max(needs.enough, _SOME), most) != before
@@ -212,14 +215,15 @@ def _decide(
     after, why = dict(before), ""
     if short > 1e-9:
         after = grown(pools, before, short, settings)
-        why = growth_words(needs, has, demand.level, demand.ahead, expected, settings)
+        why = growth_words(needs, has, demand.level, demand.ahead, expected)
         if after == before:
             why += ", all pools are at their maximum"
     elif idle_s >= settings.idle_after_s and not blind:
         after = {pool.name: pool.minimum for pool in pools}
         why = f"no request for {idle_s:.0f} s"
     elif _may_shrink(averages.since, shrunk_at, now, settings):
-        after = shrunk(pools, before, max(enough for _, enough in spans), most)
+        enough = max(peak, *(each for _, each in spans))
+        after = shrunk(pools, before, enough, most)
         why = f"fewer would have done for {settings.scale_in_after_s:.0f} s"
     if is_busy and not any(after.values()):
         after = grown(pools, after, _SOME, settings)
@@ -228,7 +232,19 @@ def _decide(
         shrunk_at = now
     group = _Group(demand, expected, has, needs, before, after, why)
     since = fewer_since if fewer_now else None
-    return group, GroupMemory(averages, spans, shrunk_at, since), told
+    return group, GroupMemory(averages, spans, shrunk_at, surprised_at, peak, since), told
+
+
+def _surprise(
+    kept: GroupMemory | None, needs: Need, now: float, settings: PlanSettings
+) -> tuple[float | None, float]:
+    """Return when work last waited far too long, and the capacity for the most that came since."""
+    at, peak = (kept.surprised_at, kept.peak) if kept else (None, 0.0)
+    if needs.backlog > 0 and needs.waiting_s > _FAR_TOO_LONG * needs.target_s:
+        at = now
+    if at is None or now - at >= settings.after_surprise_s:
+        return None, 0.0
+    return at, max(peak, needs.lasting)
 
 
 def _may_shrink(since: float, shrunk_at: float | None, now: float, settings: PlanSettings) -> bool:
@@ -250,7 +266,7 @@ def _request_size(pools: Sequence[Pool]) -> float:
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 
-def _requests_ahead(pools: Sequence[Pool], group: _Group, settings: PlanSettings) -> float:
+def _requests_ahead(pools: Sequence[Pool], group: _Group) -> float:
     """Return requests a second that denoisers will hand on: all there are, as fast as they can.
 
     By their cool capacity, so that heat never makes it fewer.
@@ -259,7 +275,7 @@ def _requests_ahead(pools: Sequence[Pool], group: _Group, settings: PlanSettings
     if size <= 0:
         return 0.0
     can = sum(group.after[pool.name] * pool.kind_speed for pool in pools)
-    cleared = group.needs.waiting / max(settings.target_wait_s, 0.1)
+    cleared = group.needs.waiting / group.needs.target_s
     return min(group.demand.level + group.demand.ahead + cleared, can) / size
 
 
@@ -271,7 +287,7 @@ def _decision(
     level = max(group.demand.level, group.expected)
     parts = [group.why if after != group.before[pool.name] or "maximum" in group.why else ""]
     if not parts[0]:
-        parts = [rest_words(group.needs, group.has, level, settings)]
+        parts = [rest_words(group.needs, group.has, level)]
         if kept.fewer_since is not None and after == pool.target:
             waited = now - kept.fewer_since
             parts.append(f"fewer would do since {waited:.0f} s of {settings.scale_in_after_s:.0f}")

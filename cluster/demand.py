@@ -23,9 +23,6 @@ from cluster.derating import Floats
 from cluster.plan_intake import Pool
 from cluster.plan_settings import PlanSettings
 
-# Averages are young at first and are scaled up by what they still lack, but not beyond this: one
-# request in the first second is no rate.
-_LEAST_WEIGHT = 0.5
 # The first report of a new replica tells of what came over about so long.
 _REPORT_EVERY_S = 1.0
 
@@ -179,5 +176,10 @@ def _fed(
 
 
 def _scaled(average: float, averages: Averages, tau_s: float) -> float:
-    weight = -math.expm1(-max(averages.at - averages.since, 0.0) / max(tau_s, 1e-3))
-    return max(average, 0.0) / max(weight, _LEAST_WEIGHT)
+    """Return an average scaled up by what it lacks for being young.
+
+    Not while it is younger than its time constant: one request in the first second is no rate.
+    """
+    age = averages.at - averages.since
+    weight = -math.expm1(-age / max(tau_s, 1e-3)) if age >= tau_s > 0 else 1.0
+    return max(average, 0.0) / weight

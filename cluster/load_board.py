@@ -193,6 +193,21 @@ class LoadBoard:
         with self._guard:
             return float(self._finish(work, now).min()) if self._ids else None
 
+    def is_full(self, work: RoutedWork, now: float) -> bool:
+        """Whether every replica has enough to do, so that the work better waits outside of them.
+
+        What waits outside goes to whoever is free first, also to a replica that only then starts;
+        what was once sent stays. A replica is full with `full_s` seconds of work or `full_requests`
+        requests like this one, whichever is more: batches still fill. False without replicas.
+        """
+        with self._guard:
+            if not self._ids or not self._told:
+                return False
+            own = seconds_of(work, self._usual_s)
+            held = (self._pending - self._speed * (now - self._as_of)) / self._speed
+            limit = max(self._settings.full_s, self._settings.full_requests * own)
+            return float(held.min()) >= limit
+
     @property
     def speed(self) -> float:
         """Cool seconds that all replicas together do a second."""

@@ -20,12 +20,16 @@ class GroupMemory:
         spans: When each span of the recent past began, and the most cool capacity in it that would
             have been enough; oldest first.
         shrunk_at: When replicas were last taken away.
+        surprised_at: When work last waited for far too long.
+        peak: Cool capacity for the most that came since that began; 0 once it is forgotten.
         fewer_since: Since when fewer replicas would do; None: they would not.
     """
 
     averages: Averages
     spans: tuple[tuple[float, float], ...] = ()
     shrunk_at: float | None = None
+    surprised_at: float | None = None
+    peak: float = 0.0
     fewer_since: float | None = None
 
 

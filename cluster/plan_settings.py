@@ -11,12 +11,15 @@ class PlanSettings:
 
     Attributes:
         target_wait_s: Work that waits longer than this, at the speed the cards have now, is too
-            much; a backlog beyond it is to be gone within as long again.
+            much; a backlog beyond it is to be gone within as long again. Where a request itself
+            takes longer than this, waiting may take as long as it.
         target_utilisation: Share of the cards' present capacity that arriving work may take.
         burst_reserve: Spare replicas as a multiple of the square root of the busy ones. Few
             replicas need relatively more of them for the same wait (square-root staffing: Halfin
             and Whitt, Operations Research 29, 1981); beyond some tens the utilisation rules.
         scale_in_after_s: Fewer replicas must have been enough for so long without a break.
+        after_surprise_s: For so long after work has waited twice the target, replicas stay for the
+            most that came: what came suddenly may come again, and who starts then is late for it.
         scale_in_step_s: Between two steps down: the rest must show that it holds the load.
         scale_in_share: Of a group's replicas that one step may take away; always at least one.
         scale_in_band: Fewer are enough only this far below the target utilisation, so that noise
@@ -28,7 +31,8 @@ class PlanSettings:
         noise: Standard deviations of Poisson arrivals that the quick average must exceed the slow
             one by, before it counts.
         trend: How much of a rise between the averages is carried forward over the time that a
-            replica takes to start; 0 ignores it.
+            replica takes to start: 1 takes it for a ramp, more for the beginning of a step, of
+            which averages show less than there is; 0 ignores it.
         most_ahead: The forecast never exceeds demand by more than this share of it.
         heat: Whether temperature and measured speed count at all; without, queue and demand alone.
         cool_margin_c: From this many degrees under its limit on, a card counts in full.
@@ -40,18 +44,19 @@ class PlanSettings:
 
     target_wait_s: float = 10.0
     target_utilisation: float = 0.75
-    burst_reserve: float = 0.7
+    burst_reserve: float = 0.8
     scale_in_after_s: float = 120.0
+    after_surprise_s: float = 900.0
     scale_in_step_s: float = 30.0
     scale_in_share: float = 0.2
     scale_in_band: float = 0.05
     idle_after_s: float = 300.0
     stale_after_s: float = 10.0
-    fast_s: float = 15.0
-    slow_s: float = 60.0
+    fast_s: float = 10.0
+    slow_s: float = 90.0
     noise: float = 2.0
-    trend: float = 1.0
-    most_ahead: float = 0.5
+    trend: float = 2.0
+    most_ahead: float = 1.0
     heat: bool = True
     cool_margin_c: float = 10.0
     least_factor: float = 0.4

@@ -53,13 +53,11 @@ def heat_words(pool: Pool, told: Derated) -> str:
     return f"{count} of {pool.present} cards {which} to {factor:.2g} at {why}"
 
 
-def growth_words(
-    needs: Need, has: Capacity, level: float, ahead: float, expected: float, settings: PlanSettings
-) -> str:
+def growth_words(needs: Need, has: Capacity, level: float, ahead: float, expected: float) -> str:
     """Return why a group needs more."""
     causes = []
     if needs.backlog > 0:
-        causes.append(f"{waiting_words(needs)}, target {settings.target_wait_s:.0f}")
+        causes.append(f"{waiting_words(needs)}, target {needs.target_s:.0f}")
     if expected > level + ahead:
         causes.append(f"the denoisers will send {figure(expected)} cool s/s of work")
     elif needs.demand > (has.now + has.coming) or not causes:
@@ -75,13 +73,13 @@ def growth_words(
     return ", ".join(causes)
 
 
-def rest_words(needs: Need, has: Capacity, level: float, settings: PlanSettings) -> str:
+def rest_words(needs: Need, has: Capacity, level: float) -> str:
     """Return how a group stands that needs nothing."""
     load = (
         f"{100 * level / has.now:.0f} % of {figure(has.now)} cool s/s" if has.now > 0 else "nothing"
     )
     words = waiting_words(needs)
-    if needs.waiting_s > settings.target_wait_s:
+    if needs.waiting_s > needs.target_s:
         words += ", which will be gone before a new replica could begin"
     words += f", work takes {load}"
     return words + (f", {figure(has.coming)} starting" if has.coming > 0 else "")

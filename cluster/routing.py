@@ -51,6 +51,9 @@ class RoutingSettings:
         blur: Seconds of work that others may have sent to a replica for each second since it told
             of itself: the width of chance. 0 takes the minimum of what was told, and makes herds.
         tie: Share of a request's own time within which replicas count as equally good.
+        full_s: Seconds of work with which a replica is full, see `LoadBoard.is_full`; five requests
+            of a usual size on an H100.
+        full_requests: Requests with which it is full where they take long.
         usual_s: Cool seconds of a request of which nothing is known.
     """
 
@@ -64,6 +67,8 @@ class RoutingSettings:
     heat_stale_after_s: float = 20.0
     blur: float = 0.5
     tie: float = 0.05
+    full_s: float = 10.0
+    full_requests: float = 2.0
     usual_s: float = 1.0
 
 

@@ -50,16 +50,20 @@ class Need:
     Attributes:
         demand: To keep to the target utilisation.
         backlog: On top, to clear what waits too long.
+        lasting: Cool capacity for what comes alone, once nothing waits.
         enough: Cool capacity with which fewer replicas would do.
         waiting: Reference seconds of work that wait.
         waiting_s: Seconds that waiting work takes at the present speed; infinite without replicas.
+        target_s: Seconds that it may take.
     """
 
     demand: float
     backlog: float
+    lasting: float
     enough: float
     waiting: float
     waiting_s: float
+    target_s: float
 
     @property
     def total(self) -> float:
@@ -128,19 +132,20 @@ def need(
     start_s = min(min((pool.start_s for pool in pools), default=0.0), _MOST_AHEAD_S)
     # What runs and starts clears some of it before one more replica could begin.
     spare = max(has.now + has.coming / 2 - level, 0.0)
-    too_long = waiting - settings.target_wait_s * has.now - spare * start_s
-    backlog = max(too_long, 0.0) / max(settings.target_wait_s, 0.1)
-    calm = max(demand.level, expected)
-    enough = max(
-        _for_rate(level, unit, settings) + backlog,
-        _for_rate(calm, unit, settings) / max(1 - settings.scale_in_band, 0.1),
-    )
+    own_s = min((pool.request_s for pool in pools), default=0.0)
+    target_s = max(settings.target_wait_s, own_s, 0.1)
+    backlog = max(waiting - target_s * has.now - spare * start_s, 0.0) / target_s
+    lasting = _for_rate(max(demand.level, expected), unit, settings)
+    lasting /= max(1 - settings.scale_in_band, 0.1)
+    enough = max(_for_rate(level, unit, settings) + backlog, lasting)
     return Need(
         demand=_for_rate(level, unit, settings),
         backlog=backlog,
+        lasting=lasting / max(has.loaded, 1e-3),
         enough=enough / max(has.loaded, 1e-3),
         waiting=waiting,
         waiting_s=waiting / has.now if has.now > 0 else math.inf if waiting > 0 else 0.0,
+        target_s=target_s,
     )
 
 
