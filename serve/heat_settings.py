@@ -8,6 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.plan_settings import PlanSettings
+
+_PLAN = PlanSettings()
+
 
 class Section(BaseModel):
     """One section of the settings: frozen, and without names that nobody knows."""
@@ -27,22 +31,37 @@ class AutoscalingSettings(Section):
         True, description="count a replica near its card's limit, or slowed down, for less"
     )
     target_wait_s: float = Field(
-        10.0, gt=0, description="seconds of work that may wait before replicas are added"
+        _PLAN.target_wait_s,
+        gt=0,
+        description="seconds of work that may wait before replicas are added",
     )
     target_utilisation: float = Field(
-        0.75, gt=0, le=1, description="share of their capacity that replicas should use"
+        _PLAN.target_utilisation,
+        gt=0,
+        le=1,
+        description="share of their capacity that replicas should use",
     )
     scale_in_after_s: float = Field(
-        120.0, ge=0, description="seconds that fewer replicas must have sufficed before one goes"
+        _PLAN.scale_in_after_s,
+        ge=0,
+        description="seconds that fewer replicas must have sufficed before one goes",
     )
     stale_after_s: float = Field(
-        10.0, gt=0, description="seconds after which a reading counts no more"
+        _PLAN.stale_after_s, gt=0, description="seconds after which a reading counts no more"
+    )
+    after_surprise_s: float = Field(
+        _PLAN.after_surprise_s,
+        ge=0,
+        description="seconds for which replicas stay for the most that came, after work waited far "
+        "too long",
     )
     fast_s: float = Field(
-        15.0, gt=0, description="seconds of the quick average of arriving work, which sees a burst"
+        _PLAN.fast_s,
+        gt=0,
+        description="seconds of the quick average of arriving work, which sees a burst",
     )
     slow_s: float = Field(
-        60.0, gt=0, description="seconds of the slow average, which sees through noise"
+        _PLAN.slow_s, gt=0, description="seconds of the slow average, which sees through noise"
     )
 
 

@@ -18,7 +18,7 @@ from tests.ray.world import World, wait_until
 
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 6, "seed": 7}
 # Of three cool replicas' capacity: two and a hot one are too few for it, by the plan.
-BUSY_REPLICAS = 1.8
+BUSY_REPLICAS = 1.6
 _SHARE_OVER_S = 5.0
 
 
@@ -37,7 +37,12 @@ def hot_world(unstarted_world: World, script: HeatScript) -> Iterator[World]:
         replicas=1,
         denoiser=[{"name": "denoiser", "torch_threads": 1, "kind_speed": 1.0, **denoiser}],
         thermal={"source": "scripted", "script": str(script.path), "period_s": 0.2},
-        autoscaling={"scale_in_after_s": 5.0, "fast_s": 5.0, "slow_s": 10.0},
+        autoscaling={
+            "scale_in_after_s": 5.0,
+            "after_surprise_s": 5.0,
+            "fast_s": 5.0,
+            "slow_s": 10.0,
+        },
     )
     try:
         yield world
