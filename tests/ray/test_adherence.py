@@ -15,7 +15,7 @@ from deployments.builtin.world import read_claims
 from loadtest.trials import holds
 from tests.ray.adherence_run import PROMPTS
 
-LEAST_RIGHT = 32  # of 40: 80 %
+LEAST_RIGHT = 35  # of 40: 88 %; 38 were right when the weights were new
 
 
 def test_the_prompts_are_core_and_held_out():
@@ -27,7 +27,7 @@ def test_the_prompts_are_core_and_held_out():
 
 
 @pytest.mark.timeout(1200)
-def test_four_pictures_in_five_show_all_that_was_asked(tmp_path):
+def test_seven_pictures_in_eight_show_all_that_was_asked(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.ray.adherence_run", str(tmp_path)],
         stdout=subprocess.PIPE,
