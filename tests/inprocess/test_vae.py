@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deployments.builtin.pico import write_pico
 from deployments.builtin.world import draw, sample_example
 from deployments.sd3 import vae as vae_module
 from deployments.sd3.decode_plan import TilingSettings
+from deployments.sd3.tiled_decode import decode_in_tiles
 from deployments.sd3.vae import VaeDecoder
 from serve.errors import StageFailed
 
@@ -79,7 +81,8 @@ def scene_latents(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     with torch.inference_mode():
         encoded = vae.encode(draw([example.scene]).float() / 127.5 - 1).latent_dist.mode()
     scaled = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
-    return scaled[0].numpy()
+    found: np.ndarray = scaled[0].numpy()
+    return found
 
 
 def little(decoder: VaeDecoder, height: int, width: int) -> int:
@@ -119,12 +122,12 @@ def test_whole_that_runs_out_of_memory_is_tried_in_tiles(monkeypatch, tmp_path):
     given = latents(decoder, 16, 16)
     whole = decoder.decode(given).astype(int)
     tiles: list[object] = []
-    in_tiles_ = vae_module.decode_in_tiles
+    in_tiles_ = decode_in_tiles
 
     def runs_out(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def counted(*args: object) -> torch.Tensor:
+    def counted(*args: Any) -> torch.Tensor:
         tiles.append(args)
         return in_tiles_(*args)
 

@@ -116,7 +116,7 @@ def comfy_dpmpp_2m_sde(
             alpha_t = sigmas[i + 1] * lambda_t.exp()
             gain = alpha_t * (-h_eta).expm1().neg()
             x = sigmas[i + 1] / sigmas[i] * (-h * eta).exp() * x + gain * denoised
-            if old_denoised is not None:
+            if old_denoised is not None and h_last is not None:
                 r = h_last / h
                 x = x + 0.5 * gain * (1 / r) * (denoised - old_denoised)
             drawn = torch.randn(x.shape, generator=noise)

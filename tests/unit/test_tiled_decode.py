@@ -58,7 +58,8 @@ def error(decoder: nn.Module, latents: torch.Tensor, plan: DecodePlan) -> torch.
     tiled = decode_in_tiles(decoder, latents, plan)
     assert tiled.shape == whole.shape
     assert tiled.dtype == whole.dtype
-    return (tiled - whole).abs().float() / (whole.max() - whole.min()).float() * 255
+    wrong: torch.Tensor = (tiled - whole).abs().float() / (whole.max() - whole.min()).float() * 255
+    return wrong
 
 
 @settings(max_examples=20, deadline=None)
