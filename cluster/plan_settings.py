@@ -44,7 +44,7 @@ class PlanSettings:
 
     target_wait_s: float = 10.0
     target_utilisation: float = 0.75
-    burst_reserve: float = 0.8
+    burst_reserve: float = 0.7
     scale_in_after_s: float = 120.0
     after_surprise_s: float = 900.0
     scale_in_step_s: float = 30.0
@@ -55,8 +55,8 @@ class PlanSettings:
     fast_s: float = 10.0
     slow_s: float = 90.0
     noise: float = 2.0
-    trend: float = 2.0
-    most_ahead: float = 1.0
+    trend: float = 1.5
+    most_ahead: float = 0.75
     heat: bool = True
     cool_margin_c: float = 10.0
     least_factor: float = 0.4

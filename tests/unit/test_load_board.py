@@ -104,6 +104,20 @@ def test_work_of_unknown_size_counts_as_the_usual() -> None:
     assert made.soonest(RoutedWork(), 1.0) == pytest.approx(6.0, rel=0.01)
 
 
+def test_all_are_full_only_while_none_has_room_for_another() -> None:
+    made = board("a", "b")
+    assert not made.is_full(WORK, 0.0)  # nobody has told anything
+    made.report(ReplicaLoad("a", 12.0), 0.0)
+    made.report(ReplicaLoad("b", 9.0), 0.0)
+    assert not made.is_full(WORK, 0.0)
+    made.sent("b", WORK, 0.0)
+    assert made.is_full(WORK, 0.0)
+    assert not made.is_full(RoutedWork(20.0), 0.0)  # two of these may be held
+    assert not made.is_full(WORK, 2.0)
+    made.report(ReplicaLoad("c", 0.0), 0.0)
+    assert not made.is_full(WORK, 0.0)
+
+
 def test_threads_lose_nothing() -> None:
     made = board("a", "b", "c")
     for name in "abc":
