@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, results: Results) -> None:
 
 def measure_adherence(options: argparse.Namespace, results: Results) -> None:
     """Compare what pictures show in FP8 and in bf16 over paired prompts."""
-    arguments = ["--n", str(options.adherence), "--device", options.device]
+    arguments = ["--n", str(options.adherence), "--seen", "0", "--device", options.device]
     if options.reference:
         arguments += ["--reference", str(options.reference)]
     report = adherence.measure(adherence.parse_arguments(arguments))
