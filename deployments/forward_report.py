@@ -1,5 +1,7 @@
 """What a denoiser says of its forwards in `/v1/status`: milliseconds, path and attention of each.
 
+And a decoder of the sizes that it prepared.
+
 Pure words and figures: nothing is measured here.
 """
 
@@ -46,6 +48,39 @@ def report_forwards(costs: Mapping[str, Any], model: DescribedModel) -> ForwardR
         report["path"][label] = model.path(*bucket)
         report["attention"][label] = model.attention_backend(*bucket)
     return report
+
+
+class PreparedSize(Protocol):
+    """What is read of a size; `deployments.sd3.compiled_decode.Prepared` is one."""
+
+    @property
+    def reason(self) -> str:
+        """`compiled`, or why not."""
+
+    @property
+    def plain_ms(self) -> float | None:
+        """Of decoding that is not compiled."""
+
+    @property
+    def compiled_ms(self) -> float | None:
+        """Of decoding that is."""
+
+
+def report_decoding(prepared: Mapping[tuple[int, ...], PreparedSize]) -> dict[str, Any]:
+    """Return the fields `measured_ms` and `path` of a decoder's `ReplicaStatus`.
+
+    Args:
+        prepared: Shape of latents, [1, C, h, w] -> what became of preparing it.
+    """
+    measured: dict[str, float] = {}
+    path: dict[str, str] = {}
+    for (*_, height, width), size in prepared.items():
+        label = f"{width * LATENT_PIXELS}x{height * LATENT_PIXELS}"
+        path[label] = size.reason
+        for name, ms in (("plain", size.plain_ms), ("compiled", size.compiled_ms)):
+            if ms is not None:
+                measured[f"{label} {name}"] = round(ms, 3)
+    return {"measured_ms": measured, "path": path}
 
 
 def bucket_label(

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.pool_state import ReplicaState
+from deployments.forward_report import LATENT_PIXELS, report_decoding
 from deployments.payloads import Latents, Pixels, Stamp
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from serve.config import ModelSettings, PoolSettings
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
+from serve.models import ModelSpec
 
 
 class VaeDecoder:
@@ -27,7 +29,12 @@ class VaeDecoder:
         self._identity = Identity.of_this_process("decode", pool)
         self._device = prepare_torch(pool)
         tiling = TilingSettings(pool.decode_tiling, int(pool.decode_memory_gib * GIB))
-        self._decoder = Decoder.load(resolve_model_dir(model), self._device, pool.precision, tiling)
+        model_dir = resolve_model_dir(model)
+        self._decoder = Decoder.load(model_dir, self._device, pool.precision, tiling)
+        if pool.decode_compile == "auto":
+            defaults = ModelSpec.from_directory(model_dir).defaults
+            for width, height in pool.warm_sizes or ((defaults.width, defaults.height),):
+                self._decoder.prepare(height // LATENT_PIXELS, width // LATENT_PIXELS)
         # One thread: torch already uses every core for one picture.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._metrics = Metrics()
@@ -91,4 +98,5 @@ class VaeDecoder:
             cache_hits=0,
             cache_misses=0,
             load=shown_load(self._state()),
+            **report_decoding(self._decoder.prepared),
         ).as_json()

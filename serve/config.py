@@ -77,8 +77,8 @@ class PoolSettings(Section):
     )
     warm_sizes: tuple[tuple[int, int], ...] = Field(
         (),
-        description="denoiser only: [width, height] in pixels that start-up makes fast, with the "
-        "prompt length of the model's defaults; the model's own size if empty",
+        description="denoiser and vae_decoder: [width, height] in pixels that start-up makes fast, "
+        "with the prompt length of the model's defaults; the model's own size if empty",
     )
     warm_rows: tuple[int, ...] = Field(
         (),
@@ -95,6 +95,11 @@ class PoolSettings(Section):
         allow_inf_nan=False,
         description="vae_decoder only: GiB that the VAE and decoding may take; whole is quicker, "
         "and takes 11 at 2048x2048",
+    )
+    decode_compile: Literal["auto", "off"] = Field(
+        "auto",
+        description="vae_decoder only: `auto` compiles decoding of warm_sizes on a GPU, and keeps "
+        "it where it is quicker",
     )
 
     @field_validator("max_replicas")

@@ -7,6 +7,7 @@ or float32 whatever its files hold.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from deployments.sd3.card import usable_bytes
 from deployments.sd3.checkpoint import load_component, resident_bytes
+from deployments.sd3.compiled_decode import CompiledDecode, Prepared
 from deployments.sd3.decode_plan import (
     DecodePlan,
     DecoderShape,
@@ -60,6 +62,7 @@ class VaeDecoder:
         self.shape = DecoderShape(
             tuple(model.config.block_out_channels), precision.compute_dtype.itemsize
         )
+        self.compiled: CompiledDecode | None = None
         self.channels = int(model.config.latent_channels)
         self.scaling_factor = float(model.config.scaling_factor)
         self.shift_factor = float(model.config.shift_factor or 0.0)
@@ -104,6 +107,28 @@ class VaeDecoder:
     def resident_bytes(self) -> int:
         """Memory of the weights."""
         return resident_bytes(self.model)
+
+    def prepare(self, height: int, width: int) -> Prepared | None:
+        """Compile decoding for latents of these sides; on a GPU alone, and where they stay whole.
+
+        On a CPU it would need a C++ compiler at the place where it runs, and pictures there are
+        small.
+
+        Returns:
+            What became of it, or None where it is not tried.
+        """
+        if self.device.type != "cuda" or self.plan(height, width).tile is not None:
+            return None
+        if self.compiled is None:
+            self.compiled = CompiledDecode(self.model.decoder)
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(1, self.channels, height, width, generator=generator)
+        return self.compiled.prepare(latents.to(self.device, self.precision.compute_dtype))
+
+    @property
+    def prepared(self) -> Mapping[tuple[int, ...], Prepared]:
+        """Shape of latents, [1, C, h, w] -> what became of preparing it."""
+        return {} if self.compiled is None else self.compiled.prepared
 
     def plan(self, height: int, width: int) -> DecodePlan:
         """Return how latents of these sides would be decoded now.
@@ -169,5 +194,7 @@ class VaeDecoder:
     def _carried_out(self, plan: DecodePlan, scaled: Tensor) -> Tensor:
         if plan.tile is not None:
             return decode_in_tiles(self.model.decoder, scaled, plan)
+        if self.compiled is not None and self.compiled.has(scaled):
+            return self.compiled(scaled)
         image: Tensor = self.model.decode(scaled, return_dict=False)[0]
         return image

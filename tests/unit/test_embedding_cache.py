@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.embedding_cache import EmbeddingCache
+from deployments.embedding_cache import EmbeddingCache, entry_bytes
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
 
 
@@ -20,22 +23,19 @@ def embedding(size: int) -> PromptEmbedding:
 
 
 def test_only_the_very_same_text_is_found():
-    cache = EmbeddingCache(1000)
+    cache = EmbeddingCache(10_000)
     kept = embedding(10)
     cache.put(TextJob("a", "a", "a", 48), kept)
     assert cache.get(TextJob("a", "a", "a", 48)) is kept
-    for other in (
-        TextJob("b", "a", "a", 48),
-        TextJob("a", "b", "a", 48),
-        TextJob("a", "a", "b", 48),
-        TextJob("a", "a", "a", 49),
-    ):
-        assert cache.get(other) is None
-    assert (cache.hits, cache.misses) == (1, 4)
+    # Every field that there is, those to come included.
+    for name in (field.name for field in fields(TextJob)):
+        other: Any = 49 if name == "max_sequence_length" else "b"
+        assert cache.get(replace(TextJob("a", "a", "a", 48), **{name: other})) is None
+    assert (cache.hits, cache.misses) == (1, len(fields(TextJob)))
 
 
 def test_what_was_used_last_stays():
-    cache = EmbeddingCache(60)
+    cache = EmbeddingCache(3 * entry_bytes(job(1), embedding(10)))
     for number in (1, 2, 3):
         cache.put(job(number), embedding(10))
     assert cache.get(job(1)) is not None
@@ -44,11 +44,22 @@ def test_what_was_used_last_stays():
     assert cache.get(job(1)) is not None
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 120)), max_size=40))
+def test_texts_count_for_the_bound():
+    long = TextJob("字" * 10_000, "字" * 10_000, "", 48)
+    cache = EmbeddingCache(100_000)
+    for number in range(20):
+        cache.put(TextJob(long.prompt + str(number), long.prompt_2, "", 48), embedding(1))
+        assert cache.bytes <= 100_000
+    assert entry_bytes(long, embedding(1)) > 40_000
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4000)), max_size=40))
 def test_it_never_holds_more_than_it_may(puts: list[tuple[int, int]]):
-    cache = EmbeddingCache(200)
+    cache = EmbeddingCache(10_000)
     for number, size in puts:
         cache.put(job(number), embedding(size))
-        held = [cache.get(job(one)) for one in range(10)]
-        assert cache.bytes == sum(one.prompt_embeds.nbytes for one in held if one is not None)
-        assert cache.bytes <= 200
+        held = {one: cache.get(job(one)) for one in range(10)}
+        assert cache.bytes == sum(
+            entry_bytes(job(one), found) for one, found in held.items() if found is not None
+        )
+        assert cache.bytes <= 10_000

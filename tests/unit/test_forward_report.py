@@ -3,8 +3,9 @@
 import json
 from dataclasses import replace
 
-from deployments.forward_report import bucket_label, report_forwards
+from deployments.forward_report import bucket_label, report_decoding, report_forwards
 from deployments.replica import ReplicaStatus
+from deployments.sd3.compiled_decode import Prepared
 from deployments.step_costs import StepCosts, TokenShape
 
 SQUARE = TokenShape(128, 128, 333)
@@ -74,3 +75,10 @@ def test_the_status_of_a_replica_is_json_with_or_without_forwards():
     assert body["measured_ms"] == {bucket_label(128, 128, 333, 2): 84.1}
     assert body["path"] == {"1024x1024 x2 rows": "graph"}
     assert body["attention"] == {"1024x1024 x2 rows": "cudnn"}
+
+
+def test_a_decoder_tells_what_became_of_each_size_that_it_prepared():
+    kept = Prepared(True, "compiled", plain_ms=91.4, compiled_ms=38.5)
+    report = report_decoding({(1, 16, 96, 128): kept, (1, 16, 64, 64): Prepared(False, "no room")})
+    assert report["path"] == {"1024x768": "compiled", "512x512": "no room"}
+    assert report["measured_ms"] == {"1024x768 plain": 91.4, "1024x768 compiled": 38.5}
