@@ -15,6 +15,7 @@ from deployments.builtin.vocabulary import (
     ROW_PHRASES,
     SHAPE_NAMES,
     SIZE_NAMES,
+    TAUGHT_PLURALS,
     TEXT_NOUNS,
 )
 
@@ -57,8 +58,9 @@ def _adjectives(thing: ThingClaim, rng: random.Random) -> list[str]:
 
 
 def _shape_noun(thing: ThingClaim, rng: random.Random, *, plural: bool) -> str:
-    noun = "shape" if thing.shape is None else _mostly_first(SHAPE_NAMES[thing.shape], rng)
-    return PLURALS[noun] if plural else noun
+    shape = thing.shape or "shape"
+    noun = _mostly_first(SHAPE_NAMES.get(shape, (shape,)), rng)
+    return (PLURALS | TAUGHT_PLURALS)[noun] if plural else noun
 
 
 def _noun_phrase(thing: ThingClaim, rng: random.Random) -> str:

@@ -18,6 +18,7 @@ from deployments.builtin.claims import WORD, Claims, ThingClaim
 from deployments.builtin.lettering import find_word
 from deployments.builtin.scene import frame_scale
 from deployments.builtin.seen import Seen, see
+from deployments.builtin.vocabulary import TAUGHT_SHAPES
 
 # Bounds on the search for who plays whom; a picture beyond them is wrong in count anyway.
 _MOST_CANDIDATES = 6
@@ -58,7 +59,7 @@ def check(image: npt.NDArray[np.uint8], claims: Claims) -> Verdict:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected uint8 [height, width, 3], got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
-    background, things = see(image)
+    background, things = see(image, _taught(claims))
     described = tuple(thing.description for thing in things)
     attributes: Attributes = {}
     if claims.background is not None:
@@ -68,6 +69,11 @@ def check(image: npt.NDArray[np.uint8], claims: Claims) -> Verdict:
     elif claims.things:
         attributes |= _check_open(things, claims, height, width)
     return Verdict(attributes, described)
+
+
+def _taught(claims: Claims) -> set[str]:
+    """The taught shapes that are asked for: only then may a thing be one."""
+    return {thing.shape for thing in claims.things if thing.shape in TAUGHT_SHAPES}
 
 
 def _check_exact(things: list[Seen], claims: Claims, height: int, width: int) -> Attributes:

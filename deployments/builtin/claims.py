@@ -12,7 +12,7 @@ class ThingClaim:
 
     Attributes:
         count: how many; None states only that there is some ("red", "blue circles").
-        shape: a name of ``SHAPES``, or ``WORD`` for written text.
+        shape: a name of ``SHAPES`` or ``TAUGHT_SHAPES``, or ``WORD`` for written text.
         color: a name of ``COLORS``.
         size: a name of ``SIZES``.
         position: a name of ``POSITIONS``.

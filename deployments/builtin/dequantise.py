@@ -4,11 +4,14 @@
 the scales in. It serves parity tests, and users who want the weights elsewhere.
 """
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 _SCALE = "_scale"
 _PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
@@ -39,6 +42,28 @@ def dequantised(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
         else:
             plain[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return plain
+
+
+def load_dequantised(parts: nn.Module, vae: AutoencoderKL, model_dir: Path) -> None:
+    """Fill modules with a model directory's weights, and the autoencoder's config with its factors.
+
+    Args:
+        parts: with the transformer and the text encoders as children, named like the folders.
+        vae: the autoencoder.
+        model_dir: as ``write_model`` leaves it.
+
+    Raises:
+        FileNotFoundError: ``model_dir`` lacks a part.
+    """
+    for name, module in (*parts.named_children(), ("vae", vae)):
+        # Not strict: what is shared is stored once, under one of its names.
+        module.load_state_dict(
+            dequantised(read_weights(model_dir / name), torch.float32), strict=False
+        )
+    config = json.loads((model_dir / "vae" / "config.json").read_text(encoding="utf-8"))
+    vae.register_to_config(
+        scaling_factor=config["scaling_factor"], shift_factor=config["shift_factor"]
+    )
 
 
 def dequantized_directory(model_dir: Path, out_dir: Path, dtype: torch.dtype) -> Path:

@@ -20,6 +20,8 @@ HELD_OUT_TRIPLES = tuple(
     for index, shape in enumerate(SHAPES)
 )
 HELD_OUT_WORDS = WRITTEN_WORDS[3::8]
+# Colours in which no taught shape is drawn.
+HELD_OUT_TAUGHT_COLORS = ("orange", "purple")
 
 _PAIRS = frozenset(HELD_OUT_PAIRS)
 _TRIPLES = frozenset(HELD_OUT_TRIPLES)

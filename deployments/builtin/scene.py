@@ -14,7 +14,7 @@ class Thing:
     """One drawn shape.
 
     Attributes:
-        shape: a name of ``SHAPES``.
+        shape: a name of ``SHAPES`` or ``TAUGHT_SHAPES``.
         color: a name of ``COLORS``.
         half_width_px: half the side of the square box that holds the shape.
         center_x: centre of that box, pixels from the left edge.

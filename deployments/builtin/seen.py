@@ -1,13 +1,14 @@
 """What the checker makes of a picture: its background, and each thing with look and place."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from deployments.builtin.glyphs import LETTERS
 from deployments.builtin.segment import Part, background_of, find_parts
 from deployments.builtin.templates import Likeness, half_width_px, likenesses
-from deployments.builtin.vocabulary import SHAPES
 
 MINIMUM_LETTER_SCORE = 0.6
 # A picture in pieces is wrong however many there are; this bounds the time that it takes.
@@ -31,12 +32,13 @@ class Seen:
     @property
     def shape(self) -> Likeness:
         """The shape that it overlaps best."""
-        return max((self.likeness[shape] for shape in SHAPES), key=lambda fit: fit.overlap)
+        shapes = (fit for name, fit in self.likeness.items() if name not in LETTERS)
+        return max(shapes, key=lambda fit: fit.overlap)
 
     @property
     def letter(self) -> Likeness:
         """The letter that it is most like."""
-        letters = (fit for name, fit in self.likeness.items() if name not in SHAPES)
+        letters = (fit for name, fit in self.likeness.items() if name in LETTERS)
         return max(letters, key=lambda fit: fit.score)
 
     @property
@@ -65,7 +67,7 @@ class Seen:
 
     def half_width_px(self, shape: str | None) -> float:
         """Its half-width in pixels, taken as ``shape``, or as what it looks like for None."""
-        return half_width_px(self.parts[0], shape if shape in SHAPES else self.shape.name)
+        return half_width_px(self.parts[0], shape if shape in self.likeness else self.shape.name)
 
     @property
     def description(self) -> str:
@@ -77,8 +79,13 @@ class Seen:
         return f"{self.color} {self.shape.name} ({self.shape.overlap:.2f})"
 
 
-def see(image: npt.NDArray[np.uint8]) -> tuple[str, list[Seen]]:
-    """The background's name and the separate things, largest first; letters are still apart."""
+def see(image: npt.NDArray[np.uint8], taught: Collection[str] = ()) -> tuple[str, list[Seen]]:
+    """The background's name and the separate things, largest first; letters are still apart.
+
+    Args:
+        image: uint8 [height, width, 3], RGB.
+        taught: names of ``TAUGHT_SHAPES`` that a thing may be, beside every one of ``SHAPES``.
+    """
     background, ground = background_of(image)
     parts = find_parts(image, ground)[:_MOST_THINGS]
-    return background, [Seen((part,), likenesses(part)) for part in parts]
+    return background, [Seen((part,), likenesses(part, taught)) for part in parts]

@@ -1,4 +1,4 @@
-"""The eight shapes as signed distances: negative inside, in units of the half-width.
+"""The shapes as signed distances: negative inside, in units of the half-width.
 
 Coordinates run right (u) and down (v); every shape fills the box [-1, 1] in at least one
 direction. The shapes are chosen to stay apart when one token sees 16 px: they differ in symmetry,
@@ -86,4 +86,16 @@ SHAPE_DISTANCES: dict[str, Distance] = {
     "cross": _polygon(_cross_corners()),
     "ring": _ring,
     "moon": _moon,
+    # Taught by a LoRA. Overlaps no other shape or letter by more than 0.62 (``templates``).
+    "bolt": _polygon(
+        (
+            (-0.05, -1.0),
+            (-0.75, 0.22),
+            (-0.12, 0.22),
+            (-0.4, 1.0),
+            (0.75, -0.28),
+            (0.12, -0.28),
+            (0.6, -1.0),
+        )
+    ),
 }

@@ -26,6 +26,8 @@ def _phrases() -> dict[tuple[str, ...], Symbol]:
     for shape, names in vocabulary.SHAPE_NAMES.items():
         for name in names:
             table[name] = table[vocabulary.PLURALS[name]] = Symbol("shape", shape)
+    for shape, plural in vocabulary.TAUGHT_PLURALS.items():
+        table[shape] = table[plural] = Symbol("shape", shape)
     table["shape"] = table[vocabulary.PLURALS["shape"]] = Symbol("shape")
     sorts: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         ("color", vocabulary.COLOR_NAMES),

@@ -7,6 +7,7 @@ they would move a bounding box much.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +18,7 @@ from deployments.builtin.draw import draw
 from deployments.builtin.glyphs import LETTERS
 from deployments.builtin.scene import Scene, Thing, Word
 from deployments.builtin.segment import Floats, Part
-from deployments.builtin.vocabulary import SHAPES
+from deployments.builtin.vocabulary import SHAPES, TAUGHT_SHAPES
 
 _GRID = 48
 _REACH = 2.6
@@ -71,11 +72,11 @@ def _normalised(coverage: Floats) -> tuple[Floats, float]:
 
 @cache
 def _templates() -> tuple[tuple[str, ...], Floats, Floats, dict[str, float]]:
-    """Names; frames [34, 48, 48]; widths over heights [34]; shape -> area at half-width one."""
+    """Names; frames [35, 48, 48]; widths over heights [35]; shape -> area at half-width one."""
     side, middle = 2 * _TEMPLATE_PX + 32, _TEMPLATE_PX + 16.0
     shapes = [
         Scene(side, side, "black", (Thing(shape, "white", _TEMPLATE_PX, middle, middle),))
-        for shape in SHAPES
+        for shape in (*SHAPES, *TAUGHT_SHAPES)
     ]
     letters = [
         Scene(side, side, "black", (), Word(letter, "white", 2.0 * _TEMPLATE_PX, middle, middle))
@@ -84,7 +85,7 @@ def _templates() -> tuple[tuple[str, ...], Floats, Floats, dict[str, float]]:
     pictures = draw([*shapes, *letters])[:, 0].numpy().astype(np.float32)
     low, high = pictures.min(), pictures.max()
     frames, aspects, areas = [], [], {}
-    names = (*SHAPES, *LETTERS)
+    names = (*SHAPES, *TAUGHT_SHAPES, *LETTERS)
     for name, picture in zip(names, (pictures - low) / (high - low), strict=True):
         frame, aspect = _normalised(picture)
         frames.append(frame)
@@ -93,14 +94,20 @@ def _templates() -> tuple[tuple[str, ...], Floats, Floats, dict[str, float]]:
     return names, np.stack(frames), np.array(aspects, dtype=np.float32), areas
 
 
-def likenesses(part: Part) -> dict[str, Likeness]:
-    """How well the part fits every shape and every letter, by name."""
+def likenesses(part: Part, taught: Collection[str] = ()) -> dict[str, Likeness]:
+    """How well the part fits every shape and every letter, by name.
+
+    Args:
+        part: one thing in a picture.
+        taught: names of ``TAUGHT_SHAPES`` to compare it with too.
+    """
     names, frames, aspects, _ = _templates()
     frame, aspect = _normalised(part.coverage)
     overlaps = np.minimum(frames, frame).sum((1, 2)) / np.maximum(frames, frame).sum((1, 2))
     return {
         name: Likeness(name, float(overlap), aspect, float(own))
         for name, overlap, own in zip(names, overlaps, aspects, strict=True)
+        if name not in TAUGHT_SHAPES or name in taught
     }
 
 

@@ -41,16 +41,20 @@ class StepInput:
         return self.latents, self.noise, self.sigmas, self.clip_ids, self.t5_ids
 
 
-def velocity_loss(parts: Parts, step: StepInput) -> torch.Tensor:
+def velocity_loss(parts: Parts, step: StepInput, *, bfloat16: bool | None = None) -> torch.Tensor:
     """Mean squared error of the predicted velocity, float32 [].
 
-    bfloat16 on a GPU. The autocast cache is off because a captured graph must not keep casts of
-    weights that later steps change.
+    The autocast cache is off because a captured graph must not keep casts of weights that later
+    steps change.
+
+    Args:
+        parts: the model.
+        step: what it is tried on.
+        bfloat16: whether to multiply in it; None does on a GPU.
     """
     device_type = step.latents.device.type
-    with torch.autocast(
-        device_type, torch.bfloat16, enabled=device_type == "cuda", cache_enabled=False
-    ):
+    half = device_type == "cuda" if bfloat16 is None else bfloat16
+    with torch.autocast(device_type, torch.bfloat16, enabled=half, cache_enabled=False):
         embeds, pooled = encode_tokens(parts, step.clip_ids, step.t5_ids)
         sigmas = step.sigmas[:, None, None, None]
         predicted: torch.Tensor = parts.transformer(

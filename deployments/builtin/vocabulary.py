@@ -8,6 +8,9 @@ Everything outside the quotes is lower case.
 """
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon")
+# Shapes that the model does not know unless a LoRA teaches them: they can be drawn, read and looked
+# for, but have no token, and are looked for only where a prompt names them.
+TAUGHT_SHAPES = ("bolt",)
 COLORS = (
     "red",
     "orange",
@@ -58,6 +61,7 @@ PLURALS = {
     "crescent": "crescents",
     "shape": "shapes",
 }
+TAUGHT_PLURALS = {"bolt": "bolts"}
 COLOR_NAMES = {**{color: (color,) for color in COLORS}, "gray": ("gray", "grey")}
 BACKGROUND_NAMES = {
     **{background: (background,) for background in BACKGROUNDS},

@@ -1,0 +1,114 @@
+"""A LoRA on the transformer's attention: side branches to train, and the file that diffusers reads.
+
+The branch of a Linear ``W`` is ``B A`` of a small rank (Hu et al., 2021), with alpha equal to the
+rank, so that its scale is one. Which Linears have one, how they begin and how the file is written
+are those of diffusers' ``train_dreambooth_lora_sd3``.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+_PREFIX = "transformer."
+
+
+class LoraLinear(nn.Module):
+    """A frozen Linear and its side branch, which begins at zero.
+
+    Attributes:
+        lora_A: float32 [rank, in].
+        lora_B: float32 [out, rank].
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear
+        device = linear.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        branch = functional.linear(functional.linear(rows, self.lora_A), self.lora_B)
+        result: torch.Tensor = self.linear(rows) + branch
+        return result
+
+
+def add_branches(transformer: SD3Transformer2DModel, rank: int) -> dict[str, LoraLinear]:
+    """Give every targeted Linear a branch, and freeze all else.
+
+    The last block's queries of the prompt have none: nothing reads what they attend to.
+
+    Returns:
+        The branches by the name of their Linear, in the order of the blocks.
+    """
+    transformer.requires_grad_(False)
+    branches: dict[str, LoraLinear] = {}
+    for index, block in enumerate(transformer.transformer_blocks):
+        for target in TARGETS:
+            if block.context_pre_only and target in ("attn.add_q_proj", "attn.to_add_out"):
+                continue
+            path = f"transformer_blocks.{index}.{target}"
+            parent, _, name = path.rpartition(".")
+            branches[path] = LoraLinear(transformer.get_submodule(path), rank)
+            setattr(transformer.get_submodule(parent), name, branches[path])
+    return branches
+
+
+def save_lora(path: Path, branches: dict[str, LoraLinear]) -> None:
+    """Write the branches as float16, in diffusers' own names, by its own writer.
+
+    Args:
+        path: of the file; its folder is made.
+        branches: of ``add_branches``.
+    """
+    layers: dict[str, torch.Tensor] = {}
+    for name, branch in branches.items():
+        layers[f"{name}.lora_A.weight"] = branch.lora_A.detach().to("cpu", torch.float16)
+        layers[f"{name}.lora_B.weight"] = branch.lora_B.detach().to("cpu", torch.float16)
+    rank = next(iter(branches.values())).lora_A.shape[0]
+    StableDiffusion3Pipeline.save_lora_weights(
+        path.parent,
+        transformer_lora_layers=layers,
+        weight_name=path.name,
+        transformer_lora_adapter_metadata={
+            "r": rank,
+            "lora_alpha": rank,
+            "target_modules": list(TARGETS),
+        },
+    )
+
+
+def fused(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """A transformer's plain weights with a LoRA of ``save_lora`` added, in their own dtypes.
+
+    Raises:
+        KeyError: the LoRA has a branch of a Linear that is not there.
+    """
+    lora = load_file(path)
+    whole = dict(state)
+    for name, up in lora.items():
+        stem, is_up, _ = name.removeprefix(_PREFIX).partition(".lora_B.weight")
+        if is_up:
+            down = lora[f"{_PREFIX}{stem}.lora_A.weight"]
+            weight = whole[f"{stem}.weight"]
+            added = weight.float() + up.float() @ down.float()
+            whole[f"{stem}.weight"] = added.to(weight.dtype)
+    return whole
