@@ -25,17 +25,22 @@ from itertools import groupby
 from cluster.demand import Counter, has_accepted
 from cluster.derating import derating
 from cluster.group_plan import GroupPlan, decide_group, request_size
-from cluster.plan_intake import Pool, intake
+from cluster.learnt_speeds import told_steps, with_learnt_speeds
+from cluster.plan_intake import intake
 from cluster.plan_memory import GroupMemory, PlanMemory, merged_counters
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 from cluster.plan_words import (
     Derated,
     derated,
+    derated_count,
     heat_words,
     rest_words,
     sentence,
+    start_words,
 )
 from cluster.pool_state import PoolState
+from cluster.starts import follow, with_starts
 
 __all__ = [
     "Plan",
@@ -55,23 +60,31 @@ class PoolDecision:
 
     Attributes:
         pool: Its name.
+        stage: Of the pool.
+        model: Of the pool; demand and what waits are of all pools of one stage and model.
         before: Replicas that were asked for.
         after: That are to be asked for.
         reason: In words.
         capacity: Reference seconds of work that the pool's replicas do a second now.
         demand: Reference seconds of work a second that come to the pools of its stage and model.
         waiting_s: Seconds until what waits at its stage and model has begun, at the present speed.
+        kind_speed: Of a cool card of its kind, an H100 being 1: set, measured, or an estimate.
         derated: Replicas that do not count in full: id, factor, why; the worst twenty.
+        derated_count: How many there are.
     """
 
     pool: str
+    stage: str
+    model: str
     before: int
     after: int
     reason: str
     capacity: float
     demand: float
     waiting_s: float
+    kind_speed: float = 1.0
     derated: Derated = ()
+    derated_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +130,15 @@ def _plan(
         warnings.append("the time is not a number; no time has passed")
         now = memory.at if memory.at is not None else 0.0
     clean = intake(pools, settings, warnings)
+    step_s = {**memory.step_s, **told_steps(clean)}
+    starts = {
+        pool.name: follow(
+            memory.starts.get(pool.name), pool.present, pool.target, pool.start_s, now, settings
+        )
+        for pool in clean
+    }
+    clean = tuple(with_starts(pool, starts[pool.name], now, settings) for pool in clean)
+    clean = with_learnt_speeds(clean, step_s)
     busy = {pool.model for pool in clean if pool.busy or has_accepted(pool, memory.counters)}
     busy_at = {pool.model: memory.busy_at.get(pool.model, now) for pool in clean}
     busy_at |= dict.fromkeys(busy, now)
@@ -141,6 +163,8 @@ def _plan(
         groups=groups,
         counters=merged_counters(memory.counters, counters, now),
         queued={pool.name: pool.queued for pool in clean},
+        starts=starts,
+        step_s=step_s,
         busy_at=busy_at,
     )
     return Plan(tuple(sorted(decisions, key=lambda each: each.pool)), tuple(warnings)), after
@@ -173,10 +197,13 @@ def _decision(
             parts.append(f"fewer would do since {waited:.0f} s of {settings.scale_in_after_s:.0f}")
     if group.before[pool.name] != pool.target:
         parts.append(f"its bounds are {pool.minimum} to {pool.maximum}")
+    parts.append(start_words(pool))
     parts.append(heat_words(pool, told))
     waiting_s = group.needs.waiting_s
     return PoolDecision(
         pool=pool.name,
+        stage=pool.stage,
+        model=pool.model,
         before=pool.target,
         after=after,
         reason=sentence(pool, after, parts),
@@ -184,7 +211,9 @@ def _decision(
         demand=level,
         # Without a replica no speed is known: it takes at least as long as one takes to start.
         waiting_s=waiting_s if math.isfinite(waiting_s) else pool.start_s,
+        kind_speed=pool.kind_speed,
         derated=told,
+        derated_count=derated_count(pool),
     )
 
 
@@ -194,5 +223,17 @@ def _as_it_is(pools: Sequence[PoolState], warning: str) -> Plan:
         name, target = str(getattr(pool, "name", "")), getattr(pool, "target", 0)
         before = target if isinstance(target, int) else 0
         words = f"{name} stays at {before}: {warning}"
-        decisions.append(PoolDecision(name, before, before, words, 0.0, 0.0, 0.0))
+        decisions.append(
+            PoolDecision(
+                pool=name,
+                stage=str(getattr(pool, "stage", "")),
+                model=str(getattr(pool, "model", "")),
+                before=before,
+                after=before,
+                reason=words,
+                capacity=0.0,
+                demand=0.0,
+                waiting_s=0.0,
+            )
+        )
     return Plan(tuple(decisions), (warning,))

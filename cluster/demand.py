@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.derating import Floats
-from cluster.plan_intake import Pool
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 
 # The first report of a new replica tells of what came over about so long.

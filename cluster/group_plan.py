@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.demand import Counter, Demand, watch
-from cluster.plan_intake import Pool
 from cluster.plan_memory import GroupMemory, PlanMemory, with_span
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 from cluster.plan_words import growth_words
 from cluster.sizing import Capacity, Need, capacity, grown, need, shrunk

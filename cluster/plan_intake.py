@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from cluster.derating import Flags, Floats, factors
+from cluster.learnt_speeds import behind_peers, usual_step_s
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 from cluster.pool_state import PoolState, ReplicaState
 
@@ -31,6 +32,8 @@ _FIELDS = (
     "duty",
     "margin_c",
     "throttled",
+    "scripted",
+    "step_s",
 )
 _read_fields = attrgetter(*_FIELDS)
 # Of replicas that stop nothing depends on; beyond these a number is a fault, not a load.
@@ -42,65 +45,6 @@ _LEAST_SLOWDOWN, _MOST_SLOWDOWN = 0.8, 1000.0
 _LEAST_DUTY = 0.01
 UNTOLD_REQUEST_S = 1.0
 """Cool seconds that a request is taken for where none ever came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A `PoolState` that can be reckoned with; arrays have one value a replica.
-
-    Attributes:
-        present: The counts are of, and of what follows.
-        waiting_s: Cool seconds that wait, or share the card with others: what is held beyond one
-            request, begun or not.
-        held_s: Cool seconds held.
-        accepted_s: Cool seconds ever accepted.
-        reported_age_s: Since the report; infinite if not known.
-        measured: Speed as measured, 1 being cool: duty over slowdown.
-        margin_c: NaN where nothing fresh is known.
-        throttled: From fresh readings only.
-        factor: How much of the replica counts: the smaller of what was measured and foretold.
-        busy: Something is held or queued.
-        told_request_s: Whether `request_s` was told and not assumed.
-    """
-
-    name: str
-    stage: str
-    model: str
-    kind: str
-    ids: tuple[str, ...]
-    target: int
-    minimum: int
-    maximum: int
-    queued: float
-    request_s: float
-    told_request_s: bool
-    kind_speed: float
-    cost_per_hour: float
-    start_s: float
-    waiting_s: Floats
-    held_s: Floats
-    accepted_s: Floats
-    reported_age_s: Floats
-    measured: Floats
-    margin_c: Floats
-    throttled: Flags
-    factor: Floats
-    busy: bool
-
-    @property
-    def group(self) -> tuple[str, str]:
-        """Stage and model: pools that may take each other's requests."""
-        return self.stage, self.model
-
-    @property
-    def queued_s(self) -> float:
-        """Cool seconds that wait outside of the replicas."""
-        return self.queued * self.request_s
-
-    @property
-    def present(self) -> int:
-        """Replicas that take requests."""
-        return len(self.ids)
 
 
 def intake(
@@ -151,6 +95,9 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
     if np.isinf(age).any():
         bad.add("age_s")
     measured, margin, throttled = _heat(columns, age, settings, bad)
+    step_s = columns["step_s"]
+    if settings.heat:
+        measured = measured / _behind(step_s)
     foretold = factors(margin, throttled, settings)
     target = int(number("target", len(told_ids), 0, 1e6))
     request_s = _float(state.request_s)
@@ -181,6 +128,7 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
         request_s=request_s if told_request_s else UNTOLD_REQUEST_S,
         told_request_s=told_request_s,
         kind_speed=number("kind_speed", 1.0, 1e-6, 1e3),
+        is_estimate=bool(state.is_estimate),
         cost_per_hour=number("cost_per_hour", 1.0, 1e-9, 1e9),
         start_s=number("start_s", 60.0, 0.0, 3600.0),
         waiting_s=np.maximum(waiting, _behind_others(held, requests)),
@@ -191,6 +139,8 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
         margin_c=margin,
         throttled=throttled,
         factor=np.minimum(measured, foretold),
+        scripted=np.nan_to_num(columns["scripted"]) > 0,
+        step_s=step_s,
         busy=bool(queued > 0 or requests.any() or held.any()),
     )
 
@@ -249,6 +199,14 @@ def _heat(
         margin.clip(-_MOST_MARGIN_C, _MOST_MARGIN_C),
         read & (np.nan_to_num(columns["throttled"]) > 0),
     )
+
+
+def _behind(step_s: Floats) -> Floats:
+    """Return by how much each cool step takes longer than its peers': 1 where it does not."""
+    usual_s = usual_step_s(step_s.tolist())
+    if usual_s is None or not (step_s > usual_s).any():
+        return np.ones(len(step_s))
+    return np.array([behind_peers(each, usual_s) for each in step_s.tolist()])
 
 
 def _behind_others(held_s: Floats, requests: Floats) -> Floats:

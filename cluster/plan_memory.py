@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.demand import Averages, Counter
+from cluster.starts import Starts
 
 _SPANS = 12
 _FORGET_AFTER_S = 300.0
@@ -42,6 +43,8 @@ class PlanMemory:
         groups: By stage and model.
         counters: Of replicas, by id.
         queued: Requests outside of each pool's replicas, by pool.
+        starts: Of each pool.
+        step_s: Cool seconds of each pool's usual step, as last told.
         busy_at: When each model last had a request, or was first seen.
     """
 
@@ -49,6 +52,8 @@ class PlanMemory:
     groups: Mapping[tuple[str, str], GroupMemory] = field(default_factory=dict)
     counters: Mapping[str, Counter] = field(default_factory=dict)
     queued: Mapping[str, float] = field(default_factory=dict)
+    starts: Mapping[str, Starts] = field(default_factory=dict)
+    step_s: Mapping[str, float] = field(default_factory=dict)
     busy_at: Mapping[str, float] = field(default_factory=dict)
 
 

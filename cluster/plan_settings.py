@@ -26,6 +26,8 @@ class PlanSettings:
             does not take away now what it asks for again in a minute.
         idle_after_s: A model without any request for so long goes to zero, where minimum is 0.
         stale_after_s: Readings and reports older than this say nothing about the present.
+        late_start: A replica that takes this many times as long to start as it should is not
+            counted on any more, and its pool is asked last.
         fast_s: Time constant of the quick average of demand, which sees a burst.
         slow_s: Time constant of the slow average of demand, which sees through noise.
         noise: Standard deviations of Poisson arrivals that the quick average must exceed the slow
@@ -52,6 +54,7 @@ class PlanSettings:
     scale_in_band: float = 0.05
     idle_after_s: float = 300.0
     stale_after_s: float = 10.0
+    late_start: float = 2.0
     fast_s: float = 10.0
     slow_s: float = 90.0
     noise: float = 2.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.plan_intake import Pool
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 from cluster.sizing import Capacity, Need
 
@@ -32,6 +32,11 @@ def derated(pool: Pool, settings: PlanSettings) -> Derated:
     )
 
 
+def derated_count(pool: Pool) -> int:
+    """Return how many replicas do not count in full."""
+    return int((pool.factor < _WORTH_TELLING).sum())
+
+
 def _why(pool: Pool, at: int, settings: PlanSettings) -> str:
     causes = []
     if pool.throttled[at]:
@@ -47,10 +52,21 @@ def heat_words(pool: Pool, told: Derated) -> str:
     """Return how many cards are derated and the worst of them; empty if none is."""
     if not told:
         return ""
-    count = int((pool.factor < _WORTH_TELLING).sum())
+    count = derated_count(pool)
     _, factor, why = told[0]
     which = "derated" if count == 1 else "derated, the worst"
-    return f"{count} of {pool.present} cards {which} to {factor:.2g} at {why}"
+    mark = " (scripted readings: a rehearsal)" if pool.scripted.any() else ""
+    return f"{count} of {pool.present} cards {which} to {factor:.2g} at {why}{mark}"
+
+
+def start_words(pool: Pool) -> str:
+    """Return which starts are not counted on any more; empty if all are."""
+    if not pool.late:
+        return ""
+    return (
+        f"{pool.late} that should have started are not counted on: asked for {pool.late_s:.0f} s "
+        f"ago, a start takes {pool.start_s:.0f}"
+    )
 
 
 def growth_words(needs: Need, has: Capacity, level: float, ahead: float, expected: float) -> str:

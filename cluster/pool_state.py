@@ -29,8 +29,15 @@ class ReplicaState:
         margin_c: Degrees Celsius to the temperature at which the card slows down, below 0 beyond
             it. None: the card does not say.
         throttled: The card is being slowed down for heat now (`cluster.thermal.THROTTLING`).
+        reasons: NVML's bits of why its clock is where it is. None: the card does not say.
         power_w: Watts of the whole card. None: the card does not say.
         reading_age_s: Since the card was last read. None: it never was.
+        scripted: What it tells of its card is a rehearsal's, and not so.
+        rows: Of its last forward; 0 while it has nothing to do.
+        step_s: Cool seconds of one guided step of the model's usual size, as measured here: what
+            cards of several kinds, and replicas of one pool, are compared by. None: not measured.
+        holds: What it has at hand and what it works on, as keys for the routing
+            (`cluster.work_keys`); the autoscaler is not told.
         age_s: Since the replica told all this.
     """
 
@@ -47,6 +54,11 @@ class ReplicaState:
     power_w: float | None = None
     reading_age_s: float | None = None
     age_s: float = 0.0
+    reasons: int | None = None
+    scripted: bool = False
+    rows: int = 0
+    step_s: float | None = None
+    holds: frozenset[str] = frozenset()
 
     @property
     def backlog_s(self) -> float:
@@ -74,7 +86,8 @@ class PoolState:
         maximum: Never more.
         queued: Requests that wait for any of its replicas, outside of them.
         request_s: Mean cool seconds of a request on this pool. None: nothing came yet.
-        kind_speed: Of a cool card of this kind, 1 being an H100: measured, or else an estimate.
+        kind_speed: Of a cool card of this kind, 1 being an H100.
+        is_estimate: That is from a table, and gives way to what replicas measure.
         cost_per_hour: Of one replica, in any unit that all pools share.
         start_s: From asking for a replica to its first request.
     """
@@ -90,6 +103,7 @@ class PoolState:
     queued: float = 0.0
     request_s: float | None = None
     kind_speed: float = 1.0
+    is_estimate: bool = False
     cost_per_hour: float = 1.0
     start_s: float = 60.0
 

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.load_board import LoadBoard
 from cluster.pool_state import ReplicaState
 from cluster.routing import ReplicaLoad, RoutedWork, RoutingSettings
+from cluster.work_keys import size_key
 from cluster.work_sizes import WorkSizes
 
 _READING_STALE_S = 10.0
@@ -36,6 +37,7 @@ class PoolBoard:
         self, settings: RoutingSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.loads = LoadBoard(settings)
+        self._joined_share = settings.joined_share
         self._guard = threading.Lock()
         self.sizes = WorkSizes()
         self.clock = clock
@@ -60,6 +62,7 @@ class PoolBoard:
             margin_c=state.margin_c if is_fresh else None,
             throttled=state.throttled and is_fresh,
             age_s=0.0,
+            holds=state.holds,
         )
         now = self.clock()
         self.loads.report(load, now)
@@ -107,7 +110,10 @@ class PoolBoard:
             cool_s = self.sizes.cool_s(kind_of(job), job.num_inference_steps)
         except AttributeError:
             return RoutedWork()
-        return RoutedWork(cool_s=cool_s)
+        if cool_s is None:
+            return RoutedWork()
+        joins = {size_key(job.width, job.height): self._joined_share * cool_s}
+        return RoutedWork(cool_s=cool_s, joins=joins)
 
 
 def kind_of(job: Any) -> Hashable:

@@ -9,7 +9,7 @@ from cluster.pool_state import ReplicaState
 
 NUMBERS = (
     *("waiting_s", "running_s", "requests", "accepted", "accepted_s", "slowdown", "duty"),
-    *("margin_c", "throttled", "power_w", "reading_age_s"),
+    *("margin_c", "throttled", "reasons", "power_w", "reading_age_s", "scripted", "rows", "step_s"),
 )
 
 
@@ -28,5 +28,6 @@ def from_numbers(replica: str, numbers: Mapping[str, float], age_s: float) -> Re
         age_s: Since then.
     """
     known: dict[str, Any] = {name: numbers[name] for name in NUMBERS if name in numbers}
-    known["throttled"] = bool(known.get("throttled", 0.0) > 0)
+    for flag in ("throttled", "scripted"):
+        known[flag] = bool(known.get(flag, 0.0) > 0)
     return ReplicaState(id=replica, age_s=age_s, **known)

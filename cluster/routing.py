@@ -6,7 +6,8 @@ in the same unit, seconds, so that each gives way when the others weigh more:
 - Heat. A card close to its limit counts as slower than it is, and as some seconds further away, so
   its share of new work falls to almost nothing while cooler cards have room. It is used again when
   all are hot or when everything else is far more loaded.
-- What a request wants at hand, a LoRA or a size: each thing missing costs what fetching it takes.
+- What a request wants at hand, such as a LoRA: each thing missing costs what fetching it takes.
+  And what it can join: requests of its own size share forwards with it, which gains some time.
 - Chance. Several Pipelines know nearly the same of each replica; if all of them took the minimum,
   they would all send to the same one until they heard otherwise. So each estimate is blurred by
   what others may have sent since the replica last told of itself.
@@ -18,13 +19,9 @@ on Parallel and Distributed Systems 12, 2001), by what this process has itself i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
-
-import numpy as np
-
-from cluster.derating import Flags, Floats, closing
 
 # Slower than this counts as this: a replica that stands still is far away, not infinitely far.
 _LEAST_SPEED = 0.01
@@ -43,7 +40,7 @@ class RoutingSettings:
         at_limit_c: At this margin a card is avoided as much as it ever is.
         hot_speed: Share of its speed that an avoided card counts with.
         hot_wait_s: Seconds that an avoided card counts as further away.
-        missing_s: What each thing costs that a request wants and a replica does not hold.
+        joined_share: Of its own time, that a request gains beside others of its size.
         stale_after_s: What a replica told of its backlog longer ago than this says less and less,
             until at twice the age it counts as one like all the others.
         heat_stale_after_s: The same for heat, which changes more slowly. An avoided replica has no
@@ -62,7 +59,7 @@ class RoutingSettings:
     at_limit_c: float = 1.0
     hot_speed: float = 0.25
     hot_wait_s: float = 3.0
-    missing_s: float = 0.5
+    joined_share: float = 0.1
     stale_after_s: float = 5.0
     heat_stale_after_s: float = 20.0
     blur: float = 0.5
@@ -84,7 +81,7 @@ class ReplicaLoad:
         throttled: Its card is being slowed down for heat.
         age_s: Since it told this. None: it never told anything, and `backlog_s` is what this
             process has in flight there.
-        holds: LoRAs and sizes that it has at hand, as free-form keys.
+        holds: What it has at hand and what it works on, as free-form keys.
     """
 
     id: str
@@ -103,11 +100,14 @@ class RoutedWork:
     Attributes:
         cool_s: Cool seconds that it takes: on the pool in question, or on an H100 where pools are
             compared. None: not known.
-        wants: Keys that it is quicker with.
+        wants: Key -> seconds that it takes longer where the replica does not hold the key.
+        joins: Key -> seconds that it gains where the replica holds the key and has work to do;
+            never more than what that work takes.
     """
 
     cool_s: float | None = None
-    wants: frozenset[str] = frozenset()
+    wants: Mapping[str, float] = field(default_factory=dict)
+    joins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ class PoolLoad:
 
     Attributes:
         name: Of the pool.
-        soonest_s: In which its best replica would have done the work, by `soonest` or by
-            `LoadBoard.soonest`; None: it has no replica.
+        soonest_s: In which its best replica would have done the work (`LoadBoard.soonest`); None:
+            it has no replica.
         kind_speed: Of its kind of card, an H100 being 1.
         queued_s: Cool seconds that wait for any of its replicas, outside of them.
         speed: Cool seconds that all its replicas together do a second.
@@ -130,35 +130,6 @@ class PoolLoad:
     queued_s: float = 0.0
     speed: float = 1.0
     start_s: float = 60.0
-
-
-def rank(
-    loads: Sequence[ReplicaLoad], work: RoutedWork, random: Random, settings: RoutingSettings
-) -> list[str]:
-    """Put replicas in order.
-
-    Args:
-        loads: Of all candidates.
-        work: To be sent.
-        random: Source of chance.
-        settings: How to weigh.
-
-    Returns:
-        Ids, the best first; each candidate once.
-    """
-    unique = list({each.id: each for each in loads}.values())
-    if all(each.age_s is None for each in unique):
-        return _two_choices(unique, random)
-    times, widths = _estimates(unique, work, settings)
-    order = np.argsort(times + widths * [random.random() for _ in unique], kind="stable")
-    return [unique[at].id for at in order]
-
-
-def soonest(
-    loads: Sequence[ReplicaLoad], work: RoutedWork, settings: RoutingSettings
-) -> float | None:
-    """Return the seconds in which the best replica would have done the work; None without any."""
-    return float(_estimates(loads, work, settings)[0].min()) if loads else None
 
 
 def choose_pool(
@@ -204,70 +175,3 @@ def told_seconds(value: float) -> float:
 def told_speed(value: float) -> float:
     """Return a speed that can be true: 1 for what is not a number."""
     return min(max(value, _LEAST_SPEED), _MOST_SPEED) if value == value else 1.0
-
-
-def avoidance(margin_c: Floats, throttled: Flags, settings: RoutingSettings) -> Floats:
-    """Return how much each card is avoided, 0 to 1; a margin of NaN is not known."""
-    if not settings.heat:
-        return np.zeros(len(margin_c))
-    near = closing(margin_c, settings.near_limit_c, settings.at_limit_c)
-    return np.where(throttled, 1.0, near)
-
-
-def staleness(age_s: Floats, stale_after_s: float) -> Floats:
-    """Return how little each replica's report still says: 0 all, 1 nothing."""
-    after = max(stale_after_s, 1e-3)
-    return np.clip((age_s - after) / after, 0.0, 1.0)
-
-
-def doubt(backlog_s: Floats, stale: Floats) -> Floats:
-    """Return by how much each backlog may be larger than was told, as far as that is out of date.
-
-    Up to twice the mean of what is known: on average a replica that tells nothing is thought to be
-    as busy as the others. That is drawn anew for each request and not taken as a fact, or else one
-    that once fell silent would stay worse than the best of the others for ever, and idle.
-    """
-    known = 1.0 - stale
-    total = float(known.sum())
-    mean = float((backlog_s * known).sum()) / total if total > 0 else 0.0
-    return 2.0 * mean * stale
-
-
-def slowness(speed: Floats, avoided: Floats, settings: RoutingSettings) -> Floats:
-    """Return seconds that a cool second counts on each replica."""
-    return 1.0 / (speed * (1.0 - (1.0 - settings.hot_speed) * avoided))
-
-
-def _estimates(
-    loads: Sequence[ReplicaLoad], work: RoutedWork, settings: RoutingSettings
-) -> tuple[Floats, Floats]:
-    """Return for each replica when it would have done the work, and how far that may be off."""
-    own = seconds_of(work, settings.usual_s)
-    backlog = np.array([told_seconds(each.backlog_s) for each in loads])
-    speed = np.array([told_speed(each.speed) for each in loads])
-    margin = np.array([math.nan if each.margin_c is None else each.margin_c for each in loads])
-    age = np.array([_age(each) for each in loads])
-    missing = np.array([len(work.wants - each.holds) for each in loads])
-    throttled = np.array([each.throttled for each in loads])
-    avoided = avoidance(margin, throttled, settings)
-    avoided = avoided * (1.0 - staleness(age, settings.heat_stale_after_s))
-    held = np.maximum(backlog - speed * np.minimum(age, settings.stale_after_s), 0.0)
-    times = (held + own) * slowness(speed, avoided, settings)
-    times += settings.hot_wait_s * avoided + settings.missing_s * missing
-    width = settings.tie * own + blur_widths(age, settings)
-    return times, width + doubt(held, staleness(age, settings.stale_after_s))
-
-
-def _age(load: ReplicaLoad) -> float:
-    return math.inf if load.age_s is None or load.age_s != load.age_s else max(load.age_s, 0.0)
-
-
-def blur_widths(age_s: Floats, settings: RoutingSettings) -> Floats:
-    """Return how many seconds others may have sent to each since it told of itself."""
-    return settings.blur * np.clip(age_s, 0.0, settings.stale_after_s)
-
-
-def _two_choices(loads: list[ReplicaLoad], random: Random) -> list[str]:
-    shuffled = random.sample(loads, len(loads))
-    pair = sorted(shuffled[:2], key=lambda each: told_seconds(each.backlog_s))
-    return [each.id for each in (*pair, *shuffled[2:])]

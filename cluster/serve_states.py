@@ -61,6 +61,7 @@ class PoolFacts:
     kind_speed: float
     cost_per_hour: float
     start_s: float
+    is_estimate: bool = False
 
 
 class PoolWatch:
@@ -103,6 +104,7 @@ class PoolWatch:
             queued=context.total_queued_requests or 0.0,
             request_s=self._request_s,
             kind_speed=facts.kind_speed,
+            is_estimate=facts.is_estimate,
             cost_per_hour=facts.cost_per_hour,
             start_s=facts.start_s,
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.demand import Demand
 from cluster.derating import factors
-from cluster.plan_intake import Pool
+from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 
 # A forecast is no use beyond this: what comes in a quarter of an hour is decided later.
@@ -31,8 +31,8 @@ class Capacity:
 
     Attributes:
         now: Replicas that take requests, as hot as they are.
-        coming: Replicas that start.
-        cool: All of them, cool.
+        coming: Replicas that start, but for those that should have long ago.
+        cool: All of these, cool.
         loaded: Share of itself that cool capacity is worth when cards run at the target
             utilisation, as hot as that would make them.
     """
@@ -98,8 +98,8 @@ def capacity(
         asked = counts[pool.name]
         staying = min(asked / pool.present, 1.0) if pool.present else 0.0
         now += float(pool.factor.sum()) * pool.kind_speed * staying
-        coming += max(asked - pool.present, 0) * worth(pool)
-        cool += asked * pool.kind_speed
+        coming += max(asked - pool.present - pool.late, 0) * worth(pool)
+        cool += max(asked - pool.late, min(asked, pool.present)) * pool.kind_speed
         ready += pool.present * pool.kind_speed
     # How much hotter than now the cards would be: from the load they bear now, as cool cards would.
     used = min(usual / ready, 1.0) if ready > 0 else 0.0
@@ -160,13 +160,19 @@ def grown(
 ) -> dict[str, int]:
     """Add replicas worth `short`, where cool capacity is cheapest, within the maxima.
 
-    Pools whose cards are hot come last: a new replica would be as hot.
+    Pools whose cards are hot come late: a new replica would be as hot. Last of all come those where
+    what was asked for did not start; what is still asked for there is not asked for again.
     """
     after = dict(counts)
-    for pool in sorted(pools, key=lambda pool: (pool.cost_per_hour / worth(pool), pool.name)):
+
+    def price(pool: Pool) -> tuple[bool, float, str]:
+        return pool.is_unreliable, pool.cost_per_hour / worth(pool), pool.name
+
+    for pool in sorted(pools, key=price):
         if short <= 0:
             break
-        more = min(math.ceil(short / worth(pool) * _ENOUGH), pool.maximum - after[pool.name])
+        wanted = math.ceil(short / worth(pool) * _ENOUGH) - pool.late
+        more = min(wanted, pool.maximum - after[pool.name])
         if more > 0:
             after[pool.name] += more
             short -= more * worth(pool)
@@ -178,6 +184,9 @@ def shrunk(
 ) -> dict[str, int]:
     """Take away replicas, the dearest for what they do first, as long as `enough` remains.
 
+    What remains is what runs: nothing that runs goes for something that only starts. Of a pool
+    those go first that start.
+
     Args:
         pools: Of the group.
         counts: Replicas of each by name.
@@ -185,12 +194,15 @@ def shrunk(
         most: Replicas to take away.
     """
     after = dict(counts)
-    cool = sum(after[pool.name] * pool.kind_speed for pool in pools)
+    spare = sum(min(after[pool.name], pool.present) * pool.kind_speed for pool in pools) - enough
+    if spare < 0:
+        return after
     for pool in sorted(pools, key=lambda pool: (-pool.cost_per_hour / worth(pool), pool.name)):
-        spare = max(cool - enough, 0.0) / pool.kind_speed
-        fewer = min(math.floor(spare + 1e-9), after[pool.name] - pool.minimum, most)
+        starting = max(after[pool.name] - pool.present, 0)
+        running = math.floor(spare / pool.kind_speed + 1e-9)
+        fewer = min(starting + running, after[pool.name] - pool.minimum, most)
         if fewer > 0:
             after[pool.name] -= fewer
-            cool -= fewer * pool.kind_speed
+            spare -= max(fewer - starting, 0) * pool.kind_speed
             most -= fewer
     return after

@@ -41,10 +41,11 @@ class Denoiser:
         from deployments.card_heat import CardHeat
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
-        from deployments.engine_load import LoadMeter
         from deployments.input_limits import InputLimits
+        from deployments.live_request import LATENT_PIXELS
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb
+        from deployments.step_costs import TokenShape
         from deployments.warm_up import text_tokens_of, warm_up
 
         self._identity = Identity.of_this_process("denoise", pool)
@@ -59,14 +60,14 @@ class Denoiser:
             pool.name,
         )
         model_at_hand = self._heat.rehearsed(self._mmdit)
+        text_tokens = text_tokens_of(model_dir, defaults.max_sequence_length)
         warmed = warm_up(
             model_at_hand,
             pool.warm_sizes or ((defaults.width, defaults.height),),
-            text_tokens_of(model_dir, defaults.max_sequence_length),
+            text_tokens,
             pool.warm_rows,
         )
         meter = EnergyMeter(self._device)
-        self._sizes = LoadMeter(warmed.costs, time.monotonic)
         self._engine = Engine(
             model_at_hand,
             max_waiting=pool.max_ongoing_requests,
@@ -80,6 +81,9 @@ class Denoiser:
             prepared_rows=warmed.prepared_rows,
             meter=meter if meter.is_available else None,
             governor=self._heat.governor,
+            usual=TokenShape(
+                defaults.height // LATENT_PIXELS, defaults.width // LATENT_PIXELS, text_tokens
+            ),
             latent_rgb=LatentRgb.of_model(model_dir),
         )
         self._metrics = Metrics()
@@ -117,7 +121,7 @@ class Denoiser:
             pid=self._identity.pid,
             precision=self._mmdit.precision.label,
         )
-        return replace(event, stamp=stamp, cool_s=self._sizes.cool_seconds(job))
+        return replace(event, stamp=stamp, cool_s=self._engine.cool_seconds(job))
 
     def _with_load(
         self, events: list[StepProgress | Latents]

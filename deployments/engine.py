@@ -57,6 +57,7 @@ class Engine:
             no more. Other shapes have the memory's limit only.
         meter: Of the card's energy.
         governor: Says before each forward what the card may do; free if None.
+        usual: Shape of the model's usual pictures, by which cards are compared.
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
         policy: Chooses whose rows go into the next forward.
         clock: Of all times, in seconds.
@@ -76,6 +77,7 @@ class Engine:
         prepared_rows: Mapping[TokenShape, int] | None = None,
         meter: Meter | None = None,
         governor: Callable[[], Allowance] | None = None,
+        usual: TokenShape | None = None,
         latent_rgb: LatentRgb | None = None,
         policy: Policy = choose,
         clock: Clock = time.monotonic,
@@ -90,7 +92,7 @@ class Engine:
         self._governor = governor or (lambda: FREE)
         self._allowance = FREE
         self._last_forward_s = 0.0
-        self._load = LoadMeter(self.costs, clock)
+        self._load = LoadMeter(self.costs, clock, usual)
         self._previewer = Previewer(latent_rgb, model.in_channels)
         self._policy = policy
         self._clock = clock
@@ -131,6 +133,10 @@ class Engine:
     def load(self) -> EngineLoad:
         """Return how much there is to do, and how fast it is done."""
         return self._load.load(self._requests.tickets(), self.allowance.duty)
+
+    def cool_seconds(self, job: DenoiseJob) -> float:
+        """Return what all of a job's steps take alone on the cool card."""
+        return self._load.cool_seconds(job)
 
     @property
     def allowance(self) -> Allowance:

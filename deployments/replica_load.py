@@ -58,6 +58,18 @@ class Load(Protocol):
     def duty(self) -> float:
         """Share of the time that it may compute."""
 
+    @property
+    def rows(self) -> int:
+        """Of the last forward; 0 while there is nothing to do."""
+
+    @property
+    def step_s(self) -> float | None:
+        """Of one guided step of the model's usual size."""
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """What it has at hand and works on, as keys for the routing (`cluster.work_keys`)."""
+
 
 @dataclass(frozen=True)
 class CallLoad:
@@ -70,6 +82,9 @@ class CallLoad:
     accepted_s: float
     slowdown: float | None = None
     duty: float = 1.0
+    rows: int = 0
+    step_s: float | None = None
+    holds: frozenset[str] = frozenset()
 
 
 class CallMeter:
@@ -153,8 +168,13 @@ def replica_state(
         duty=load.duty,
         margin_c=None if reading is None else reading.margin_c,
         throttled=reading is not None and reading.is_throttling,
+        reasons=None if reading is None else reading.clocks_event_reasons,
         power_w=None if reading is None else reading.power_w,
         reading_age_s=None if reading is None else reading_age_s,
+        scripted=reading is not None and reading.source == "scripted",
+        rows=load.rows,
+        step_s=load.step_s,
+        holds=load.holds,
     )
 
 
@@ -168,6 +188,8 @@ def shown_load(state: ReplicaState) -> dict[str, Any]:
         "accepted_s": round(state.accepted_s, 3),
         "slowdown": None if state.slowdown is None else round(state.slowdown, 3),
         "duty": round(state.duty, 3),
+        "rows": state.rows,
+        "step_s": None if state.step_s is None else round(state.step_s, 4),
     }
 
 

@@ -106,6 +106,7 @@ def replicas_of(
         model=model,
         kind=kind,
         kind_speed=speed_of(pool),
+        is_estimate=pool.kind_speed is None,
         cost_per_hour=pool.cost_per_hour or card_kind(kind).cost_per_hour,
         start_s=pool.start_s,
     )

@@ -32,11 +32,13 @@ class Metrics:
     kelvin_energy_joules_total: energy of denoising stored pictures, where cards tell it.
     kelvin_jobs_total{status}, kelvin_job_seconds{status}: jobs ended, from acceptance.
     kelvin_replica_work_seconds{state}: cool seconds of work, waiting or running, in a denoiser.
-    kelvin_replica_slowdown_ratio: a forward's time over its time while the card was cool.
-    kelvin_replica_duty_ratio: share of the time that the governor lets the card compute.
+    kelvin_replica_rows: of a denoiser's last forward; 0 while it has nothing to do.
+    kelvin_replica_slowdown_ratio{source}: a forward's time over its time while the card was cool.
+    kelvin_replica_duty_ratio{source}: share of the time that the governor lets the card compute.
     kelvin_gpu_temperature_celsius{source}, kelvin_gpu_temperature_margin_celsius{source},
     kelvin_gpu_power_watts{source}, kelvin_gpu_throttled{source},
-    kelvin_gpu_reading_age_seconds{source}: the card; a rehearsal has source="scripted".
+    kelvin_gpu_reading_age_seconds{source}: the card; a rehearsal has source="scripted", also where
+    it slows forwards down; source="none" is a card that is not read.
     """
 
     def __init__(self) -> None:
@@ -80,12 +82,13 @@ class Metrics:
         self._heat_at = now
         made.work.set(state.waiting_s, tags={"state": "waiting"})
         made.work.set(state.running_s, tags={"state": "running"})
-        made.duty.set(state.duty)
+        made.rows.set(state.rows)
+        tags = {"source": "none" if reading is None else reading.source}
+        made.duty.set(state.duty, tags=tags)
         if state.slowdown is not None:
-            made.slowdown.set(state.slowdown)
+            made.slowdown.set(state.slowdown, tags=tags)
         if reading is None:
             return
-        tags = {"source": reading.source}
         made.throttled.set(float(reading.is_throttling), tags=tags)
         for gauge, value in (
             (made.temperature, reading.temperature_c),
@@ -112,6 +115,7 @@ class _Instruments:
     jobs: Counter
     job_seconds: Histogram
     work: Gauge
+    rows: Gauge
     slowdown: Gauge
     duty: Gauge
     temperature: Gauge
@@ -135,13 +139,15 @@ class _Instruments:
         self.job_seconds = Histogram(
             "kelvin_job_seconds", "Seconds from acceptance to the end.", _SECONDS, ("status",)
         )
+        source = ("source",)
         self.work = Gauge(
             "kelvin_replica_work_seconds", "Work of a denoiser, in seconds when cool.", ("state",)
         )
+        self.rows = Gauge("kelvin_replica_rows", "Of a denoiser's last forward.")
         self.slowdown = Gauge(
-            "kelvin_replica_slowdown_ratio", "A forward's time over its time when cool."
+            "kelvin_replica_slowdown_ratio", "A forward's time over its time when cool.", source
         )
-        self.duty = Gauge("kelvin_replica_duty_ratio", "Share of the time it may compute.")
+        self.duty = Gauge("kelvin_replica_duty_ratio", "Share of the time it may compute.", source)
         self.temperature = Gauge(
             "kelvin_gpu_temperature_celsius", "Temperature of the card.", ("source",)
         )

@@ -62,9 +62,9 @@ def test_the_hot_one_is_avoided_and_what_is_held_is_preferred() -> None:
     made.report(ReplicaLoad("plain", 0.1), 0.0)
     made.report(ReplicaLoad("has", 0.3, holds=frozenset({"lora"})), 0.0)
     assert made.ranked(WORK, 0.0) == ["plain", "has", "hot"]
-    assert made.ranked(RoutedWork(2.0, frozenset({"lora"})), 0.0, most=1) == ["has"]
+    assert made.ranked(RoutedWork(2.0, {"lora": 0.5}), 0.0, most=1) == ["has"]
     made.report(ReplicaLoad("has", 0.3), 0.1)
-    assert made.choose(RoutedWork(2.0, frozenset({"lora"})), 0.1) == "plain"
+    assert made.choose(RoutedWork(2.0, {"lora": 0.5}), 0.1) == "plain"
 
 
 def test_replicas_come_and_go_and_what_is_known_stays() -> None:
@@ -75,7 +75,7 @@ def test_replicas_come_and_go_and_what_is_known_stays() -> None:
     assert len(made) == 2
     made.report(ReplicaLoad("c", 99.0), 0.0)
     assert made.choose(WORK, 0.0) == "a"
-    assert made.soonest(RoutedWork(2.0, frozenset({"x"})), 0.0) == pytest.approx(11.0)
+    assert made.soonest(RoutedWork(2.0, {"x": 0.5}), 0.0) == pytest.approx(11.0)
     made.keep([])
     assert made.choose(WORK, 0.0) is None
     assert made.assign(WORK, 0.0) is None
