@@ -159,6 +159,9 @@ class FakeEngine:
     def load(self) -> EngineLoad:
         return EngineLoad(waiting_s=1.5, requests=2)
 
+    def cool_seconds(self, job: DenoiseJob) -> float:
+        return 0.25
+
     def submit(self, job: DenoiseJob, on_event: Callable[[Any], None]) -> FakeTicket:
         self.tell = on_event
         return self.ticket
