@@ -6,6 +6,8 @@ Writes a random Large once as one bf16 file (16 GB), one scaled FP8 file (8 GB) 
 directory for the peer. Then each is loaded in processes of their own, with the page cache cold and
 warm, to the first forward (two rows, no CUDA graphs: eager on both sides), and the file is read by
 `dd` for comparison. Host memory is anonymous memory: mapped pages are the page cache's.
+`started_s` is the process with its imports and the card's context, `load_s` the weights,
+`forward_s` the first forward; `first_step_s` all of it.
 """
 
 from __future__ import annotations

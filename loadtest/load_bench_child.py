@@ -30,6 +30,7 @@ def main() -> None:
     torch.zeros(1, device=device)
     load = _kelvin if options.role == "kelvin" else _diffusers
     imported = load(options, device, None)
+    started_s = time.monotonic() - options.began
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -42,12 +43,15 @@ def main() -> None:
     gpu_peak = torch.cuda.max_memory_allocated() if cuda else None
     side = options.size // 8
     inputs = random_inputs(imported["config"], 2, side, side, device)
+    began = time.monotonic()
     with torch.inference_mode():
         imported["step"](inputs)
     if cuda:
         torch.cuda.synchronize()
     said = {
+        "started_s": started_s,
         "load_s": load_s,
+        "forward_s": time.monotonic() - began,
         "first_step_s": time.monotonic() - options.began,
         "host_peak_bytes": host.peak,
         "host_before_bytes": host.before,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import SD3Transformer2DModel
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
 
 TEXT_TOKENS = 333
 """Of a prompt as served: 77 of the CLIPs and 256 of T5."""
@@ -118,6 +119,8 @@ def random_transformer(
 
 def empty_transformer(name: str) -> SD3Transformer2DModel:
     """Return the module on the meta device: names and shapes without memory."""
+    from diffusers import SD3Transformer2DModel
+
     with torch.device("meta"):
         return SD3Transformer2DModel(**config(name))
 
@@ -146,6 +149,8 @@ def position_table(model: SD3Transformer2DModel, device: torch.device) -> Tensor
     Returns:
         bfloat16 [1, pos_embed_max_size ** 2, width].
     """
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
     embed = model.pos_embed
     table: Tensor = get_2d_sincos_pos_embed(
         model.inner_dim,

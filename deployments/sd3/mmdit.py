@@ -7,11 +7,10 @@ here, and nothing computed for one row touches another.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from diffusers import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from deployments.sd3.attention import Attention
 from deployments.sd3.checkpoint import load_component, resident_bytes
@@ -22,7 +21,11 @@ from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.sigmas import TRAIN_TIMESTEPS
 from deployments.sd3.stored_tensors import read_json
+from deployments.sd3.stored_transformer import StoredTransformer, TransformerConfig
 from deployments.sd3.transformer import Transformer
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
 
 _BLOCKS = "transformer_blocks."
 
@@ -42,20 +45,20 @@ class Mmdit:
 
     def __init__(
         self,
-        model: SD3Transformer2DModel,
+        model: StoredTransformer,
         device: torch.device,
         precision: PrecisionChoice,
         optimizations: Optimizations = Optimizations(),  # noqa: B008 - frozen
     ) -> None:
         self.device = device
         self.precision = precision
-        self.in_channels = int(model.config.in_channels)
-        self.joint_attention_dim = int(model.config.joint_attention_dim)
-        self.pooled_projection_dim = int(model.config.pooled_projection_dim)
+        self.in_channels = model.config.in_channels
+        self.joint_attention_dim = model.config.joint_attention_dim
+        self.pooled_projection_dim = model.config.pooled_projection_dim
         # The largest side of latents that positions were learnt for.
-        self.largest_side = int(model.config.pos_embed_max_size) * int(model.config.patch_size)
-        self._heads = int(model.config.num_attention_heads)
-        self._head_width = int(model.config.attention_head_dim)
+        self.largest_side = model.config.pos_embed_max_size * model.config.patch_size
+        self._heads = model.config.num_attention_heads
+        self._head_width = model.config.attention_head_dim
         self._attention = Attention(optimizations.attention, device, precision.compute_dtype)
         self._transformer = Transformer(model, self._attention, optimizations)
         use_graphs = optimizations.cuda_graphs and device.type == "cuda"
@@ -105,12 +108,11 @@ class Mmdit:
         """
         device = torch.device(device)
         precision = as_choice(precision, device)
-        model = model.eval().requires_grad_(False)
+        stored = StoredTransformer.taking_over(model).eval().requires_grad_(False)
         if precision.weights == "fp8":
-            quantize_linears(model.transformer_blocks, precision.fp8_arithmetic)
-        # diffusers' own `to` warns of modules that must stay float32; SD3 has none.
-        nn.Module.to(model, precision.compute_dtype)
-        return cls(model, device, precision, optimizations)
+            quantize_linears(stored.transformer_blocks, precision.fp8_arithmetic)
+        stored.to(precision.compute_dtype)
+        return cls(stored, device, precision, optimizations)
 
     @property
     def resident_bytes(self) -> int:
@@ -201,8 +203,8 @@ class Mmdit:
 
 def load_transformer(
     model_dir: str | Path, device: torch.device, precision: PrecisionChoice
-) -> SD3Transformer2DModel:
-    """Load `MODEL/transformer` as diffusers' module, which `Mmdit` takes over.
+) -> StoredTransformer:
+    """Load `MODEL/transformer` as its files name it; `Mmdit` takes it over.
 
     Args:
         model_dir: In Diffusers layout.
@@ -215,14 +217,14 @@ def load_transformer(
     folder = Path(model_dir) / "transformer"
     config = read_json(folder / "config.json")
 
-    def build() -> SD3Transformer2DModel:
+    def build() -> StoredTransformer:
         with torch.device("meta"):
-            return SD3Transformer2DModel.from_config(config)
+            return StoredTransformer(TransformerConfig.of(config))
 
     return load_component(folder, build, device, precision, _BLOCKS, _modulation)
 
 
-def _modulation(model: SD3Transformer2DModel) -> list[str]:
+def _modulation(model: StoredTransformer) -> list[str]:
     """Name the layers that `Modulation` stacks, in its order."""
     return [
         f"{_BLOCKS}{index}.{norm}.linear"

@@ -5,7 +5,8 @@ The same computation as diffusers' `SD3Transformer2DModel`, whose loaded weights
 
 from __future__ import annotations
 
-from diffusers import SD3Transformer2DModel
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from deployments.sd3.attention import Attention
 from deployments.sd3.joint_block import JointBlock, Pending
 from deployments.sd3.modulation import Modulation
 from deployments.sd3.optimizations import Optimizations
+from deployments.sd3.stored_transformer import StoredTransformer
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 
@@ -28,29 +30,28 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self, model: SD3Transformer2DModel, attention: Attention, optimizations: Optimizations
+        self, model: StoredTransformer, attention: Attention, optimizations: Optimizations
     ) -> None:
         super().__init__()
-        self.patch = int(model.config.patch_size)
+        self.patch = model.config.patch_size
         self.pos_embed = model.pos_embed
         self.time_text_embed = model.time_text_embed
         self.context_embedder = model.context_embedder
         self.norm_out = model.norm_out.linear
         self.proj_out = model.proj_out
+        blocks: Any = model.transformer_blocks
         layers = [
-            layer
-            for block in model.transformer_blocks
-            for layer in (block.norm1.linear, block.norm1_context.linear)
+            layer for block in blocks for layer in (block.norm1.linear, block.norm1_context.linear)
         ]
-        for block in model.transformer_blocks:
+        for block in blocks:
             block.norm1 = block.norm1_context = None
         as_dtype = None if optimizations.fp8_modulation else model.proj_out.weight.dtype
         self.modulation = Modulation(layers, as_dtype=as_dtype)
         del layers
         self.blocks = nn.ModuleList()
-        for index, block in enumerate(model.transformer_blocks):
+        for index, block in enumerate(blocks):
             self.blocks.append(JointBlock(block, attention, optimizations))
-            model.transformer_blocks[index] = nn.Identity()
+            blocks[index] = nn.Identity()
         self.attends_again = any(block.attend_again is not None for block in self.blocks)
         self.fused_adaln = optimizations.fused_adaln
 

@@ -27,6 +27,11 @@ sys.exit(", ".join({forbidden!r} & set(sys.modules)) or 0)
         (("serve",), {"torch", "diffusers", "transformers"}),
         (("deployments.payloads", "serve.requests", "serve.client"), {"torch", "ray", "boto3"}),
         (("deployments.sd3", "deployments.engine"), {"ray"}),
+        # Importing them takes longer than reading Large's weights: a new replica waits for it.
+        (
+            ("deployments.sd3.mmdit", "deployments.engine", "deployments.warm_up"),
+            {"ray", "diffusers", "transformers"},
+        ),
         (("cluster.autoscaling", "cluster.load_board", "cluster.thermal"), {"torch", "ray"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
