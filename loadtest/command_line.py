@@ -102,6 +102,13 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
+def existing_file(text: str) -> Path:
+    """An argument's type: a file to read."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{_cut(text)}: no such file")
+    return Path(text)
+
+
 def file_to_write(text: str) -> Path:
     """An argument's type: a file, new or not, in a folder that exists."""
     path = Path(text)

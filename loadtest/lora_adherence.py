@@ -28,7 +28,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from deployments.builtin.dequantise import dequantized_directory, read_weights
-from deployments.builtin.lora_layers import fused
+from deployments.builtin.lora_branches import fused
 from deployments.builtin.sample_sheet import write_sheet
 from deployments.builtin.taught import taught_example
 from deployments.builtin.vocabulary import TAUGHT_SHAPES
@@ -160,12 +160,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--shape", choices=TAUGHT_SHAPES, default=TAUGHT_SHAPES[0])
-    add("--lora", type=Path, help="the file; the shipped one if absent")
+    add("--lora", type=command_line.existing_file, help="the file; the shipped one if absent")
     add("--n", type=command_line.whole(1, 100_000), default=200, help="prompts with the shape")
     add("--ordinary", type=command_line.whole(0, 100_000), help="other prompts; --n if absent")
     add("--seed", type=command_line.whole(0, 2**32 - 1), default=0)
     add("--rows", type=command_line.rows, help="pictures a forward; 64 on a GPU, 4 on a CPU")
-    add("--sheet", type=Path, help="PNG of pictures without and with")
+    add("--sheet", type=command_line.file_to_write, help="PNG of pictures without and with")
     add(
         "--device", type=command_line.device, default="cuda" if torch.cuda.is_available() else "cpu"
     )

@@ -31,7 +31,7 @@ from deployments.builtin.example_stream import Chunk
 from deployments.builtin.flow_sampler import sample_frames
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
-from deployments.builtin.lora_layers import add_branches, save_lora
+from deployments.builtin.lora_branches import add_branches, save_lora
 from deployments.builtin.sample import Kind, sample_example
 from deployments.builtin.taught import taught_example
 from deployments.builtin.train_vae import encode_means

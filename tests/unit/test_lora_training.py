@@ -15,7 +15,7 @@ from torch import nn
 from deployments.builtin import train_lora
 from deployments.builtin.architecture import PICO, build_transformer
 from deployments.builtin.held_out import HELD_OUT_TAUGHT_COLORS
-from deployments.builtin.lora_layers import TARGETS, add_branches, fused, save_lora
+from deployments.builtin.lora_branches import TARGETS, add_branches, fused, save_lora
 from deployments.builtin.pico import build_pico
 from deployments.builtin.sample import Kind, Split
 from deployments.builtin.taught import taught_example

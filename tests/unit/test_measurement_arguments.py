@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadtest import adherence, coldstart, denoise_bench, fidelity, record_step_costs
+from loadtest import (
+    adherence,
+    coldstart,
+    denoise_bench,
+    fidelity,
+    lora_adherence,
+    record_step_costs,
+)
 from loadtest.command_line import run_in_words, whole
 
 BENCH = (denoise_bench, ["--device", "cpu", "--model", "tiny", "--size", "64"])
@@ -16,7 +23,8 @@ FIDELITY = (fidelity, ["--device", "cpu", "--model", "tiny"])
 COLDSTART = (coldstart, ["--device", "cpu", "--model", "tiny", "--size", "64"])
 RECORD = (record_step_costs, ["--device", "cpu", "--model", "tiny", "--out", "costs.json"])
 ADHERENCE = (adherence, ["--device", "cpu"])
-ALL = (BENCH, FIDELITY, COLDSTART, RECORD, ADHERENCE)
+LORA = (lora_adherence, ["--device", "cpu"])
+ALL = (BENCH, FIDELITY, COLDSTART, RECORD, ADHERENCE, LORA)
 
 BAD = [
     *((script, ["--device", "banana"]) for script in ALL),
@@ -47,6 +55,9 @@ BAD = [
     (ADHERENCE, ["--reference", "/nonexistent"]),
     (ADHERENCE, ["--pictures", "/proc/x"]),
     (ADHERENCE, ["--seed", "-1"]),
+    (LORA, ["--lora", "/nonexistent.safetensors"]),
+    (LORA, ["--sheet", "/nonexistent/x.png"]),
+    (LORA, ["--shape", "circle"]),
 ]
 
 
