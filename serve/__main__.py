@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.command_options import Json, ModelsDir
 from serve.commands.output import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -21,6 +22,7 @@ from serve.commands.output import (
     write_error,
 )
 from serve.errors import InvalidRequest, KelvinError
+from serve.models_command import models_app
 
 _EXAMPLES = """
 [bold]Examples[/]
@@ -38,6 +40,8 @@ kelvin generate --from out.png --seed 8 -o again.png
 kelvin up --model /models/stable-diffusion-3.5-large --config cluster.yaml
 
 kelvin up --model sd3.5_large_fp8_scaled.safetensors --models-dir ComfyUI/models
+
+kelvin models load /models/stable-diffusion-3.5-medium [dim]# beside what is served[/]
 """
 
 app = typer.Typer(
@@ -49,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(models_app)
 
 
 def _integer(text: str) -> Any:
@@ -79,9 +84,6 @@ def _field(*names: str, parser: Callable[[str], Any] | None = None, **about: Any
     return typer.Option(*names, parser=parser, metavar=kind, **about)
 
 
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object as stdout's last line; the rest on stderr.")
-]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Assignments = Annotated[
     list[str] | None,
@@ -93,10 +95,6 @@ Model = Annotated[
         help="builtin, pico, a folder in Diffusers layout, or a .safetensors file.",
         metavar="MODEL",
     ),
-]
-ModelsDir = Annotated[
-    str | None,
-    typer.Option("--models-dir", help="ComfyUI's models folder, where MODEL is.", metavar="FOLDER"),
 ]
 
 

@@ -1,6 +1,7 @@
-"""The builder: settings -> Ray Serve application. The only place that makes deployments.
+"""The builders: settings -> Ray Serve applications. The only place that makes deployments.
 
-`serve run serve.app:build` and a YAML file's `args` pass the tree of `Settings` as they are.
+`serve run serve.app:build` and a YAML file's `args` pass the tree of `Settings` as they are. Each
+further model of a service is an application of its own, by `serve.app:build_model`.
 """
 
 # No `from __future__ import annotations` here: Serve converts the argument of a builder only if
@@ -18,9 +19,11 @@ from cluster.serve_states import PoolFacts
 from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.config import PipelineSettings, PoolSettings, Settings
+from serve.config import ModelEntry, PipelineSettings, PoolSettings, Settings
 from serve.errors import Overloaded
-from serve.heat_settings import AutoscalingSettings
+from serve.further_models import ModelFacts, further_model
+from serve.heat_settings import AutoscalingSettings, Section
+from serve.model_card import ModelCard
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
@@ -28,6 +31,7 @@ from serve.pool_choice import kind_of_card, speed_of
 
 APP_NAME = "kelvin"
 PIPELINE_NAME = "pipeline"
+_CARD_NAME = "model"
 
 # Above the longest denoise plus upload: a call under way when a replica is asked to go, ends. A job
 # of POST /v1/jobs is no call: one that outlives its Pipeline stays pending in the store.
@@ -40,8 +44,40 @@ _REPORTED_EVERY_S = 1.0
 _CLASSES: dict[Stage, type] = {"text": TextEncoder, "denoise": Denoiser, "decode": VaeDecoder}
 
 
+class ModelApplication(Section):
+    """What `build_model` makes an application of.
+
+    Its name must be the service's, a dot and the model's: `kelvin.stable-diffusion-3.5-medium`.
+    """
+
+    service: Settings
+    entry: ModelEntry
+
+
+def build_model(application: ModelApplication) -> Application:
+    """Return the application of a further model, which the service's Pipelines find by its name.
+
+    Raises:
+        ConfigurationError: The model folder cannot be used.
+    """
+    return model_application(further_model(application.service, application.entry))
+
+
+def model_application(facts: ModelFacts) -> Application:
+    """Return the application of a further model: a card as ingress, and its own pools."""
+    pools = [
+        _pool(facts.settings, facts.spec.name, stage, pool)
+        for stage, pools in facts.own_pools.items()
+        for pool in pools
+    ]
+    card = serve.deployment(ModelCard, name=_CARD_NAME, ray_actor_options={"num_cpus": 0})
+    return card.bind(facts, tuple(pools))
+
+
 def build(settings: Settings) -> Application:
     """Return the application: the Pipeline as ingress, and one deployment per pool.
+
+    Section `models` is not part of it: each of those is an application of its own.
 
     Raises:
         ConfigurationError: The model folder cannot be used.

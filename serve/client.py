@@ -109,6 +109,14 @@ class KelvinClient:
         answer: dict[str, Any] = self._call("GET", "/v1/status").json()
         return answer
 
+    def models(self) -> list[dict[str, Any]]:
+        """Return every model of the service, with its state, defaults and limits."""
+        answer = self._call("GET", "/v1/models").json()
+        found = answer.get("models") if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise UnexpectedAnswer("The server does not say which models it has.")
+        return found
+
     def generate(
         self,
         request: GenerateRequest,

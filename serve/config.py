@@ -154,6 +154,19 @@ def _one_pool(name: str) -> Any:
     return Field(default_factory=lambda: (PoolSettings(name=name),))
 
 
+class ModelEntry(Section):
+    """A further model of the service, beside the one of section `model`."""
+
+    model: ModelSettings = Field(description="which; its name is what requests say in `model`")
+    denoiser: tuple[PoolSettings, ...] = Field(
+        (), description="its pools; one like the service's own first one if empty"
+    )
+    text_encoder: tuple[PoolSettings, ...] = Field(
+        (), description="the service's own if empty and the files are the same, else as denoiser"
+    )
+    vae_decoder: tuple[PoolSettings, ...] = Field((), description="as text_encoder")
+
+
 class PipelineSettings(Section):
     """The deployment that joins the stages; it is also the HTTP ingress."""
 
@@ -254,6 +267,7 @@ class Settings(Section):
     text_encoder: tuple[PoolSettings, ...] = _one_pool("text-encoder")
     denoiser: tuple[PoolSettings, ...] = _one_pool("denoiser")
     vae_decoder: tuple[PoolSettings, ...] = _one_pool("vae-decoder")
+    models: tuple[ModelEntry, ...] = ()
     pipeline: PipelineSettings = PipelineSettings()
     storage: StorageSettings = StorageSettings()
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
@@ -280,6 +294,9 @@ class Settings(Section):
     def _names_differ(self) -> "Settings":
         # Deployment names, and the Pipeline is one of them.
         names = [pool.name for pools in self.pools.values() for pool in pools]
+        for entry in self.models:
+            own = (*entry.denoiser, *entry.text_encoder, *entry.vae_decoder)
+            names.extend(pool.name for pool in own)
         if len({"pipeline", *names}) != 1 + len(names):
             raise ValueError(
                 f"each pool needs a name of its own, other than pipeline: {', '.join(names)}"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Protocol
 
 from serve.errors import JobCancelled, KelvinError, StorageUnavailable
 from serve.jobs import JobJournal
-from serve.production import Production
-from serve.requests import JobEvent, JobRecord
+from serve.requests import GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 
 _log = logging.getLogger("ray.serve")
@@ -21,10 +21,17 @@ _CANCEL_POLL_S = 5.0
 _UNFORESEEN = "Internal error; the server's log has the details."
 
 
+class Maker(Protocol):
+    """Makes pictures; `serve.served_models.ServedModels` is one."""
+
+    async def make(self, job: RunningJob) -> GenerateResult:
+        """Make and store every picture of a job."""
+
+
 class Endings:
     """Brings live jobs to their end."""
 
-    def __init__(self, production: Production, journal: JobJournal) -> None:
+    def __init__(self, production: Maker, journal: JobJournal) -> None:
         self._production = production
         self._journal = journal
 

@@ -122,6 +122,27 @@ class UnsupportedMediaType(KelvinError):
     code = "unsupported_media_type"
 
 
+class ModelNotFound(InvalidRequest):
+    """No model of that name is served here, or not any more."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class ModelLoading(KelvinError):
+    """The model is being loaded; try again later."""
+
+    status = 503
+    code = "model_loading"
+
+
+class ModelConflict(KelvinError):
+    """The model is in a state that does not allow this."""
+
+    status = 409
+    code = "model_conflict"
+
+
 class JobNotFound(KelvinError):
     """No job of that id was ever accepted here."""
 

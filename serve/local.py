@@ -22,11 +22,16 @@ from ray.serve.api import RunTarget
 from serve.config import Settings
 from serve.embedded_store import EmbeddedStore
 from serve.errors import ConfigurationError, StorageUnavailable
+from serve.further_models import ModelFacts, further_models
 from serve.local_ray import joins_cluster, running_ray
+from serve.model_applications import application_of, is_running, model_states
+from serve.model_dir import model_name, resolve_model_dir
+from serve.models import ModelSpec
 from serve.storage import ObjectStore
 
 _POLL_S = 0.25
 _BETWEEN_STATUS_S = 3.0
+_BETWEEN_FURTHER_S = 1.0
 _READY_ANSWER_S = 15.0
 
 
@@ -46,6 +51,7 @@ class LocalKelvin:
         self.settings = settings
         self._cleanup = ExitStack()
         self._embedded: EmbeddedStore | None = None
+        self._further: tuple[ModelFacts, ...] = ()
 
     @property
     def url(self) -> str:
@@ -63,7 +69,8 @@ class LocalKelvin:
         try:
             self._choose_port()
             self._start_store()
-            self._cleanup.enter_context(running_ray(self.settings))
+            self._further = further_models(self.settings, _own_name(self.settings))
+            self._cleanup.enter_context(running_ray(self.settings, self._further))
             self._check_reach_of_store()
             self._start_app()
         except BaseException:
@@ -116,7 +123,7 @@ class LocalKelvin:
             )
 
     def _start_app(self) -> None:
-        from serve.app import APP_NAME, build
+        from serve.app import APP_NAME, build, model_application
 
         app = build(self.settings)
         serve.start(
@@ -125,10 +132,16 @@ class LocalKelvin:
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         if joins_cluster():
-            self._cleanup.callback(serve.delete, APP_NAME)
-        target = RunTarget(app, name=APP_NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=False)
+            self._cleanup.callback(_delete, APP_NAME)
+        targets = [RunTarget(app, name=APP_NAME, route_prefix="/")]
+        for facts in self._further:
+            name = application_of(APP_NAME, facts.spec.name)
+            targets.append(RunTarget(model_application(facts), name=name, route_prefix=None))
+        serve.run_many(targets, wait_for_applications_running=False)
         self._wait_until_running(APP_NAME)
+        for target in targets[1:]:
+            while not is_running(target.name):
+                time.sleep(_BETWEEN_FURTHER_S)
 
     def _wait_until_running(self, name: str) -> None:
         # Serve's own status costs 40 ms of CPU a call and as much in the controller, which is busy
@@ -137,7 +150,7 @@ class LocalKelvin:
         while True:
             is_open = joins_cluster() or _answers_ready(self.url)
             if is_open or time.monotonic() - asked_serve > _BETWEEN_STATUS_S:
-                if _is_running(name):
+                if is_running(name):
                     return
                 asked_serve = time.monotonic()
             time.sleep(_POLL_S)
@@ -157,17 +170,16 @@ def _answers_ready(url: str) -> bool:
         connection.close()
 
 
-def _is_running(name: str) -> bool:
-    app = serve.status().applications.get(name)
-    if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-        said = [app.message, *(deployment.message for deployment in app.deployments.values())]
-        whole = "\n".join(filter(None, said)).strip() or "Serve does not say why."
-        # A traceback from another process; its last line is what a person needs.
-        raise ConfigurationError(
-            f"The application does not start: {whole.splitlines()[-1]}",
-            allowed="`kelvin doctor` says what this machine lacks",
-        ) from RuntimeError(whole)
-    return app is not None and app.status == "RUNNING"
+def _own_name(settings: Settings) -> str:
+    folder = resolve_model_dir(settings.model)
+    return ModelSpec.from_directory(folder, model_name(settings.model)).name
+
+
+def _delete(service: str) -> None:
+    """Take the service out of a cluster that stays, and every further model with it."""
+    for model in model_states(service):
+        serve.delete(application_of(service, model))
+    serve.delete(service)
 
 
 def _probe(settings: Settings) -> None:

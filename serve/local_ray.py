@@ -10,19 +10,22 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 
 from serve import telemetry
-from serve.config import Settings
+from serve.config import PoolSettings, Settings
 from serve.environment import exported
 from serve.errors import ConfigurationError
+from serve.further_models import ModelFacts
 
 # What passes through it at once is some embeddings and pictures, a few MiB each.
 _OBJECT_STORE_BYTES = 256 << 20
+
+_SLACK = 1e-6  # sums of fractions of a card
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 
@@ -33,11 +36,15 @@ def joins_cluster() -> bool:
 
 
 @contextmanager
-def running_ray(settings: Settings) -> Iterator[None]:
+def running_ray(settings: Settings, further: Sequence[ModelFacts] = ()) -> Iterator[None]:
     """Start or join Ray; at the end stop or leave it.
 
     A Ray of our own is taken down as it is, Serve included: stopping Serve first takes seconds and
     saves nothing, for accepted jobs are in the object store.
+
+    Args:
+        settings: All of them.
+        further: Models beside the service's own.
 
     Raises:
         ConfigurationError: Ray does not start or cannot be joined, or has not what the settings
@@ -56,7 +63,8 @@ def running_ray(settings: Settings) -> Iterator[None]:
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {
                 "num_cpus": max(
-                    os.cpu_count() or 1, math.ceil(_reserved(settings, at_most=True)["CPU"])
+                    os.cpu_count() or 1,
+                    math.ceil(_reserved(settings, further, at_most=True)["CPU"]),
                 ),
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
@@ -64,7 +72,7 @@ def running_ray(settings: Settings) -> Iterator[None]:
             }
         cleanup.callback(ray.shutdown)
         _init(options)
-        _check_resources(settings)
+        check_resources(_reserved(settings, further), ray.cluster_resources())
         yield
 
 
@@ -84,35 +92,53 @@ def _init(options: dict[str, Any]) -> None:
         ) from error
 
 
-def _reserved(settings: Settings, *, at_most: bool = False) -> dict[str, float]:
+def _reserved(
+    settings: Settings, further: Sequence[ModelFacts], *, at_most: bool = False
+) -> dict[str, float]:
     """Return Ray resource -> how much of it all replicas reserve.
 
     Args:
         settings: All of them.
+        further: Models beside the service's own.
         at_most: With as many replicas as autoscaling may start, not those to begin with.
     """
-    replicas = [
-        (pool.most_replicas if at_most else pool.num_replicas, pool)
-        for pools in settings.pools.values()
-        for pool in pools
-    ]
+    groups = [settings.pools, *(facts.own_pools for facts in further)]
+    pools = [pool for stages in groups for stage in stages.values() for pool in stage]
+    reserved = reserved_by(pools, at_most=at_most)
     pipeline = settings.pipeline
+    return reserved | {"CPU": reserved["CPU"] + pipeline.num_replicas * pipeline.num_cpus}
+
+
+def reserved_by(pools: Iterable[PoolSettings], *, at_most: bool = False) -> dict[str, float]:
+    """Return Ray resource -> how much of it the replicas of pools reserve.
+
+    Args:
+        pools: Of stages.
+        at_most: With as many replicas as autoscaling may start, not those to begin with.
+    """
+    replicas = [(pool.most_replicas if at_most else pool.num_replicas, pool) for pool in pools]
     return {
-        "CPU": sum(number * pool.num_cpus for number, pool in replicas)
-        + pipeline.num_replicas * pipeline.num_cpus,
+        "CPU": sum(number * pool.num_cpus for number, pool in replicas),
         "GPU": sum(number * pool.num_gpus for number, pool in replicas),
     }
 
 
-def _check_resources(settings: Settings) -> None:
-    """Refuse a plan that could never be placed; Serve would wait for ever."""
-    present = ray.cluster_resources()
-    for resource, reserved in _reserved(settings).items():
-        if reserved > present.get(resource, 0.0):
+def check_resources(reserved: Mapping[str, float], present: Mapping[str, float]) -> None:
+    """Refuse a plan that could not be placed; Serve would wait for ever.
+
+    Args:
+        reserved: Ray resource -> how much of it is needed.
+        present: Ray resource -> how much of it there is.
+
+    Raises:
+        ConfigurationError: Names the resource.
+    """
+    for resource, needed in reserved.items():
+        there = present.get(resource, 0.0)
+        if needed > there + _SLACK:
             raise ConfigurationError(
-                f"The pools reserve {reserved:g} {resource}s; there are "
-                f"{present.get(resource, 0.0):g}.",
+                f"The pools reserve {needed:g} {resource}s; there are {there:g}.",
                 field=f"num_{resource.lower()}s",
-                value=reserved,
-                allowed=f"at most {present.get(resource, 0.0):g} over all replicas",
+                value=needed,
+                allowed=f"at most {there:g} over all replicas",
             )

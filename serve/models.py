@@ -8,14 +8,14 @@ it says is for others.
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.checkpoints.variants import DEFAULTS, variant_of
-from serve.errors import ConfigurationError, InvalidRequest
+from serve.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from serve.requests import GenerateRequest, Sampler, Scheduler
 
 STABILITY_LICENCE = (
@@ -124,15 +124,11 @@ class ModelSpec(BaseModel):
             again asks for the same pictures.
 
         Raises:
-            InvalidRequest: Unknown model, or a size beyond the model's limits.
+            ModelNotFound: It asks for another model.
+            InvalidRequest: A size beyond the model's limits.
         """
         if request.model not in (None, self.name):
-            raise InvalidRequest(
-                f"There is no model {request.model!r} here.",
-                field="model",
-                value=request.model,
-                allowed=f"one of: {self.name}",
-            )
+            raise model_not_found(str(request.model), (self.name,))
         filled: dict[str, Any] = {
             name: value
             for name, value in self.defaults.model_dump().items()
@@ -167,6 +163,16 @@ class ModelSpec(BaseModel):
                 value=max(width, height),
                 allowed=area,
             )
+
+
+def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
+    """Return the error for a model that is not served, naming those that are."""
+    return ModelNotFound(
+        f"There is no model {name!r} here.",
+        field="model",
+        value=name,
+        allowed=f"one of: {', '.join(known)}",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

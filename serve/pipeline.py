@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.sd3.sigmas import make_sigmas
 from serve import telemetry
+from serve.admission import check_schedule, refuse_if_full
 from serve.autoscaling_status import shown_autoscaling
-from serve.config import PoolSettings, Settings
+from serve.config import Settings
 from serve.endings import Endings, last_event
-from serve.errors import JobConflict, Overloaded
+from serve.errors import JobConflict, ModelConflict
+from serve.further_models import ModelFacts
 from serve.job_ids import new_job_id, not_found
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
-from serve.pool_choice import PoolChoice
-from serve.production import PipelineIdentity, Production
-from serve.readiness import Readiness
+from serve.models_status import shown_further, shown_models
+from serve.production import PipelineIdentity
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
-from serve.stages import Stages
+from serve.served_models import ServedModels
 from serve.storage import ObjectStore
 from serve.storage_errors import shown_endpoint
 
@@ -59,24 +59,13 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.spec = spec
-        self._stages = Stages(
-            {
-                stage: {pool.name: handles[pool.name] for pool in pools}
-                for stage, pools in settings.pools.items()
-            },
-            PoolChoice(settings),
-            retries=settings.pipeline.stage_retries,
-        )
         self._store = ObjectStore(settings.storage)
         self._journal = JobJournal(self._store)
         self._metrics = telemetry.Metrics()
         self._identity = PipelineIdentity.of_this_process()
-        self._production = Production(self._stages, self._store, self._metrics, self._identity)
-        self._endings = Endings(self._production, self._journal)
-        pools = (*settings.text_encoder, *settings.denoiser, *settings.vae_decoder)
-        may_be_empty = frozenset(pool.name for pool in pools if pool.min_replicas == 0)
-        self._readiness = Readiness(self._stages, self._store, may_be_empty)
-        self._most_pictures = _most_pictures(settings)
+        own = ModelFacts(spec, settings)
+        self._models = ServedModels(own, handles, self._store, self._metrics, self._identity)
+        self._endings = Endings(self._models, self._journal)
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
 
@@ -190,15 +179,16 @@ class Pipeline:
         """Return the model, limits, store and every replica of every stage."""
         return {
             "model": self.spec.model_dump(),
-            "stages": await self._readiness.replicas(),
+            "stages": await self._models.own.readiness.replicas(),
             "autoscaling": await asyncio.to_thread(
                 shown_autoscaling, self._identity.application, self.settings
             ),
             "pipeline": {
                 **self._identity.as_json(),
                 "running_jobs": len(self._live),
-                "joules": self._production.joules,
+                "joules": self._models.joules,
             },
+            "further_models": await shown_further(self._models, self._identity.application),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "storage": {
                 "endpoint_url": shown_endpoint(self.settings.storage.endpoint_url),
@@ -209,12 +199,54 @@ class Pipeline:
 
     async def ready(self) -> dict[str, Any]:
         """Return `{"ready": bool, "checks": [...]}`: every stage answers and the store does."""
-        return await self._readiness.check()
+        return await self._models.own.readiness.check()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return every model, whether it takes requests, and what they may ask of it."""
+        return await shown_models(self._models)
+
+    async def shared_settings(self) -> Settings:
+        """Return the settings that a further model takes over; they hold no secrets."""
+        return self.settings
+
+    async def pool_names(self) -> list[str]:
+        """Return the names of all pools of all models, none of which another one may take."""
+        further = [model for _, model in (await self._models.further()).values() if model]
+        models = (self._models.own, *further)
+        return sorted({pool for each in models for pool in each.facts.pool_names})
+
+    async def close_model(self, name: str, for_s: float) -> int:
+        """Take no new requests for a further model, and return how many of its jobs run here.
+
+        To be called again before `for_s` is over; whoever unloads it may die.
+
+        Args:
+            name: Of the model.
+            for_s: Seconds until it takes requests again by itself.
+
+        Raises:
+            ModelConflict: It is the service's own.
+        """
+        if name == self.spec.name:
+            raise ModelConflict(
+                f"{name!r} is the service's own model, which its Pipeline is bound to.",
+                field="model",
+                value=name,
+                allowed="a further model; the own one changes with the service's settings",
+            )
+        self._models.close(name, for_s)
+        return sum(job.request.model == name for job in self._live.values())
+
+    async def reopen_model(self, name: str) -> None:
+        """Undo `close_model`, and learn anew which models there are."""
+        self._models.reopen(name)
 
     async def _accept(self, request: GenerateRequest) -> RunningJob:
-        resolved = self.spec.resolve(GenerateRequest.model_validate(request))
-        _check_schedule(resolved)
-        self._refuse_if_full(resolved)
+        request = GenerateRequest.model_validate(request)
+        model = await self._models.find(request.model)
+        resolved = model.facts.spec.resolve(request)
+        check_schedule(resolved)
+        refuse_if_full(self._models, model, resolved, self._live.values())
         job = RunningJob(new_job_id(), resolved)
         self._live[job.id] = job
         try:
@@ -225,18 +257,6 @@ class Pipeline:
         job.publish(JobEvent(event="queued", id=job.id))
         job.start(self._run(job))
         return job
-
-    def _refuse_if_full(self, request: GenerateRequest) -> None:
-        # Refused here, before the journal: a job accepted and then dropped by a full queue behind
-        # would be a promise broken.
-        pictures = sum(job.request.num_images for job in self._live.values())
-        if pictures and pictures + request.num_images > self._most_pictures:
-            raise Overloaded(
-                f"{pictures} pictures are being made or wait.",
-                field="num_images",
-                value=request.num_images,
-                allowed=f"at most {self._most_pictures} at once; Retry-After says when to try",
-            )
 
     async def _run(self, job: RunningJob) -> None:
         watch = asyncio.create_task(self._endings.watch_for_cancel(job))
@@ -255,24 +275,3 @@ class Pipeline:
         while kept > _ENDED_EVENTS_KEPT:
             _, oldest = self._ended.popitem(last=False)
             kept -= oldest.num_events
-
-
-def _check_schedule(request: GenerateRequest) -> None:
-    """Refuse now what the denoiser would refuse after the job was accepted.
-
-    Raises:
-        InvalidRequest: The noise levels of this shift, scheduler and number of steps coincide.
-    """
-    if request.scheduler and request.num_inference_steps and request.shift is not None:
-        make_sigmas(request.scheduler, request.num_inference_steps, request.shift)
-
-
-def _most_pictures(settings: Settings) -> float:
-    """Return how many pictures every stage takes from one Pipeline, waiting ones included."""
-    return min(sum(map(_capacity, pools)) for pools in settings.pools.values())
-
-
-def _capacity(pool: PoolSettings) -> float:
-    if pool.max_queued_requests < 0:
-        return float("inf")
-    return pool.most_replicas * pool.max_ongoing_requests + pool.max_queued_requests

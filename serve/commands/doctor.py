@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from serve.commands.finding import Finding, table_of
@@ -63,6 +64,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _guarded("ray", lambda: [_check_ray()])
     yield check_disk(Path(settings.embedded_store.data_dir))
     yield from _guarded("model", lambda: check_model(settings.model))
+    for index, entry in enumerate(settings.models):
+        name = entry.model.name or f"models.{index}"
+        for finding in _guarded(name, lambda entry=entry: check_model(entry.model)):  # type: ignore[misc]
+            yield replace(finding, name=f"{name}: {finding.name}")
     yield from _guarded("store", lambda: check_store(settings))
 
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from serve.errors import ConfigurationError, KelvinError
+from serve.errors import ConfigurationError, KelvinError, ModelNotFound
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -40,11 +40,8 @@ def write_json(body: Mapping[str, Any], stream: TextIO | None = None) -> None:
 def exit_code(error: KelvinError) -> int:
     """Return 2 where the caller can repair what was typed or set, 1 for everything else."""
     caller_can_repair = 400 <= error.status < 500 and error.status not in (404, 409, 429)
-    return (
-        EXIT_BAD_INPUT
-        if caller_can_repair or isinstance(error, ConfigurationError)
-        else EXIT_FAILED
-    )
+    repairable = caller_can_repair or isinstance(error, ConfigurationError | ModelNotFound)
+    return EXIT_BAD_INPUT if repairable else EXIT_FAILED
 
 
 def write_error(error: KelvinError, *, as_json: bool) -> None:

@@ -39,9 +39,7 @@ def settings_from_options(
         ConfigurationError: Naming the setting.
     """
     tree: dict[str, Any] = {}
-    for assignment in assignments:
-        path, value = _parsed(assignment)
-        _assign(tree, path, value)
+    assigned(tree, assignments)
     shorthands = {
         "model.path": model,
         # Read by other processes, which may work elsewhere.
@@ -60,6 +58,21 @@ def settings_from_options(
             if isinstance(changed := tree.get(stage), dict):
                 tree[stage] = [{**_only_pool(beneath, stage).model_dump(), **changed}]
     return load_settings(config, tree)
+
+
+def assigned(tree: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Put values into a tree of settings.
+
+    Args:
+        tree: Changed in place.
+        assignments: Each `a.b=value`; the value is read as YAML, so `2` is a number.
+
+    Raises:
+        ConfigurationError: It is no assignment, or lies beneath a value.
+    """
+    for assignment in assignments:
+        path, value = _parsed(assignment)
+        _assign(tree, path, value)
 
 
 def _only_pool(settings: Settings, stage: str) -> PoolSettings:

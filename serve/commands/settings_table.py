@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from serve.config import PoolSettings, Settings
+from serve.config import ModelEntry, ModelSettings, PoolSettings, Settings
 
 _BEGIN = "<!-- settings: python -m serve.commands.settings_table README.md -->"
 _END = "<!-- /settings -->"
@@ -30,7 +30,7 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         if name in _STAGES:
             continue
-        rows += _rows(name, field.annotation)
+        rows += _rows(name, ModelEntry if name == "models" else field.annotation)
     rows += _rows("denoiser", PoolSettings)
     return "\n".join(rows)
 
@@ -40,6 +40,8 @@ def _rows(section: str, kind: Any) -> Iterator[str]:
         raise TypeError(f"settings section {section} is no pydantic model")
     for name, field in kind.model_fields.items():
         default = section.replace("_", "-") if field.is_required() else field.default
+        if name == "model":
+            default = None
         cells = (f"`{section}.{name}`", _type(field), _shown(default), field.description or "")
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -71,7 +73,8 @@ def _words(annotation: Any) -> str:
         if parts[-1] is Ellipsis:
             return f"list of {_words(parts[0])}"
         return f"[{', '.join(map(_words, parts))}]"
-    names = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    names: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    names |= {PoolSettings: "pool, as `denoiser`", ModelSettings: "as section `model`"}
     return names.get(annotation, str(annotation))
 
 

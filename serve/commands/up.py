@@ -52,7 +52,8 @@ def check_before_start(settings: Settings) -> None:
         StorageUnavailable: The store that is set does not do what Kelvin needs.
     """
     _check_port(settings.http.host, settings.http.port)
-    _report(check_model(settings.model))
+    for model in (settings.model, *(entry.model for entry in settings.models)):
+        _report(check_model(model))
     # The embedded store is started anyway and says itself what is wrong.
     if not uses_embedded_store(settings):
         _report(check_store(settings))

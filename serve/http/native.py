@@ -106,6 +106,11 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         """Return the model, its limits, the store and every replica of every stage."""
         return await pipeline.status()
 
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Return every model with its state: loading, loaded, failed or unloading."""
+        return {"models": await pipeline.models()}
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Answer while this process lives, whatever the stages and the store do."""

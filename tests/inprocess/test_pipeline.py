@@ -136,7 +136,9 @@ async def test_the_trace_of_a_failed_job_says_so(
     await pipeline.generate(REQUEST)
     assert marked == []
     # Raised where it is given to the job, so beneath no span of ours.
-    monkeypatch.setattr(pipeline._production, "make", AsyncMock(side_effect=StageFailed("boom")))
+    monkeypatch.setattr(
+        pipeline._models.own.production, "make", AsyncMock(side_effect=StageFailed("boom"))
+    )
     with pytest.raises(StageFailed) as caught:
         await pipeline.generate(REQUEST)
     assert marked == [caught.value]
@@ -183,7 +185,7 @@ async def test_no_password_of_an_endpoint_is_shown(
 ):
     secret = storage.model_copy(update={"endpoint_url": "http://me:secret@127.0.0.1:9/"})
     pipeline = new_pipeline(stages, secret, monkeypatch)
-    monkeypatch.setattr(pipeline._readiness, "replicas", AsyncMock(return_value={}))
+    monkeypatch.setattr(pipeline._models.own.readiness, "replicas", AsyncMock(return_value={}))
     assert (await pipeline.status())["storage"]["endpoint_url"] == "http://127.0.0.1:9"
 
 

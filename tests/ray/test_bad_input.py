@@ -47,7 +47,6 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no pictures": ({"num_images": 0}, "num_images"),
     "too many pictures": ({"num_images": 17}, "num_images"),
     "quality out of range": ({"quality": 101}, "quality"),
-    "unknown model": ({"model": "sdxl"}, "model"),
     "sequence too long": ({"max_sequence_length": 513}, "max_sequence_length"),
     "interval that falls": ({"guidance_interval": [0.9, 0.1]}, "guidance_interval"),
     "range beyond the end": ({"negative_prompt_range": [0.5, 1.5]}, "negative_prompt_range.1"),
@@ -112,7 +111,10 @@ def test_a_request_changed_after_it_was_checked_is_checked_again(
 def test_an_unknown_model_is_told_the_known_ones(world: World):
     answer = world.http.post("/v1/generate", json=FAST | {"model": "sdxl"})
     name = world.http.get("/v1/status").json()["model"]["name"]
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
     assert name in answer.json()["error"]["allowed"]
+    assert by_handle(world, FAST | {"model": "sdxl"}).body() == answer.json()
 
 
 def test_bodies_that_are_not_json(world: World):
@@ -180,6 +182,7 @@ def test_openapi_lists_every_route(world: World):
         "/v1/jobs": {"post"},
         "/v1/jobs/{job_id}": {"get", "delete"},
         "/v1/jobs/{job_id}/events": {"get"},
+        "/v1/models": {"get"},
         "/v1/status": {"get"},
         "/healthz": {"get"},
         "/readyz": {"get"},

@@ -27,7 +27,8 @@ def test_a_restart_changes_no_pixel_and_loses_no_job(world: World):
     world.stop()
     assert processes_below(session) == []
 
-    world.start(replicas=1)
+    # With a further model now, which an operator wrote into the settings.
+    world.start(replicas=1, models=[{"model": {"path": "pico", "name": "second"}}])
     record = world.http.get(f"/v1/jobs/{before['id']}").json()
     assert record["status"] == "succeeded"
     assert record["request"] == before["request"]
@@ -36,3 +37,7 @@ def test_a_restart_changes_no_pixel_and_loses_no_job(world: World):
     replicas = {report["replica"] for report in before["stages"]}
     assert replicas.isdisjoint(report["replica"] for report in after["stages"])
     np.testing.assert_array_equal(world.pixels(after), pixels)
+    second = world.generate(model="second", num_inference_steps=4, prompt="a yellow ring")
+    denoisers = {world.http.get("/v1/status").json()["stages"]["denoise"][0]["pid"]}
+    assert denoisers.isdisjoint(report["pid"] for report in second["stages"])
+    np.testing.assert_array_equal(world.pixels(second), pixels)

@@ -8,7 +8,7 @@ import yaml
 from serve import errors
 from serve.__main__ import app
 from serve.commands.settings_table import settings_table
-from serve.config import Settings
+from serve.config import ModelEntry, ModelSettings, Settings
 from serve.requests import GenerateRequest
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -26,6 +26,7 @@ def test_every_setting_is_in_the_generated_table() -> None:
         if name not in ("text_encoder", "vae_decoder")
     }
     sections["denoiser"] = Settings().denoiser[0]
+    sections["models"] = ModelEntry(model=ModelSettings())
     for section, value in sections.items():
         for name in type(value).model_fields:
             assert f"`{section}.{name}`" in table

@@ -1,0 +1,67 @@
+"""What is refused before a job is written down.
+
+A job accepted and then dropped by a full queue, or by a stage that cannot do it, would be a promise
+broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from deployments.sd3.sigmas import make_sigmas
+from serve.config import PoolSettings
+from serve.errors import Overloaded
+from serve.requests import GenerateRequest
+from serve.running import RunningJob
+from serve.served_models import ServedModel, ServedModels
+
+
+def check_schedule(request: GenerateRequest) -> None:
+    """Refuse now what the denoiser would refuse after the job was accepted.
+
+    Raises:
+        InvalidRequest: The noise levels of this shift, scheduler and number of steps coincide.
+    """
+    if request.scheduler and request.num_inference_steps and request.shift is not None:
+        make_sigmas(request.scheduler, request.num_inference_steps, request.shift)
+
+
+def refuse_if_full(
+    models: ServedModels,
+    model: ServedModel,
+    request: GenerateRequest,
+    live: Collection[RunningJob],
+) -> None:
+    """Refuse pictures that a stage of their model has no place for.
+
+    Args:
+        models: Of the service.
+        model: Of the request.
+        request: Resolved.
+        live: Jobs of this process; those of other models count where they share a stage's pools.
+
+    Raises:
+        Overloaded: Says how many there may be.
+    """
+    for stage, pools in model.facts.settings.pools.items():
+        stage_pools = model.stages.pools[stage].keys()
+        pictures = 0
+        for job in live:
+            other = models.met(job.request.model)
+            if other is not None and other.stages.pools[stage].keys() == stage_pools:
+                pictures += job.request.num_images
+        most = sum(map(_capacity, pools))
+        if pictures and pictures + request.num_images > most:
+            raise Overloaded(
+                f"{pictures} pictures are being made or wait.",
+                field="num_images",
+                value=request.num_images,
+                allowed=f"at most {most} at once; Retry-After says when to try",
+            )
+
+
+def _capacity(pool: PoolSettings) -> float:
+    """Return how many pictures a pool takes from one Pipeline, waiting ones included."""
+    if pool.max_queued_requests < 0:
+        return float("inf")
+    return pool.most_replicas * pool.max_ongoing_requests + pool.max_queued_requests

@@ -1,0 +1,13 @@
+"""Options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object as stdout's last line; the rest on stderr.")
+]
+ModelsDir = Annotated[
+    str | None,
+    typer.Option("--models-dir", help="ComfyUI's models folder, where MODEL is.", metavar="FOLDER"),
+]
