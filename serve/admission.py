@@ -31,6 +31,7 @@ def refuse_if_full(
     model: ServedModel,
     request: GenerateRequest,
     live: Collection[RunningJob],
+    share: float = 1.0,
 ) -> None:
     """Refuse pictures that a stage of their model has no place for.
 
@@ -39,6 +40,7 @@ def refuse_if_full(
         model: Of the request.
         request: Resolved.
         live: Jobs of this process; those of other models count where they share a stage's pools.
+        share: Of the room, that may be taken up.
 
     Raises:
         Overloaded: Says how many there may be.
@@ -51,7 +53,7 @@ def refuse_if_full(
             if other is not None and other.stages.pools[stage].keys() == stage_pools:
                 pictures += job.request.num_images
         most = sum(map(_capacity, pools))
-        if pictures and pictures + request.num_images > most:
+        if pictures and pictures + request.num_images > share * most:
             raise Overloaded(
                 f"{pictures} pictures are being made or wait.",
                 field="num_images",

@@ -34,7 +34,7 @@ PIPELINE_NAME = "pipeline"
 _CARD_NAME = "model"
 
 # Above the longest denoise plus upload: a call under way when a replica is asked to go, ends. A job
-# of POST /v1/jobs is no call: one that outlives its Pipeline stays pending in the store.
+# of POST /v1/jobs is no call: one that outlives its Pipeline is taken over by another.
 _GRACEFUL_SHUTDOWN_S = 120.0
 # Beside generate calls, which the Pipeline counts itself, it must still answer status and health.
 _ROOM_FOR_OTHER_CALLS = 64

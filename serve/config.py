@@ -28,6 +28,7 @@ from pydantic_settings import (
 from cluster.pool_state import Stage
 from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
+from serve.journal_settings import JournalSettings
 from serve.model_settings import ModelSettings as ModelSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
@@ -270,6 +271,7 @@ class Settings(Section):
     models: tuple[ModelEntry, ...] = ()
     pipeline: PipelineSettings = PipelineSettings()
     storage: StorageSettings = StorageSettings()
+    journal: JournalSettings = JournalSettings()
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -1,24 +1,33 @@
 """How a job ends: done, failed or cancelled, as the journal decides.
 
 Several may want to end one job: its own work, whoever cancels it here or through another Pipeline
-process, and later whoever takes it over. The journal's first writer wins, and everybody else
-reports what the winner wrote.
+process, and whoever takes it over. The journal's first writer wins, and everybody else reports what
+the winner wrote. Nothing is reported that is not on record, so a store that does not answer is
+waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
-from serve.errors import JobCancelled, KelvinError, StorageUnavailable
+from serve.custody import Custody
+from serve.errors import JobCancelled, JobNotFound, KelvinError, StorageUnavailable
 from serve.jobs import JobJournal
 from serve.requests import GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 
 _log = logging.getLogger("ray.serve")
 _CANCEL_POLL_S = 5.0
+_ELSEWHERE_POLL_S = 1.0
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
 _UNFORESEEN = "Internal error; the server's log has the details."
+_REMOVED = "The job's records have been removed."
+
+_Answer = TypeVar("_Answer")
 
 
 class Maker(Protocol):
@@ -29,56 +38,95 @@ class Maker(Protocol):
 
 
 class Endings:
-    """Brings live jobs to their end."""
+    """Brings live jobs to their end.
 
-    def __init__(self, production: Maker, journal: JobJournal) -> None:
+    Args:
+        production: Makes their pictures.
+        journal: Decides how they end.
+        custody: Of this process's lease, without which nothing is published.
+    """
+
+    def __init__(self, production: Maker, journal: JobJournal, custody: Custody) -> None:
         self._production = production
         self._journal = journal
+        self._custody = custody
 
     async def reach(self, job: RunningJob) -> JobEvent:
         """Do the job and publish how it ended; return the event that says so.
 
         It does not raise: a failure is an end like any other.
         """
-        ended: JobRecord | None
         try:
-            result = await job.work(self._production.make(job))
-            ended = JobRecord(id=job.id, status="succeeded", request=job.request, result=result)
-            if not await self._journal.publish(job.id, ended):
-                # Somebody else was first: a cancellation, or whoever took the job over.
-                ended = await self._journal.read(job.id)
-        except asyncio.CancelledError:
-            ended = await self._cancelled(job)
+            ended = await self._end(job)
         except KelvinError as error:
-            ended = await self._failed(job, error)
+            # Somebody has meddled with its records; there is nothing to wait for.
+            _log.warning("Job %s has no end on record: %s", job.id, error)
+            ended = _failed(job, error)
         except Exception:
             _log.exception("Job %s failed in a way nobody foresaw.", job.id)
-            ended = await self._failed(job, KelvinError(_UNFORESEEN))
-        if ended is None:
-            ended = await self._failed(job, KelvinError("The job's records have been removed."))
+            ended = _failed(job, KelvinError(_UNFORESEEN))
         if ended.status == "succeeded":
             job.error = None
         elif ended.status == "cancelled":
             job.error = JobCancelled("The job was cancelled.", field="id", value=job.id)
+        elif job.error is None:
+            job.error = KelvinError("The job failed elsewhere; its record says why.", value=job.id)
         return last_event(ended)
+
+    async def _end(self, job: RunningJob) -> JobRecord:
+        try:
+            result = await job.work(self._production.make(job))
+        except asyncio.CancelledError:
+            if not job.is_cancelled:
+                raise  # this process is ending, which decides nothing: somebody takes the job over
+            if job.is_given_up:
+                return await self._elsewhere(job)
+            return await self._answered(job, self._cancelled)
+        except KelvinError as error:
+            ended = _failed(job, error)
+        except Exception:
+            _log.exception("Job %s failed in a way nobody foresaw.", job.id)
+            ended = _failed(job, KelvinError(_UNFORESEEN))
+        else:
+            ended = JobRecord(id=job.id, status="succeeded", request=job.request, result=result)
+        return await self._answered(job, lambda job: self._published(job, ended))
+
+    async def _published(self, job: RunningJob, ended: JobRecord) -> JobRecord:
+        await self._custody.holding()
+        if await self._journal.publish(job.id, ended):
+            return ended
+        # Somebody else was first: a cancellation, or whoever took the job over.
+        return await self._read(job)
 
     async def _cancelled(self, job: RunningJob) -> JobRecord:
         try:
             return await self._journal.request_cancel(job.id)
-        except KelvinError as error:
-            _log.warning("Job %s is cancelled, but cannot say so: %s", job.id, error)
-            return JobRecord(id=job.id, status="cancelled", request=job.request)
+        except JobNotFound:
+            return _failed(job, KelvinError(_REMOVED))
 
-    async def _failed(self, job: RunningJob, error: KelvinError) -> JobRecord:
-        job.error = error
-        ended = JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
-        try:
-            if not await self._journal.publish(job.id, ended):
-                ended = await self._journal.read(job.id) or ended
-        except KelvinError as unavailable:
-            # It stays pending in the store, which is the truth: nobody has published an end.
-            _log.warning("Job %s failed, but cannot say so: %s", job.id, unavailable)
-        return ended
+    async def _elsewhere(self, job: RunningJob) -> JobRecord:
+        while True:
+            record = await self._answered(job, self._read)
+            if record.is_over:
+                return record
+            await asyncio.sleep(_ELSEWHERE_POLL_S)
+
+    async def _read(self, job: RunningJob) -> JobRecord:
+        return await self._journal.read(job.id) or _failed(job, KelvinError(_REMOVED))
+
+    async def _answered(
+        self, job: RunningJob, ask: Callable[[RunningJob], Awaitable[_Answer]]
+    ) -> _Answer:
+        """Ask the store until it answers: until then the job has not ended."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await ask(job)
+            except StorageUnavailable as error:
+                if pause_s == _FIRST_PAUSE_S:
+                    _log.warning("The end of job %s waits for the store: %s", job.id, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def watch_for_cancel(self, job: RunningJob) -> None:
         """Learn of a cancellation that another Pipeline process wrote down."""
@@ -91,6 +139,11 @@ class Endings:
             except StorageUnavailable:
                 # Publishing asks again, and decides.
                 continue
+
+
+def _failed(job: RunningJob, error: KelvinError) -> JobRecord:
+    job.error = error
+    return JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
 
 
 def last_event(record: JobRecord) -> JobEvent:

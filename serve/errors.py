@@ -178,6 +178,13 @@ class StorageUnavailable(KelvinError):
     code = "storage_unavailable"
 
 
+class RecordUnreadable(KelvinError):
+    """A record in the journal was written by somebody else, or by another version of Kelvin."""
+
+    status = 500
+    code = "record_unreadable"
+
+
 class StageUnavailable(KelvinError):
     """A stage died or cannot be reached, and retrying did not help."""
 

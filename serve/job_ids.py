@@ -28,9 +28,22 @@ def checked(job_id: str) -> str:
     Raises:
         JobNotFound: It is not of the form that `new_job_id` makes, so no job has it.
     """
-    if not isinstance(job_id, str) or _ID.fullmatch(job_id) is None:
+    if not is_job_id(job_id):
         raise not_found(job_id)
     return job_id
+
+
+def is_job_id(text: object) -> bool:
+    """Return whether this is of the form that `new_job_id` makes."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
+def accepted_seconds_ago(job_id: str) -> float:
+    """Return the age of a job by this machine's wall clock, in seconds, not below 0.
+
+    For deadlines and retention, where seconds by which two machines' clocks differ matter little.
+    """
+    return max(0.0, time.time() - int(checked(job_id)[:12], 16) / 1000)
 
 
 def not_found(job_id: object) -> JobNotFound:

@@ -4,10 +4,13 @@ The object store is the only truth, so a job can be read through any proxy and a
 Keys, relative to the store's prefix:
 
     jobs/{id}/request.json          the accepted request; put if absent
+    jobs/{id}/attempts/{n}.json     who took it over; `serve.claims`
     jobs/{id}/cancel.json           somebody wants it cancelled
     jobs/{id}/result.json           how it ended; put if absent: the one moment of truth
     images/{id}/{index}-{sha256}.{ext}   a late loser cannot overwrite what a winner published
-    pending/{shard}/{id}            accepted and not ended: what a restart must look at
+    pending/{shard}/{id}            accepted and not ended: what a restart must look at, and who
+                                    accepted it
+    leases/{pipeline}.json          which Pipelines live; `serve.leases`
 
 Presigned URLs are secrets that expire: they are made on reading and never stored.
 """
@@ -15,17 +18,19 @@ Presigned URLs are secrets that expire: they are made on reading and never store
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 from pydantic import ValidationError
 
-from serve.errors import JobConflict, KelvinError, StorageUnavailable
-from serve.job_ids import checked, not_found, shard
+from serve.errors import JobConflict, KelvinError, RecordUnreadable, StorageUnavailable
+from serve.job_ids import checked, is_job_id, not_found, shard
 from serve.requests import GenerateRequest, JobRecord
 from serve.storage import ObjectStore
 
 _JSON = "application/json"
 _EMPTY = b"{}\n"
+_LONGEST_OWNER = 200
 _log = logging.getLogger(__name__)
 
 
@@ -35,12 +40,15 @@ class JobJournal:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    async def accept(self, job_id: str, request: GenerateRequest) -> JobRecord:
+    async def accept(
+        self, job_id: str, request: GenerateRequest, owner: str | None = None
+    ) -> JobRecord:
         """Write a job down; once this returns, no crash loses it.
 
         Args:
             job_id: From `serve.job_ids.new_job_id`.
             request: Fully resolved, with its seed: a takeover must make the same pictures.
+            owner: Lease of the Pipeline that accepts it; None: whoever finds it may take it.
 
         Raises:
             JobConflict: The id has another request already.
@@ -53,24 +61,36 @@ class JobJournal:
             if known is None or known.request != request:
                 raise JobConflict("This job id is taken.", field="id", value=job_id)
         # After the request: whoever finds a pending key finds what to do.
-        await self._store.put(_pending_key(job_id), _EMPTY, _JSON)
+        body = _EMPTY if owner is None else json.dumps({"pipeline": owner}).encode()
+        await self._store.put(_pending_key(job_id), body, _JSON)
         return record
+
+    async def accepted_by(self, job_id: str) -> str | None:
+        """Return the lease of the Pipeline that accepted a pending job; None: not known."""
+        try:
+            body = json.loads(await self._store.get(_pending_key(job_id)) or b"{}")
+        except ValueError:
+            return None
+        owner = body.get("pipeline") if isinstance(body, dict) else None
+        return owner if isinstance(owner, str) and len(owner) <= _LONGEST_OWNER else None
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Return what the store knows of a job, with fresh presigned URLs; None if unknown.
 
         Raises:
             JobNotFound: The id is malformed.
+            RecordUnreadable: Somebody else, or another version, wrote it.
         """
-        result, cancel, accepted = await asyncio.gather(
-            self._load(_result_key(job_id)),
+        result, cancel, request = await asyncio.gather(
+            self._store.get(_result_key(job_id)),
             self._store.exists(_cancel_key(job_id)),
-            self._load(_request_key(job_id)),
+            self._store.get(_request_key(job_id)),
         )
         if result is not None:
-            return await self._with_urls(result)
-        if accepted is None:
+            return await self._with_urls(self._parsed(result, _result_key(job_id)))
+        if request is None:
             return None
+        accepted = self._parsed(request, _request_key(job_id))
         if cancel:
             # Whoever asked died before deciding it. Decide now, so that no reader is told
             # "cancelled" of a job that succeeds a moment later.
@@ -93,11 +113,15 @@ class JobJournal:
         data = _without_urls(record).model_dump_json().encode()
         won = await self._store.put(_result_key(job_id), data, _JSON, if_absent=True)
         try:
-            await self._store.delete(_pending_key(job_id))
+            await self.forget_pending(job_id)
         except StorageUnavailable as error:
             # The result stands. Whoever looks at pending keys next finds it ended and removes it.
             _log.warning("job %s: its pending key stays for now: %s", job_id, error)
         return won
+
+    async def forget_pending(self, job_id: str) -> None:
+        """Remove a job that has ended, or that nobody ever wrote, from what a restart looks at."""
+        await self._store.delete(_pending_key(job_id))
 
     async def request_cancel(self, job_id: str) -> JobRecord:
         """Cancel a job unless it has ended.
@@ -123,7 +147,7 @@ class JobJournal:
     async def pending(self, of_shard: str | None = None) -> list[str]:
         """Return the ids of jobs accepted and not ended, oldest first; of one shard or all."""
         keys = await self._store.list_keys(f"pending/{of_shard}/" if of_shard else "pending/")
-        return sorted(key.rsplit("/", 1)[-1] for key in keys)
+        return sorted(filter(is_job_id, (key.rsplit("/", 1)[-1] for key in keys)))
 
     @staticmethod
     def image_key(job_id: str, index: int, sha256: str, ext: str) -> str:
@@ -150,12 +174,13 @@ class JobJournal:
 
     async def _load(self, key: str) -> JobRecord | None:
         data = await self._store.get(key)
-        if data is None:
-            return None
+        return None if data is None else self._parsed(data, key)
+
+    def _parsed(self, data: bytes, key: str) -> JobRecord:
         try:
             return JobRecord.model_validate_json(data)
         except (ValueError, ValidationError, KelvinError):
-            raise StorageUnavailable(
+            raise RecordUnreadable(
                 "A job record in the object store cannot be read: somebody else wrote it, or "
                 "another version of Kelvin.",
                 field="id",

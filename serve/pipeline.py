@@ -17,12 +17,14 @@ from ray.serve.handle import DeploymentHandle
 
 from serve import telemetry
 from serve.admission import check_schedule, refuse_if_full
+from serve.adoption import Adoption
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
 from serve.endings import Endings, last_event
 from serve.errors import JobConflict, ModelConflict
 from serve.further_models import ModelFacts
 from serve.job_ids import new_job_id, not_found
+from serve.job_keeping import JobKeeping
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
@@ -65,9 +67,15 @@ class Pipeline:
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
         self._models = ServedModels(own, handles, self._store, self._metrics, self._identity)
-        self._endings = Endings(self._models, self._journal)
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+        self._keeping = JobKeeping(
+            Adoption(self._live, self._admit, self._start, settings.journal.recovered_at_once),
+            settings,
+            self._journal,
+            self._identity.as_json(),
+        )
+        self._endings = Endings(self._models, self._journal, self._keeping.custody)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the HTTP routes of this very object."""
@@ -242,21 +250,32 @@ class Pipeline:
         self._models.reopen(name)
 
     async def _accept(self, request: GenerateRequest) -> RunningJob:
-        request = GenerateRequest.model_validate(request)
-        model = await self._models.find(request.model)
-        resolved = model.facts.spec.resolve(request)
-        check_schedule(resolved)
-        refuse_if_full(self._models, model, resolved, self._live.values())
+        resolved = await self._admit(GenerateRequest.model_validate(request))
         job = RunningJob(new_job_id(), resolved)
-        self._live[job.id] = job
+        self._live[job.id] = job  # before it is on record, or it would be taken for an orphan
         try:
-            await self._journal.accept(job.id, resolved)
+            await self._journal.accept(job.id, resolved, await self._keeping.owner())
         except BaseException:
             del self._live[job.id]
             raise
+        self._start(job)
+        return job
+
+    async def _admit(self, request: GenerateRequest, share: float = 1.0) -> GenerateRequest:
+        model = await self._models.find(request.model)
+        resolved = model.facts.spec.resolve(request)
+        check_schedule(resolved)
+        refuse_if_full(self._models, model, resolved, self._live.values(), share)
+        return resolved
+
+    def _start(self, job: RunningJob) -> None:
+        self._live[job.id] = job
         job.publish(JobEvent(event="queued", id=job.id))
         job.start(self._run(job))
-        return job
+
+    async def check_health(self) -> None:
+        """Take Serve's first question as the sign to begin keeping jobs; it never fails."""
+        self._keeping.start()
 
     async def _run(self, job: RunningJob) -> None:
         watch = asyncio.create_task(self._endings.watch_for_cancel(job))
@@ -268,6 +287,7 @@ class Pipeline:
         finally:
             watch.cancel()
             del self._live[job.id]
+            self._keeping.room_again()
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._ended[job.id] = job

@@ -287,7 +287,9 @@ class JobRecord(BaseModel):
 
     id: str
     status: JobStatus
-    request: GenerateRequest
+    request: GenerateRequest | None = Field(
+        None, description="resolved; null only where it was on record and cannot be read any more"
+    )
     result: GenerateResult | None = None
     error: dict[str, Any] | None = None
     progress: JobEvent | None = Field(None, description="the newest event, where known")

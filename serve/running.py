@@ -23,16 +23,25 @@ _PREVIEW_CHARACTERS_KEPT = 1 << 20
 
 
 class RunningJob:
-    """One accepted job; `request` is resolved."""
+    """One accepted job; `request` is resolved.
 
-    def __init__(self, job_id: str, request: GenerateRequest) -> None:
+    Args:
+        job_id: Its id.
+        request: Resolved.
+        age_s: Seconds since it was accepted, where another process accepted it.
+    """
+
+    def __init__(self, job_id: str, request: GenerateRequest, age_s: float = 0.0) -> None:
         self.id = job_id
         self.request = request
-        self.accepted_at = time.monotonic()
+        self.accepted_at = time.monotonic() - age_s
         """Seconds of this process's monotonic clock; the deadline counts from here."""
+        self.is_given_up = False
+        """True once another Pipeline process has taken it over."""
         self._life: asyncio.Task[None] | None = None
         self._work: asyncio.Task[Any] | None = None
-        self._is_cancelled = False
+        self.is_cancelled = False
+        """True once its work is to stop, for whatever reason."""
         self.error: KelvinError | None = None
         self._events: list[JobEvent] = []
         self._changed = asyncio.Event()
@@ -74,7 +83,7 @@ class RunningJob:
         """
         work = asyncio.get_running_loop().create_task(making)
         self._work = work
-        if self._is_cancelled:
+        if self.is_cancelled:
             work.cancel()
         return await work
 
@@ -105,9 +114,14 @@ class RunningJob:
 
     def cancel(self) -> None:
         """Stop the work; how the job ends is told by its last event, as ever."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         if self._work is not None:
             self._work.cancel()
+
+    def give_up(self) -> None:
+        """Stop the work because another Pipeline process does it now; how it ends is its matter."""
+        self.is_given_up = True
+        self.cancel()
 
     def publish(self, event: JobEvent) -> None:
         """Append an event and wake every follower; events after the last one are dropped."""

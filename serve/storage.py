@@ -37,6 +37,7 @@ _Result = TypeVar("_Result")
 
 class _Condition(TypedDict, total=False):
     IfNoneMatch: str
+    IfMatch: str
 
 
 class ObjectStore:
@@ -68,10 +69,32 @@ class ObjectStore:
         Returns:
             True if this call wrote the object, False if `if_absent` found one.
         """
-        return await self._run(lambda: self._put(key, data, content_type, if_absent))
+        condition: _Condition = {"IfNoneMatch": "*"} if if_absent else {}
+        etag = await self._run(lambda: self._put(key, data, content_type, condition))
+        return etag is not None
+
+    async def swap(self, key: str, data: bytes, content_type: str, etag: str | None) -> str | None:
+        """Write an object only if nobody has changed it since, atomically.
+
+        Args:
+            key: Relative to the prefix.
+            data: The whole object.
+            content_type: MIME type that a GET answers with.
+            etag: Of the object as it was last seen; None if there was none.
+
+        Returns:
+            The ETag of what was written, or None: it is another object by now, or gone, or there.
+        """
+        condition: _Condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        return await self._run(lambda: self._put(key, data, content_type, condition))
 
     async def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None if there is none."""
+        found = await self.get_with_etag(key)
+        return None if found is None else found[0]
+
+    async def get_with_etag(self, key: str) -> tuple[bytes, str] | None:
+        """Return an object's bytes and the ETag they have, or None if there is none."""
         return await self._run(lambda: self._get(key))
 
     async def exists(self, key: str) -> bool:
@@ -87,7 +110,11 @@ class ObjectStore:
 
     async def list_keys(self, prefix: str) -> list[str]:
         """Return all keys that start with `prefix`, sorted, relative like every key."""
-        return await self._run(lambda: self._list_keys(prefix))
+        return sorted(await self.list_etags(prefix))
+
+    async def list_etags(self, prefix: str) -> dict[str, str]:
+        """Return key -> ETag of all objects whose keys start with `prefix`."""
+        return await self._run(lambda: self._list_etags(prefix))
 
     def presign(self, key: str, expiry_s: int | None = None) -> str:
         """Return a URL that a plain HTTP client can GET until it expires.
@@ -142,15 +169,14 @@ class ObjectStore:
             if client is not None:
                 client.close()
 
-    def _put(self, key: str, data: bytes, content_type: str, if_absent: bool) -> bool:
+    def _put(self, key: str, data: bytes, content_type: str, condition: _Condition) -> str | None:
         full = self._full(key)
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         nonce = uuid.uuid4().hex
-        condition: _Condition = {"IfNoneMatch": "*"} if if_absent else {}
         tries = self.settings.max_attempts
         for attempt in range(tries):
             try:
-                self._s3().put_object(
+                answer = self._s3().put_object(
                     Bucket=self.settings.bucket,
                     Key=full,
                     Body=data,
@@ -159,30 +185,34 @@ class ObjectStore:
                     Metadata={_WRITER: nonce},
                     **condition,
                 )
-                return True
+                return answer["ETag"]
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                if not if_absent or status not in (409, 412):
-                    raise
-                if status == 412:
-                    return self._was_written_by(full, nonce, error)
+                if condition and status == 412:
+                    return self._written_by(full, nonce, error)
+                if "IfMatch" in condition and error_code(error) == "NoSuchKey":
+                    return None
                 # 409: AWS saw another conditional write of this key in flight and decided nothing.
-                if attempt + 1 == tries:
+                if not condition or status != 409 or attempt + 1 == tries:
                     raise
                 time.sleep(random.uniform(0, 0.1 * 2**attempt))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _was_written_by(self, full: str, nonce: str, refusal: ClientError) -> bool:
-        """Decide whether "it exists already" was answered to a retry of our own write."""
-        if not refusal.response.get("ResponseMetadata", {}).get("RetryAttempts"):
-            return False
-        head = self._s3().head_object(Bucket=self.settings.bucket, Key=full)
-        return head["Metadata"].get(_WRITER) == nonce
+    def _written_by(self, full: str, nonce: str, refusal: ClientError) -> str | None:
+        """Return the object's ETag if the write that was refused now is the one that made it.
 
-    def _get(self, key: str) -> bytes | None:
+        A retry of our own write, whose first try had arrived, is refused like anybody else's.
+        """
+        if not refusal.response.get("ResponseMetadata", {}).get("RetryAttempts"):
+            return None
+        head = self._s3().head_object(Bucket=self.settings.bucket, Key=full)
+        return head["ETag"] if head["Metadata"].get(_WRITER) == nonce else None
+
+    def _get(self, key: str) -> tuple[bytes, str] | None:
         full = self._full(key)
         try:
-            return self._s3().get_object(Bucket=self.settings.bucket, Key=full)["Body"].read()
+            answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full)
+            return answer["Body"].read(), answer["ETag"]
         except ClientError as error:
             if error_code(error) == "NoSuchKey":
                 return None
@@ -203,16 +233,18 @@ class ObjectStore:
             raise
         return True
 
-    def _list_keys(self, prefix: str) -> list[str]:
+    def _list_etags(self, prefix: str) -> dict[str, str]:
         own = self.settings.prefix
         pages = (
             self._s3()
             .get_paginator("list_objects_v2")
             .paginate(Bucket=self.settings.bucket, Prefix=own + prefix)
         )
-        return sorted(
-            item["Key"].removeprefix(own) for page in pages for item in page.get("Contents", [])
-        )
+        return {
+            item["Key"].removeprefix(own): item["ETag"]
+            for page in pages
+            for item in page.get("Contents", [])
+        }
 
     def _full(self, key: str) -> str:
         full = self.settings.prefix + key

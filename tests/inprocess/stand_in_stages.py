@@ -99,6 +99,7 @@ def new_pipeline(
     storage: StorageSettings,
     monkeypatch: pytest.MonkeyPatch,
     narrowest: str = "denoiser",
+    **sections: Any,
 ) -> Pipeline:
     monkeypatch.setattr(
         PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
@@ -117,7 +118,7 @@ def new_pipeline(
         largest_height=64,
         largest_area=4096,
     )
-    settings = Settings(storage=storage).model_copy(update={narrowest: (narrow,)})
+    settings = Settings(storage=storage).model_copy(update={narrowest: (narrow,), **sections})
     names = [pool.name for pools in settings.pools.values() for pool in pools]
     return Pipeline(settings, spec, dict.fromkeys(names, stages))
 

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.errors import JobConflict, JobNotFound, StageFailed, StorageUnavailable
+from serve.errors import (
+    JobConflict,
+    JobNotFound,
+    RecordUnreadable,
+    StageFailed,
+    StorageUnavailable,
+)
 from serve.job_ids import new_job_id, shard
 from serve.jobs import JobJournal
 from serve.requests import (
@@ -268,7 +274,7 @@ async def test_only_the_end_of_this_job_is_published(journal, store):
 async def test_record_that_somebody_else_wrote(journal, store, data):
     job_id = new_job_id()
     await store.put(f"jobs/{job_id}/result.json", data, "application/json")
-    with pytest.raises(StorageUnavailable, match="cannot be read"):
+    with pytest.raises(RecordUnreadable, match="cannot be read"):
         await journal.read(job_id)
 
 

@@ -144,22 +144,29 @@ async def test_the_trace_of_a_failed_job_says_so(
     assert marked == [caught.value]
 
 
-async def test_a_failure_that_cannot_be_written_down_is_told_to_those_who_come_late(
+async def test_an_end_that_cannot_be_written_down_is_not_told_until_it_can(
     pipeline: Pipeline, stages: StandIn, monkeypatch: pytest.MonkeyPatch
 ):
-    async def gone(*_: Any) -> bool:
-        raise StorageUnavailable("gone")
+    publish, refused = JobJournal.publish, asyncio.Event()
+
+    async def gone_at_first(self: JobJournal, *ended: Any) -> bool:
+        if not refused.is_set():
+            refused.set()
+            raise StorageUnavailable("gone")
+        return await publish(self, *ended)
 
     stages.gate.clear()
     stages.error = ValueError("out of memory")
     job_id = (await pipeline.submit(REQUEST)).id
     following = asyncio.create_task(follow(pipeline, job_id))
     await stages.at_gate.wait()
-    monkeypatch.setattr(JobJournal, "publish", gone)
+    monkeypatch.setattr(JobJournal, "publish", gone_at_first)
     stages.gate.set()
+    await refused.wait()
+    assert (await pipeline.job(job_id)).status == "running"
     told = (await following)[-1]
     assert told.event == "failed"
-    assert told.error is not None
+    assert told.error == (await pipeline.job(job_id)).error
     assert (await follow(pipeline, job_id))[-1] == told
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 
 import numpy as np
 
-from tests.ray.world import World
+from tests.ray.world import World, wait_until
 
 
-def processes_below(session_folder: str) -> list[str]:
+def processes_below(session_folder: str) -> dict[int, str]:
+    """Return process id -> command line."""
     listing = subprocess.run(
-        ["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True
+        ["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True
     )
-    return [line for line in listing.stdout.splitlines() if session_folder in line]
+    found = (line.split(maxsplit=1) for line in listing.stdout.splitlines())
+    return {int(pid): command for pid, command in found if session_folder in command}
 
 
-def test_a_restart_changes_no_pixel_and_loses_no_job(world: World):
+def kill_head(session_folder: str) -> None:
+    for pid, command in processes_below(session_folder).items():
+        if "gcs_server" in command or "/raylet/raylet" in command:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_head_is_killed_and_started_again(world: World):
     from ray._private.worker import _global_node
 
     before = world.generate(num_inference_steps=4, prompt="a yellow ring")
@@ -24,11 +34,23 @@ def test_a_restart_changes_no_pixel_and_loses_no_job(world: World):
     assert _global_node is not None
     session = str(_global_node.get_session_dir_path())
     assert processes_below(session)
+    # More work than is done before the end.
+    jobs = {seed: world.submit(num_inference_steps=100, seed=seed) for seed in range(8)}
+    kill_head(session)
     world.stop()
-    assert processes_below(session) == []
+    assert processes_below(session) == {}
 
     # With a further model now, which an operator wrote into the settings.
     world.start(replicas=1, models=[{"model": {"path": "pico", "name": "second"}}])
+
+    def ended(job_id: str) -> bool:
+        return bool(world.http.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded")
+
+    wait_until(lambda: all(map(ended, jobs.values())), within_s=120)
+    for seed in (0, 7):
+        taken_over = world.http.get(f"/v1/jobs/{jobs[seed]}").json()["result"]
+        undisturbed = world.generate(num_inference_steps=100, seed=seed)
+        np.testing.assert_array_equal(world.pixels(taken_over), world.pixels(undisturbed))
     record = world.http.get(f"/v1/jobs/{before['id']}").json()
     assert record["status"] == "succeeded"
     assert record["request"] == before["request"]

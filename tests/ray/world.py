@@ -58,6 +58,8 @@ class World:
                 "http": {"port": 0},
                 "storage": self.storage.model_dump(),
                 "embedded_store": {"enabled": False},
+                # Short, for tests wait for it; long enough for processes that get no processor.
+                "journal": {"lease_s": 6.0},
                 **overrides,
             }
         )

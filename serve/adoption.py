@@ -1,0 +1,64 @@
+"""Jobs of dead Pipelines that go on in this one: which are taken, and how they start."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from serve.errors import Overloaded
+from serve.job_ids import accepted_seconds_ago
+from serve.requests import GenerateRequest
+from serve.running import RunningJob
+
+# The other half is for new requests.
+_SHARE_OF_ROOM = 0.5
+
+
+class Adoption:
+    """Where orphans go; see `serve.takeover`.
+
+    Args:
+        live: All jobs of this process by id, adopted ones among them once started.
+        admit: Resolves a request as at acceptance, and raises Overloaded if it does not fit into
+            this share of the room.
+        start: Makes a job live.
+        at_once: Orphans, at most.
+    """
+
+    def __init__(
+        self,
+        live: Mapping[str, RunningJob],
+        admit: Callable[[GenerateRequest, float], Awaitable[GenerateRequest]],
+        start: Callable[[RunningJob], None],
+        at_once: int,
+    ) -> None:
+        self._live = live
+        self._admit = admit
+        self._start = start
+        self._at_once = at_once
+        self._adopted: set[str] = set()
+
+    @property
+    def live(self) -> tuple[RunningJob, ...]:
+        """The jobs that live here."""
+        return tuple(self._live.values())
+
+    def holds(self, job_id: str) -> bool:
+        """Return whether a job lives here."""
+        return job_id in self._live
+
+    async def resolved(self, request: GenerateRequest) -> GenerateRequest:
+        """Return the request of an orphan as it can be started now.
+
+        Raises:
+            Overloaded: There is no room.
+            KelvinError: As at acceptance.
+        """
+        self._adopted.intersection_update(self._live)
+        if len(self._adopted) >= self._at_once:
+            raise Overloaded("As many orphans as may be are under way.")
+        return await self._admit(request, _SHARE_OF_ROOM)
+
+    def adopt(self, job_id: str, resolved: GenerateRequest) -> None:
+        """Start an orphan."""
+        self._adopted.add(job_id)
+        self._start(RunningJob(job_id, resolved, accepted_seconds_ago(job_id)))

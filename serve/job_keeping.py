@@ -1,0 +1,99 @@
+"""What keeps the jobs of one Pipeline safe: its lease, its claims, and an eye on everybody else's.
+
+The lease and the watch have a client of their own, with short timeouts: neither a store that hangs
+nor sixteen large uploads may keep a living process from saying that it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from serve.adoption import Adoption
+from serve.claims import Claims
+from serve.config import Settings, StorageSettings
+from serve.custody import Custody
+from serve.detached import detached_context
+from serve.errors import StorageUnavailable
+from serve.jobs import JobJournal
+from serve.lease_store import LeaseStore
+from serve.leases import RENEWALS_PER_LEASE
+from serve.storage import ObjectStore
+from serve.takeover import Takeover
+
+_log = logging.getLogger("ray.serve")
+_RECLAIM_PAUSE_S = 0.5
+_SHORTEST_TIMEOUT_S = 1.0
+
+
+class JobKeeping:
+    """Keeps one Pipeline's lease and takes over from others.
+
+    Args:
+        jobs: Of this process.
+        settings: All of them.
+        journal: Of all Pipelines.
+        facts: About this process, for people who look into the store.
+    """
+
+    def __init__(
+        self, jobs: Adoption, settings: Settings, journal: JobJournal, facts: Mapping[str, Any]
+    ) -> None:
+        lease_s = settings.journal.lease_s
+        store = ObjectStore(_quick(settings.storage, lease_s))
+        self._jobs = jobs
+        self._claims = Claims(store, journal)
+        leases = LeaseStore(store)
+        self.custody = Custody(leases, lease_s, facts, self._began_anew)
+        self._takeover = Takeover(jobs, journal, self._claims, leases, self.custody, lease_s)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to keep the lease and to look for orphans; calling it again does nothing."""
+        if self._tasks:
+            return
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self.custody.run(), name="lease", context=detached_context()),
+            loop.create_task(self._takeover.run(), name="takeover", context=detached_context()),
+        ]
+
+    async def owner(self) -> str:
+        """Return the lease under which a job may be accepted.
+
+        Raises:
+            StorageUnavailable: There is none now.
+        """
+        self.start()
+        return await self.custody.holding()
+
+    def room_again(self) -> None:
+        """Say that a job has ended."""
+        self._takeover.wake()
+
+    async def _began_anew(self, before: str, name: str) -> None:
+        """Claim again, under the new lease, what nobody has taken meanwhile; give up the rest."""
+        for job in self._jobs.live:
+            while not job.is_over and not job.is_given_up:
+                try:
+                    newest = await self._claims.newest(job.id)
+                    if newest.owner != name and not (
+                        newest.owner == before and await self._claims.take(job.id, newest, name)
+                    ):
+                        job.give_up()
+                    break
+                except StorageUnavailable:
+                    await asyncio.sleep(_RECLAIM_PAUSE_S)
+
+
+def _quick(storage: StorageSettings, lease_s: float) -> StorageSettings:
+    each_s = max(_SHORTEST_TIMEOUT_S, lease_s / RENEWALS_PER_LEASE)
+    return storage.model_copy(
+        update={
+            "connect_timeout_s": min(storage.connect_timeout_s, each_s),
+            "read_timeout_s": min(storage.read_timeout_s, each_s),
+            "max_attempts": 1,
+        }
+    )

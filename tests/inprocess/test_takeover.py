@@ -1,0 +1,248 @@
+"""A Pipeline dies, or is thought dead: its jobs go on elsewhere and each ends once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from serve import endings as endings_module
+from serve import takeover as takeover_module
+from serve.config import StorageSettings
+from serve.errors import RecordUnreadable, StorageUnavailable
+from serve.job_ids import new_job_id, shard
+from serve.jobs import JobJournal
+from serve.journal_settings import JournalSettings
+from serve.lease_store import LeaseStore
+from serve.pipeline import Pipeline
+from serve.requests import JobRecord
+from serve.storage import ObjectStore
+from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
+
+LEASE_S = 3.0
+
+
+@pytest.fixture
+def store(storage: StorageSettings) -> ObjectStore:
+    return ObjectStore(storage)
+
+
+@pytest.fixture
+def journal(store: ObjectStore) -> JobJournal:
+    return JobJournal(store)
+
+
+@pytest.fixture
+def make(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pipeline]:
+    monkeypatch.setattr(endings_module, "_ELSEWHERE_POLL_S", 0.05)
+
+    def make(stages: StandIn, **journal: Any) -> Pipeline:
+        settings = JournalSettings(**{"lease_s": LEASE_S, **journal})
+        return new_pipeline(stages, storage, monkeypatch, journal=settings)
+
+    return make
+
+
+def stop(pipeline: Pipeline) -> None:
+    """Let a Pipeline do no more, as if its process were gone."""
+    for task in pipeline._keeping._tasks:
+        task.cancel()
+    for job in pipeline._live.values():
+        assert job._life is not None
+        job._life.cancel()
+
+
+async def until(condition: Callable[[], Awaitable[Any]], within_s: float = 30.0) -> Any:
+    async with asyncio.timeout(within_s):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+        return found
+
+
+async def ended(journal: JobJournal, job_id: str) -> JobRecord:
+    async def over() -> JobRecord | None:
+        try:
+            record = await journal.read(job_id)
+        except RecordUnreadable:
+            return None
+        return record if record is not None and record.is_over else None
+
+    found: JobRecord = await until(over)
+    return found
+
+
+async def test_jobs_of_a_dead_pipeline_finish_in_a_living_one(
+    make: Callable[..., Pipeline], journal: JobJournal, store: ObjectStore
+):
+    hung = StandIn()
+    hung.gate.clear()
+    dead = make(hung)
+    ids = [(await dead.submit(REQUEST.model_copy(update={"seed": n}))).id for n in range(2)]
+    await hung.at_gate.wait()
+    stop(dead)
+    living = StandIn()
+    await make(living, recovered_at_once=1).check_health()
+    for number, job_id in enumerate(ids):
+        record = await ended(journal, job_id)
+        assert record.status == "succeeded"
+        assert record.result is not None
+        assert record.result.images[0].seed == number
+        assert await store.list_keys(f"jobs/{job_id}/attempts/") == [
+            f"jobs/{job_id}/attempts/000002.json"
+        ]
+    assert [job.job_id for job in living.denoised] == sorted(ids), "oldest first, once each"
+    assert await journal.pending() == []
+    assert len(await LeaseStore(store).etags()) == 1
+
+
+async def test_two_takers_do_each_job_once(make: Callable[..., Pipeline], journal: JobJournal):
+    ids = [new_job_id() for _ in range(6)]
+    for job_id in ids:
+        await journal.accept(job_id, REQUEST, "gone-1")
+    takers = StandIn(), StandIn()
+    for stages in takers:
+        await make(stages).check_health()
+    for job_id in ids:
+        assert (await ended(journal, job_id)).status == "succeeded"
+    assert sorted(job.job_id for stages in takers for job in stages.denoised) == sorted(ids)
+
+
+async def test_a_living_pipelines_jobs_are_its_own(
+    make: Callable[..., Pipeline], journal: JobJournal, store: ObjectStore
+):
+    busy = StandIn()
+    busy.gate.clear()
+    owner = make(busy)
+    job_id = (await owner.submit(REQUEST)).id
+    idle = StandIn()
+    other = make(idle)
+    await other.check_health()
+    await journal.accept(orphan := new_job_id(), REQUEST, "gone-1")
+    assert (await ended(journal, orphan)).status == "succeeded"
+    # Longer than a lease nobody touches what has an owner.
+    until_s = asyncio.get_running_loop().time() + 1.5 * LEASE_S
+    while asyncio.get_running_loop().time() < until_s:
+        await other._keeping._takeover.look()
+        await asyncio.sleep(0.1)
+    assert [job.job_id for job in idle.denoised] == [orphan]
+    busy.gate.set()
+    assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
+    make: Callable[..., Pipeline], journal: JobJournal, store: ObjectStore
+):
+    slow = StandIn()
+    slow.gate.clear()
+    pipeline = make(slow)
+    taken, kept = [(await pipeline.submit(REQUEST)).id for _ in range(2)]
+    following = asyncio.create_task(follow(pipeline, taken))
+    await slow.at_gate.wait()
+    custody = pipeline._keeping.custody
+    leases = LeaseStore(store)
+    name = await custody.holding()
+    claims = pipeline._keeping._claims
+    # Another Pipeline, which sees this one's lease unchanged, and begins with the first job.
+    async with custody._busy:
+        assert await leases.end(name, (await leases.etags())[name])
+        assert await claims.take(taken, await claims.newest(taken), "other-1")
+        assert not await leases.end(name, "gone"), "ended once"
+    await until(lambda: _is(custody.name != name and custody.is_held))
+    slow.gate.set()
+    assert (await ended(journal, kept)).status == "succeeded"
+    assert (await claims.newest(kept)).owner == custody.name
+    assert not (await journal.read(taken)).is_over  # type: ignore[union-attr]
+    record = JobRecord(id=taken, status="failed", request=REQUEST, error={"error": {}})
+    assert await journal.publish(taken, record)
+    assert (await following)[-1].event == "failed"
+
+
+async def _is(condition: bool) -> bool:
+    return condition
+
+
+async def test_without_a_lease_nothing_is_accepted_or_published(
+    make: Callable[..., Pipeline], journal: JobJournal, monkeypatch: pytest.MonkeyPatch
+):
+    stages = StandIn()
+    stages.gate.clear()
+    pipeline = make(stages)
+    job_id = (await pipeline.submit(REQUEST)).id
+    await stages.at_gate.wait()
+
+    async def refuse(*_: Any) -> None:
+        raise StorageUnavailable("slow")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseStore, "renew", refuse)
+        await until(lambda: _is(not pipeline._keeping.custody.is_held))
+        stages.gate.set()
+        with pytest.raises(StorageUnavailable):
+            await pipeline.submit(REQUEST)
+        await until(lambda: _is(pipeline._live[job_id].newest.event == "decode"))  # type: ignore[union-attr]
+        record = await journal.read(job_id)
+        assert record is not None
+        assert record.status == "pending"
+    assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_what_cannot_be_done_is_parked_with_its_error(
+    make: Callable[..., Pipeline],
+    journal: JobJournal,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(takeover_module, "_WAITS_FOR_MODEL_S", 0.2)
+    unreadable, foreign, cancelled, never_written = (new_job_id() for _ in range(4))
+    await journal.accept(unreadable, REQUEST, "gone-1")
+    await store.put(f"jobs/{unreadable}/request.json", b'{"id": 5}', "application/json")
+    await journal.accept(foreign, REQUEST.model_copy(update={"model": "another"}), "gone-1")
+    await journal.accept(cancelled, REQUEST, "gone-1")
+    await store.put(f"jobs/{cancelled}/cancel.json", b"{}", "application/json")
+    await store.put(f"pending/{shard(never_written)}/{never_written}", b"\xff", "text/plain")
+    await store.put("pending/00/not-a-job", b"", "text/plain")
+    pipeline = make(StandIn())
+    await pipeline.check_health()
+    for job_id, code in ((unreadable, "record_unreadable"), (foreign, "model_not_found")):
+        record = await ended(journal, job_id)
+        assert record.status == "failed"
+        assert record.error is not None
+        assert record.error["error"]["code"] == code
+        assert (await follow(pipeline, job_id))[-1].error == record.error
+    assert (await ended(journal, cancelled)).status == "cancelled"
+
+    async def none_left() -> bool:
+        return await journal.pending() == []
+
+    await until(none_left)
+
+
+async def test_orphans_leave_room_for_new_work(make: Callable[..., Pipeline], journal: JobJournal):
+    ids = sorted(new_job_id() for _ in range(4))
+    for job_id in ids:
+        await journal.accept(job_id, REQUEST, "gone-1")
+    stages = StandIn()
+    stages.gate.clear()
+    # It takes three pictures at a time: one orphan, and the rest of the room is for new requests.
+    pipeline = make(stages)
+    await pipeline.check_health()
+    await stages.at_gate.wait()
+    await pipeline._keeping._takeover.look()
+    assert list(pipeline._live) == ids[:1]
+    new = await pipeline.submit(REQUEST.model_copy(update={"num_images": 2}))
+    stages.gate.set()
+    for job_id in (new.id, *ids):
+        assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_a_deadline_counts_from_the_first_acceptance(
+    make: Callable[..., Pipeline], journal: JobJournal
+):
+    hour_ago = f"{int(new_job_id()[:12], 16) - 3_600_000:012x}" + new_job_id()[12:]
+    await journal.accept(hour_ago, REQUEST.model_copy(update={"deadline_s": 60.0}), "gone-1")
+    await make(StandIn()).check_health()
+    record = await ended(journal, hour_ago)
+    assert record.error is not None
+    assert record.error["error"]["code"] == "deadline_exceeded"
