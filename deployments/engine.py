@@ -26,13 +26,15 @@ from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
 from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
 from deployments.live_set import LiveSet
+from deployments.lora_shelf import LoraShelf
 from deployments.memory_budget import MemoryBudget, ModelMemory
 from deployments.payloads import DenoiseJob, Latents, Path, StepProgress
 from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
+from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.step_costs import StepCosts
-from serve.errors import KelvinError, StageUnavailable
+from serve.errors import InvalidRequest, KelvinError, StageUnavailable
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
 
@@ -40,6 +42,8 @@ Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]
 _LOOK_AGAIN_S = 1.0
 # Of a pause for heat, before it is seen who was cancelled and whether the card has cooled.
 _REST_AT_ONCE_S = 0.25
+# Between two looks at whether a LoRA has come, where nobody says so and nothing else is to be done.
+_LOOK_FOR_LORA_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class Engine:
         governor: Says before each forward what the card may do; free if None.
         usual: Shape of the model's usual pictures, by which cards are compared.
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
+        loras: Of the model; None: it takes none.
         policy: Chooses whose rows go into the next forward.
         clock: Of all times, in seconds.
 
@@ -79,6 +84,7 @@ class Engine:
         governor: Callable[[], Allowance] | None = None,
         usual: TokenShape | None = None,
         latent_rgb: LatentRgb | None = None,
+        loras: LoraShelf | None = None,
         policy: Policy = choose,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -97,6 +103,9 @@ class Engine:
         self._policy = policy
         self._clock = clock
         self._requests = LiveSet(model, self._memory, max_waiting, clock)
+        self._loras = loras
+        if loras is not None:
+            loras.on_change = self._requests.wake
         self._watch = ForwardWatch(clock)
         self._recovery = Recovery(
             model.device,
@@ -156,13 +165,23 @@ class Engine:
                 once with Latents, or once with the error that ended it. It must not block.
 
         Raises:
-            InvalidRequest: A size that the model cannot draw or that can never fit in memory.
+            InvalidRequest: A size that the model cannot draw or that can never fit in memory, or
+                LoRAs that cannot be used.
             StageFailed: Embeddings of the wrong shape or dtype.
             Overloaded: Too many requests wait already.
             StageUnavailable: The engine was closed.
         """
         self._limits.check(job)
         self._memory.check(job, self._model_memory)
+        if job.loras:
+            if self._loras is None:
+                raise InvalidRequest(
+                    "This denoiser has no room for LoRAs.",
+                    field="loras",
+                    value=", ".join(use.name for use in job.loras),
+                    allowed="none; lora.ranks gives it room",
+                )
+            self._loras.check(job.loras)
         ticket = self._requests.add(job, on_event)
         self._load.accepted(job)
         return ticket
@@ -208,6 +227,8 @@ class Engine:
             gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
             for ticket in self._requests.tickets():
                 self._drop(ticket, gone)
+            if self._loras is not None:
+                self._loras.close()
 
     def _turn(self) -> None:
         self._drop_ended()
@@ -218,6 +239,8 @@ class Engine:
         if chosen:
             self._advance(chosen)
             self._rest()
+        elif self._loras is not None:
+            self._requests.pause(_LOOK_FOR_LORA_S)
 
     def _rest(self) -> None:
         """Pause as the governor wants it, asked again on the way; the ended go meanwhile."""
@@ -246,9 +269,9 @@ class Engine:
         if (waiting and live) or now >= self._looked_at + _LOOK_AGAIN_S:
             self._memory.look(self._requests.held_bytes)
             self._looked_at = now
-        while (ticket := self._requests.next_to_admit()) is not None:
+        while (ticket := self._requests.next_to_admit(self._may_start())) is not None:
             try:
-                admitted = LiveRequest(ticket, self.model)
+                admitted = LiveRequest(ticket, self.model, self._pages(ticket))
             except Exception as error:
                 failure = caught(error)
             else:
@@ -256,6 +279,28 @@ class Engine:
                 continue
             self._recovery.not_admitted(ticket, failure)
             return  # the live ones go on first
+
+    def _may_start(self) -> Callable[[Ticket], bool]:
+        """Return what says, asked in order, who need not wait for a LoRA.
+
+        Whoever needs one does not overtake another who does; whoever needs none may.
+        """
+        somebody_waits = False
+
+        def may_start(ticket: Ticket) -> bool:
+            nonlocal somebody_waits
+            if not ticket.job.loras or self._loras is None:
+                return True
+            self._loras.want(ticket.key, ticket.job.loras)
+            somebody_waits = somebody_waits or not self._loras.hold(ticket.key)
+            return not somebody_waits
+
+        return may_start
+
+    def _pages(self, ticket: Ticket) -> tuple[PageUse, ...]:
+        if not ticket.job.loras or self._loras is None:
+            return ()
+        return self._loras.pages(ticket.key, ticket.job.loras)
 
     def _choose(self) -> list[LiveRequest]:
         """Return whose rows go into the next forward; all of one latent and text shape."""
@@ -275,12 +320,13 @@ class Engine:
     def _advance(self, chosen: Sequence[LiveRequest]) -> None:
         """Run one forward and step each request by its own rows."""
         rows, shape = sum(live.rows for live in chosen), chosen[0].shape
+        adapted = any(live.pages for live in chosen)
         began = self._clock()
         for live in chosen:
             live.begin(began)
         try:
             with self._watch.running(self.costs.seconds(shape, rows)):
-                path = self.model.path(shape.height, shape.width, shape.text_tokens, rows)
+                path = self.model.path(shape.height, shape.width, shape.text_tokens, rows, adapted)
                 stepped = step_together(self.model, chosen)
         except Exception as error:
             failure = caught(error)
@@ -327,6 +373,8 @@ class Engine:
         self._recovery.forget(ticket)
         self._energy.forget(ticket.key)
         self._load.ended(ticket)
+        if self._loras is not None:
+            self._loras.release(ticket.key)
         if not self._requests.remove(ticket):
             # Nothing of what is done outlives it.
             self._memory.forget()

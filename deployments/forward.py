@@ -61,6 +61,7 @@ def step_together(model: VelocityModel, chosen: Sequence[LiveRequest]) -> list[S
         row_sigmas,
         torch.cat([conditioning.prompt_embeds for _, conditioning in rows]),
         torch.cat([conditioning.pooled for _, conditioning in rows]),
+        [live.pages for live, _ in rows] if any(live.pages for live in chosen) else (),
     )
     guided = _guided(velocity, negative, positive, scale)
     is_sound = (guided.abs() <= LARGEST_VELOCITY).flatten(1).all(dim=1)  # NaN is no less than it

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deployments.payloads import Path
+from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import PrecisionChoice
 from deployments.warm_up import WarmableModel
 
@@ -44,10 +46,15 @@ class Rehearsed:
         self.largest_side: int = model.largest_side
 
     def velocity(
-        self, latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor, pooled: Tensor
+        self,
+        latents: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        loras: Sequence[Sequence[PageUse]] = (),
     ) -> Tensor:
         """Predict as the model does, and take longer."""
-        inputs = (latents, sigmas, prompt_embeds, pooled)
+        inputs = (latents, sigmas, prompt_embeds, pooled, loras)
         kind = (*latents.shape, prompt_embeds.shape[1])
         if kind not in self._least_s:
             self._least_s[kind] = min(self._timed(*inputs)[1] for _ in range(_FIRST_LOOKS))
@@ -58,7 +65,7 @@ class Rehearsed:
         time.sleep(max(began + whole_s - time.monotonic(), 0.0))
         return predicted
 
-    def _timed(self, *inputs: Tensor) -> tuple[Tensor, float]:
+    def _timed(self, *inputs: Any) -> tuple[Tensor, float]:
         # On a card the time is the card's, and this thread spends it waiting.
         clock = time.monotonic if self.device.type == "cuda" else time.thread_time
         began = clock()
@@ -67,9 +74,11 @@ class Rehearsed:
             torch.cuda.synchronize(self.device)
         return predicted, clock() - began
 
-    def path(self, height: int, width: int, text_tokens: int, rows: int) -> Path:
+    def path(
+        self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
+    ) -> Path:
         """Return how the model runs such a forward."""
-        return self._model.path(height, width, text_tokens, rows)
+        return self._model.path(height, width, text_tokens, rows, adapted)
 
     def prepare(self, height: int, width: int, text_tokens: int, rows: int) -> None:
         """Make the model's forwards of one shape as fast as they get."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deployments.payloads import DenoiseJob, Latents, Path, Stamp, StepProgress
 from deployments.schedule import Work
+from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.samplers import Sampler, SamplerState, start
 from deployments.sd3.sigmas import make_sigmas
@@ -40,11 +41,21 @@ class VelocityModel(Protocol):
     in_channels: int
 
     def velocity(
-        self, latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor, pooled: Tensor
+        self,
+        latents: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        loras: Sequence[Sequence[PageUse]] = (),
     ) -> Tensor:
-        """Predict noise - image: [B, C, h, w], [B], [B, T, D], [B, P] -> float32 [B, C, h, w]."""
+        """Predict noise - image: [B, C, h, w], [B], [B, T, D], [B, P] -> float32 [B, C, h, w].
 
-    def path(self, height: int, width: int, text_tokens: int, rows: int) -> Path:
+        `loras` are the pages that adapt each row; empty where none adapts any.
+        """
+
+    def path(
+        self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
+    ) -> Path:
         """Return how `velocity` runs rows of this kind; sides of the latents."""
 
 
@@ -146,13 +157,17 @@ class LiveRequest:
     Args:
         ticket: What was submitted.
         model: That it will run on.
+        pages: Of LoRAs that adapt its rows.
 
     Raises:
         InvalidRequest: Unknown sampler or scheduler, or a shift that cannot be.
     """
 
-    def __init__(self, ticket: Ticket, model: VelocityModel) -> None:
+    def __init__(
+        self, ticket: Ticket, model: VelocityModel, pages: tuple[PageUse, ...] = ()
+    ) -> None:
         job = ticket.job
+        self.pages = pages
         self.ticket = ticket
         self.began_at: float | None = None  # when a forward first took its rows
         self.precision = model.precision

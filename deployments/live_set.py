@@ -102,14 +102,22 @@ class LiveSet:
                 self._waiting.remove(ticket)
             return bool(self._live or self._waiting)
 
-    def next_to_admit(self) -> Ticket | None:
-        """Return the first of those that wait if there is room for it, else None."""
+    def next_to_admit(self, may_start: Callable[[Ticket], bool]) -> Ticket | None:
+        """Return the first of those that wait if there is room for it, else None.
+
+        Args:
+            may_start: Asked of each in order, under the set's lock; who must wait for something
+                else is passed over.
+        """
         with self._changed:
-            if self._ended_because is not None or not self._waiting:
+            if self._ended_because is not None:
                 return None
-            ticket = min(self._waiting, key=lambda waiting: waiting.admission_order)
-            # In order, so that no large request waits forever for smaller ones to stop coming.
-            return ticket if self._has_room(ticket.job) else None
+            for ticket in sorted(self._waiting, key=lambda waiting: waiting.admission_order):
+                if may_start(ticket):
+                    # In order, so that no large request waits forever for smaller ones to stop
+                    # coming.
+                    return ticket if self._has_room(ticket.job) else None
+            return None
 
     def admit(self, live: LiveRequest) -> None:
         """Move a request from those that wait to the live ones."""
@@ -121,6 +129,11 @@ class LiveSet:
         """Take nothing more; the first reason given is remembered."""
         with self._changed:
             self._ended_because = self._ended_because or reason
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """End a pause: what somebody waits for may be there."""
+        with self._changed:
             self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:

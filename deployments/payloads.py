@@ -32,6 +32,15 @@ class Stamp:
 
 
 @dataclass(frozen=True)
+class LoraUse:
+    """One LoRA of a request."""
+
+    name: str  # as the library lists it
+    weight: float
+    version: str = ""  # of the file's content, as the Pipeline found it: a new one is read anew
+
+
+@dataclass(frozen=True)
 class TextJob:
     """Pipeline -> TextEncoder: one prompt as the three encoders get it."""
 
@@ -39,6 +48,7 @@ class TextJob:
     prompt_2: str  # CLIP-G
     prompt_3: str  # T5
     max_sequence_length: int  # T5 tokens
+    loras: tuple[LoraUse, ...] = ()  # those with a part for text encoders
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class DenoiseJob:
     negative_prompt_range: tuple[float, float] = (0.0, 1.0)
     """Fractions of sampling: outside it the unconditional row's embeddings are zeros."""
     preview_every: int = 0  # steps; 0: no previews
+    loras: tuple[LoraUse, ...] = ()  # those with a part for the transformer
 
 
 @dataclass(frozen=True)

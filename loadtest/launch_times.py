@@ -27,14 +27,12 @@ class LaunchTimes:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mmdit, name)
 
-    def velocity(
-        self, latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor, pooled: Tensor
-    ) -> Tensor:
+    def velocity(self, *inputs: Any) -> Tensor:
         """Predict as the model does; shapes as of `Mmdit.velocity`."""
         began = time.perf_counter()
-        velocity = self._mmdit.velocity(latents, sigmas, prompt_embeds, pooled)
+        velocity = self._mmdit.velocity(*inputs)
         took = 1000 * (time.perf_counter() - began)
-        self._took_ms.setdefault(tuple(latents.shape), []).append(took)
+        self._took_ms.setdefault(tuple(inputs[0].shape), []).append(took)
         return velocity
 
     def clear(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 _WARM_UPS = 2
 
@@ -28,10 +28,11 @@ class _Captured:
 
 
 class CudaGraphs:
-    """Graphs of one model's forward, by shape.
+    """Graphs of one model's forward, by shape and by what it takes.
 
     Args:
-        forward: Latents, timesteps, prompt embeddings and pooled embeddings to velocities.
+        forward: Latents, timesteps, prompt embeddings, pooled embeddings and, where rows are
+            adapted, the tensors of `RowLoras`, to velocities.
     """
 
     def __init__(self, forward: Forward) -> None:
@@ -39,44 +40,46 @@ class CudaGraphs:
         self._captured: dict[tuple[int, ...], _Captured] = {}
         self._pool: Any = None
 
-    def has(self, latents: Sequence[int], text_tokens: int) -> bool:
+    def has(self, latents: Sequence[int], text_tokens: int, adapted: bool = False) -> bool:
         """True if a shape was captured.
 
         Args:
             latents: Shape [B, C, h, w].
             text_tokens: T.
+            adapted: With LoRAs.
         """
-        return (*latents, text_tokens) in self._captured
+        return (*latents, text_tokens, adapted) in self._captured
 
     @torch.inference_mode()
-    def capture(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor
-    ) -> None:
+    def capture(self, *inputs: Tensor) -> None:
         """Capture the forward of these inputs' shapes; nothing if that was done before."""
-        if self.has(latents.shape, prompt_embeds.shape[1]):
+        key = _key(inputs)
+        if key in self._captured:
             return
-        inputs = (latents, timesteps, prompt_embeds, pooled)
+        device = inputs[0].device
         # Kernels compile and libraries allocate on first use, which a capture cannot contain.
-        side: Any = torch.cuda.Stream(latents.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(latents.device))
+        side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 self._forward(*inputs)
-        torch.cuda.current_stream(latents.device).wait_stream(side)
+        torch.cuda.current_stream(device).wait_stream(side)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             output = self._forward(*inputs)
-        self._captured[*latents.shape, prompt_embeds.shape[1]] = _Captured(graph, inputs, output)
+        self._captured[key] = _Captured(graph, inputs, output)
 
-    def replay(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor
-    ) -> Tensor:
+    def replay(self, *given: Tensor) -> Tensor:
         """Return the result in float32: a copy, for the next replay overwrites the graph's own."""
-        captured = self._captured[*latents.shape, prompt_embeds.shape[1]]
-        given = (latents, timesteps, prompt_embeds, pooled)
+        captured = self._captured[_key(given)]
         for own, value in zip(captured.inputs, given, strict=True):
             own.copy_(value)
         captured.graph.replay()
         return captured.output.to(torch.float32, copy=True)
+
+
+def _key(inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    latents, _, prompt_embeds, _, *loras = inputs
+    return (*latents.shape, prompt_embeds.shape[1], bool(loras))

@@ -13,11 +13,13 @@ from deployments.sd3.joint_layout import from_joint, to_joint
 from deployments.sd3.linear import (
     Linear,
     Quantization,
+    Streams,
     agree_on_scale_,
     each_stream,
     quantization,
     stacked,
 )
+from deployments.sd3.lora_layers import RowLoras
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -29,24 +31,33 @@ class JointAttention(nn.Module):
         attn: diffusers' `Attention` with loaded weights, which are taken over.
         attention: How attention itself is computed.
         optimizations: What is switched on.
+        name: Of `attn` in its block.
     """
 
-    def __init__(self, attn: Any, attention: Attention, optimizations: Optimizations) -> None:
+    def __init__(
+        self, attn: Any, attention: Attention, optimizations: Optimizations, name: str
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.on = optimizations
         self.heads = int(attn.heads)
         streams: list[Sequence[Linear]] = [(attn.to_q, attn.to_k, attn.to_v)]
-        self.out = nn.ModuleList([attn.to_out[0]])
+        names = [[f"{name}.to_{each}" for each in "qkv"]]
+        out, out_names = [attn.to_out[0]], [[f"{name}.to_out.0"]]
         if attn.add_k_proj is not None:
             streams.append((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            names.append([f"{name}.add_{each}_proj" for each in "qkv"])
             if not attn.context_pre_only:
-                self.out.append(attn.to_add_out)
+                out.append(attn.to_add_out)
+                out_names.append([f"{name}.to_add_out"])
+        self.out = Streams(out, out_names)
         # One layer for each stream, or three: [layer][stream].
         fused = optimizations.fused_qkv
         layers = [[stacked(stream)] if fused else agree_on_scale_(stream) for stream in streams]
+        named = [[of] if fused else [[each] for each in of] for of in names]
         self.projections: Any = nn.ModuleList(
-            nn.ModuleList(of_streams) for of_streams in zip(*layers, strict=True)
+            Streams(*of_streams)
+            for of_streams in zip(zip(*layers, strict=True), zip(*named, strict=True), strict=True)
         )
         self.query_norms = nn.ModuleList(_present(attn.norm_q, attn.norm_added_q))
         self.key_norms = nn.ModuleList(_present(attn.norm_k, attn.norm_added_k))
@@ -56,8 +67,17 @@ class JointAttention(nn.Module):
         """How its input is quantised, if it is."""
         return quantization(self.projections[0])
 
+    @property
+    def products(self) -> list[Streams]:
+        """What a LoRA may adapt."""
+        return [*self.projections, self.out]
+
     def forward(
-        self, x: Tensor | QuantizedRows, layout: StreamLayout, left: StreamLayout
+        self,
+        x: Tensor | QuantizedRows,
+        layout: StreamLayout,
+        left: StreamLayout,
+        loras: RowLoras | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -65,11 +85,12 @@ class JointAttention(nn.Module):
             x: [rows, D], modulated.
             layout: Of its rows.
             left: What is wanted of the result: the same, or the image only.
+            loras: What adapts the rows of the batch.
 
         Returns:
             [rows of `left`, D].
         """
-        parts = [each_stream(streams, x, layout) for streams in self.projections]
+        parts = [each_stream(streams, x, layout, loras) for streams in self.projections]
         query, key, value = parts if len(parts) == 3 else parts[0].chunk(3, dim=1)
         query, key, value = to_joint(
             (query, key, value),
@@ -83,7 +104,7 @@ class JointAttention(nn.Module):
         rows = from_joint(
             attended, left, quantize=quantization(self.out), fused=self.on.fused_quantize
         )
-        return each_stream(self.out, rows, left)
+        return each_stream(self.out, rows, left, loras)
 
 
 def _present(*norms: nn.Module | None) -> list[nn.Module]:

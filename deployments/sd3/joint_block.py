@@ -16,7 +16,8 @@ from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.gelu import gelu
 from deployments.sd3.joint_attention import JointAttention
-from deployments.sd3.linear import Quantization, each_stream, quantization
+from deployments.sd3.linear import Quantization, Streams, each_stream, quantization
+from deployments.sd3.lora_layers import RowLoras
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -43,16 +44,27 @@ class JointBlock(nn.Module):
         self.on = optimizations
         # The last block reads the text but does not write it.
         self.writes_text = not block.context_pre_only
-        self.attend = JointAttention(block.attn, attention, optimizations)
+        self.attend = JointAttention(block.attn, attention, optimizations, "attn")
         # Medium's first blocks attend a second time, among image tokens only.
         self.attend_again = (
-            JointAttention(block.attn2, attention, optimizations)
+            JointAttention(block.attn2, attention, optimizations, "attn2")
             if block.use_dual_attention
             else None
         )
         feed_forwards = [block.ff, block.ff_context] if self.writes_text else [block.ff]
-        self.up = nn.ModuleList(each.net[0].proj for each in feed_forwards)
-        self.down = nn.ModuleList(each.net[2] for each in feed_forwards)
+        names = ["ff", "ff_context"][: len(feed_forwards)]
+        self.up = Streams(
+            [each.net[0].proj for each in feed_forwards], [[f"{each}.net.0.proj"] for each in names]
+        )
+        self.down = Streams(
+            [each.net[2] for each in feed_forwards], [[f"{each}.net.2"] for each in names]
+        )
+
+    @property
+    def products(self) -> list[Streams]:
+        """What a LoRA may adapt."""
+        again = self.attend_again.products if self.attend_again else []
+        return [*self.attend.products, *again, self.up, self.down]
 
     def forward(
         self,
@@ -61,6 +73,7 @@ class JointBlock(nn.Module):
         pending: Pending | None,
         image: Tensor,
         text: Tensor,
+        loras: RowLoras | None = None,
     ) -> tuple[Tensor, StreamLayout, Pending]:
         """Run the block.
 
@@ -70,6 +83,7 @@ class JointBlock(nn.Module):
             pending: From the block before.
             image: [B, 6 D], or [B, 9 D] with a second attention: the image's modulation.
             text: [B, 6 D], or [B, 2 D] in the last block.
+            loras: What adapts the rows of the batch.
 
         Returns:
             hidden, its layout (the last block leaves the image only), and what is to be added.
@@ -87,20 +101,26 @@ class JointBlock(nn.Module):
 
         quantize = self.attend.input_quantization
         normed = self._modulated(hidden, layout, shifts, scales, pending, quantize)
-        attended = self.attend(normed, layout, left)
+        attended = self.attend(normed, layout, left, loras)
         if self.attend_again:
-            self._add_second(hidden, layout.image_only, *of_image[6:])
+            self._add_second(hidden, layout.image_only, loras, *of_image[6:])
         hidden, layout = hidden[: left.rows], left
 
         pending = Pending(attended, gates)
         quantize = quantization(self.up)
         normed = self._modulated(hidden, layout, mlp_shifts, mlp_scales, pending, quantize)
-        up = each_stream(self.up, normed, layout)
+        up = each_stream(self.up, normed, layout, loras)
         active = gelu(up, layout, quantize=quantization(self.down), fused=self.on.fused_gelu)
-        return hidden, layout, Pending(each_stream(self.down, active, layout), mlp_gates)
+        return hidden, layout, Pending(each_stream(self.down, active, layout, loras), mlp_gates)
 
     def _add_second(
-        self, hidden: Tensor, layout: StreamLayout, shift: Tensor, scale: Tensor, gate: Tensor
+        self,
+        hidden: Tensor,
+        layout: StreamLayout,
+        loras: RowLoras | None,
+        shift: Tensor,
+        scale: Tensor,
+        gate: Tensor,
     ) -> None:
         """Add the second attention to the image rows, in place; it reads what the first read."""
         assert self.attend_again
@@ -113,7 +133,7 @@ class JointBlock(nn.Module):
             None,
             self.attend_again.input_quantization,
         )
-        attended = self.attend_again(normed, layout, layout)
+        attended = self.attend_again(normed, layout, layout, loras)
         shape = (layout.batch, layout.image, -1)
         hidden[layout.image_rows].view(shape).addcmul_(gate[:, None], attended.view(shape))
 

@@ -13,9 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from deployments.sd3.fp8 import Fp8Linear, QuantizedRows, quantize_rows
+from deployments.sd3.lora_layers import Adaptable, RowLoras, SideBranch
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 Linear = nn.Linear | Fp8Linear
+
+
+class Streams(nn.ModuleList):
+    """One layer for each stream, of the same shape, and the side branch beside them if any.
+
+    Args:
+        layers: The image's, then the text's if it has a part.
+        names: diffusers' names of what each layer is made of, within the block: [stream][part].
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], names: Sequence[Sequence[str]]) -> None:
+        super().__init__(layers)
+        self.names = tuple(tuple(stream) for stream in names)
+        self.side: SideBranch | None = None
+
+    def adaptable(self, prefix: str) -> Adaptable:
+        """Return what a side branch would stand beside.
+
+        Args:
+            prefix: Of the names.
+        """
+        inputs, outputs = int(self[0].in_features), int(self[0].out_features)  # type: ignore[arg-type]
+        parts = len(self.names[0])
+        names = tuple(tuple(prefix + name for name in stream) for stream in self.names)
+        return Adaptable(names, inputs, (outputs // parts,) * parts)
 
 
 @dataclass(frozen=True)
@@ -67,13 +93,19 @@ def quantized(
     return quantize_rows(x, scales)
 
 
-def each_stream(layers: nn.ModuleList, x: Tensor | QuantizedRows, layout: StreamLayout) -> Tensor:
+def each_stream(
+    layers: Streams,
+    x: Tensor | QuantizedRows,
+    layout: StreamLayout,
+    loras: RowLoras | None = None,
+) -> Tensor:
     """Apply the image's layer to the image rows and the text's to the text rows.
 
     Args:
         layers: One Linear, or two where the layout has text.
         x: [rows, in].
         layout: Of the rows.
+        loras: What adapts the rows of the batch, if anything does.
 
     Returns:
         [rows, out], in x's dtype; bfloat16 if x is quantised.
@@ -85,6 +117,8 @@ def each_stream(layers: nn.ModuleList, x: Tensor | QuantizedRows, layout: Stream
     _apply(layers[0], x[layout.image_rows], out[layout.image_rows])
     if layout.text:
         _apply(layers[1], x[layout.text_rows], out[layout.text_rows])
+    if loras is not None and layers.side is not None:
+        layers.side.add_(out, x, layout, loras)
     return out
 
 

@@ -6,6 +6,7 @@ here, and nothing computed for one row touches another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,8 @@ from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.cuda_graphs import CudaGraphs
 from deployments.sd3.fp8 import quantize_linears
 from deployments.sd3.host_memory import keep_freed_memory
+from deployments.sd3.lora_arena import LoraArena
+from deployments.sd3.lora_layers import PageUse, RowLoras
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.sigmas import TRAIN_TIMESTEPS
@@ -62,7 +65,8 @@ class Mmdit:
         self._attention = Attention(optimizations.attention, device, precision.compute_dtype)
         self._transformer = Transformer(model, self._attention, optimizations)
         use_graphs = optimizations.cuda_graphs and device.type == "cuda"
-        self._graphs = CudaGraphs(self._transformer) if use_graphs else None
+        self._graphs = CudaGraphs(self._forward) if use_graphs else None
+        self.loras: LoraArena | None = None
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -119,6 +123,22 @@ class Mmdit:
         """Memory of the weights."""
         return resident_bytes(self._transformer)
 
+    def lora_page_bytes(self) -> int:
+        """Return what one page of LoRAs would take."""
+        return LoraArena.page_bytes(self._transformer.adaptable(), self.precision.compute_dtype)
+
+    def make_room_for_loras(self, pages: int) -> LoraArena:
+        """Take memory for LoRAs; forwards prepared from now on are prepared with them as well.
+
+        Args:
+            pages: Of 16 ranks each.
+        """
+        adaptable = self._transformer.adaptable()
+        dtype = self.precision.compute_dtype
+        self.loras = LoraArena(adaptable, pages, self.device, dtype)
+        self._transformer.attach(self.loras.branches)
+        return self.loras
+
     def prepare(self, height: int, width: int, text_tokens: int, rows: int) -> None:
         """Make forwards of one shape as fast as they get, before any is needed.
 
@@ -140,18 +160,22 @@ class Mmdit:
         for tokens in counts:
             self._attention.measure(rows, tokens, self._heads, self._head_width)
         inputs = self._random_inputs(height, width, text_tokens, rows)
-        if self._graphs:
-            self._graphs.capture(*inputs)
-        else:
-            self._transformer(*inputs)
-            torch.cuda.synchronize(self.device)
+        adapted: list[tuple[Tensor, ...]] = [()]
+        if self.loras:
+            adapted.append(RowLoras.of([()] * rows, self.loras.most_a_row, self.device).tensors)
+        for loras in adapted:
+            if self._graphs:
+                self._graphs.capture(*inputs, *loras)
+            else:
+                self._forward(*inputs, *loras)
+                torch.cuda.synchronize(self.device)
 
     def path(
-        self, height: int, width: int, text_tokens: int, rows: int
+        self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
     ) -> Literal["graph", "eager"]:
         """Return how `velocity` would compute a shape: by a captured graph or kernel by kernel."""
         shape = (rows, self.in_channels, height, width)
-        if self._graphs and self._graphs.has(shape, text_tokens):
+        if self._graphs and self._graphs.has(shape, text_tokens, adapted):
             return "graph"
         return "eager"
 
@@ -162,7 +186,12 @@ class Mmdit:
 
     @torch.inference_mode()
     def velocity(
-        self, latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor, pooled: Tensor
+        self,
+        latents: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        loras: Sequence[Sequence[PageUse]] = (),
     ) -> Tensor:
         """Predict noise - image.
 
@@ -171,6 +200,8 @@ class Mmdit:
             sigmas: [B], noise level of each row, 0 to 1.
             prompt_embeds: [B, T, D].
             pooled: [B, P].
+            loras: Pages of `make_room_for_loras` that adapt each row; empty where none adapts any,
+                which costs nothing.
 
         Returns:
             float32 [B, C, h, w].
@@ -182,10 +213,21 @@ class Mmdit:
             prompt_embeds.to(self.device, dtype),
             pooled.to(self.device, dtype),
         )
-        if self._graphs and self._graphs.has(inputs[0].shape, inputs[2].shape[1]):
-            return self._graphs.replay(*inputs)
-        output: Tensor = self._transformer(*inputs)
+        rows = None
+        if self.loras and any(loras):
+            rows = RowLoras.of(loras, self.loras.most_a_row, self.device)
+        adapted = rows is not None
+        if self._graphs and self._graphs.has(inputs[0].shape, inputs[2].shape[1], adapted):
+            return self._graphs.replay(*inputs, *(rows.tensors if rows else ()))
+        output: Tensor = self._transformer(*inputs, rows)
         return output.float()
+
+    def _forward(
+        self, latents: Tensor, timesteps: Tensor, embeds: Tensor, pooled: Tensor, *loras: Tensor
+    ) -> Tensor:
+        rows = RowLoras(loras[0], loras[1], loras[2], uses=None) if loras else None
+        output: Tensor = self._transformer(latents, timesteps, embeds, pooled, rows)
+        return output
 
     def _random_inputs(
         self, height: int, width: int, text_tokens: int, rows: int

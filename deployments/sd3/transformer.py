@@ -5,6 +5,7 @@ The same computation as diffusers' `SD3Transformer2DModel`, whose loaded weights
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from deployments.sd3.adaln import modulate
 from deployments.sd3.attention import Attention
 from deployments.sd3.joint_block import JointBlock, Pending
+from deployments.sd3.linear import Streams
+from deployments.sd3.lora_layers import Adaptable, RowLoras, SideBranch
 from deployments.sd3.modulation import Modulation
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stored_transformer import StoredTransformer
@@ -43,10 +46,15 @@ class Transformer(nn.Module):
         layers = [
             layer for block in blocks for layer in (block.norm1.linear, block.norm1_context.linear)
         ]
+        names = [
+            f"transformer_blocks.{index}.{norm}.linear"
+            for index in range(len(blocks))
+            for norm in ("norm1", "norm1_context")
+        ]
         for block in blocks:
             block.norm1 = block.norm1_context = None
         as_dtype = None if optimizations.fp8_modulation else model.proj_out.weight.dtype
-        self.modulation = Modulation(layers, as_dtype=as_dtype)
+        self.modulation = Modulation(layers, names, as_dtype=as_dtype)
         del layers
         self.blocks = nn.ModuleList()
         for index, block in enumerate(blocks):
@@ -55,8 +63,29 @@ class Transformer(nn.Module):
         self.attends_again = any(block.attend_again is not None for block in self.blocks)
         self.fused_adaln = optimizations.fused_adaln
 
+    def adaptable(self) -> list[Adaptable]:
+        """Return everything that a LoRA may adapt, in the order that `attach` takes."""
+        named = [streams.adaptable(prefix) for prefix, streams in self._products()]
+        return [*named, self.modulation.adaptable]
+
+    def attach(self, branches: list[SideBranch]) -> None:
+        """Put a side branch beside everything that can be adapted."""
+        *of_blocks, self.modulation.side = branches
+        for (_, streams), branch in zip(self._products(), of_blocks, strict=True):
+            streams.side = branch
+
+    def _products(self) -> Iterator[tuple[str, Streams]]:
+        for index, block in enumerate(self.blocks):
+            for streams in block.products:  # type: ignore[union-attr]
+                yield f"transformer_blocks.{index}.", streams
+
     def forward(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        loras: RowLoras | None = None,
     ) -> Tensor:
         """Predict velocities.
 
@@ -65,6 +94,7 @@ class Transformer(nn.Module):
             timesteps: float32 [B], 0 to 1000.
             prompt_embeds: [B, T, joint width].
             pooled: [B, pooled width].
+            loras: What adapts each row; None where nothing adapts any.
 
         Returns:
             [B, C, h, w], in the dtype of the latents.
@@ -76,10 +106,10 @@ class Transformer(nn.Module):
         hidden = latents.new_zeros(layout.rows, self.proj_out.in_features)
         hidden[layout.image_rows] = self.pos_embed(latents).flatten(0, 1)
         hidden[layout.text_rows] = self.context_embedder(prompt_embeds).flatten(0, 1)
-        modulation = self.modulation(condition)
+        modulation = self.modulation(condition, loras)
         pending: Pending | None = None
         for block, image, text in zip(self.blocks, modulation[::2], modulation[1::2], strict=True):
-            hidden, layout, pending = block(hidden, layout, pending, image, text)
+            hidden, layout, pending = block(hidden, layout, pending, image, text, loras)
         hidden = self._projected(hidden, layout, pending, condition)
         # [B, rows, columns, patch, patch, C] -> [B, C, rows * patch, columns * patch]
         patches = hidden.view(batch, rows, columns, self.patch, self.patch, -1)

@@ -92,7 +92,9 @@ def test_a_replica_without_memory_for_one_guided_picture_does_not_start(rows):
 
 def test_the_engine_is_told_how_many_rows_replay_a_graph():
     class Captures(Warmable):
-        def path(self, height: int, width: int, text_tokens: int, rows: int) -> Path:
+        def path(
+            self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
+        ) -> Path:
             return "graph" if (height, width, text_tokens, rows) in self.prepared else "eager"
 
     model = Captures(most_rows=3)

@@ -4,6 +4,7 @@ import math
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_whole_run_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     card = SimulatedCard()
     velocity = mmdit.velocity
 
-    def timed(*inputs: torch.Tensor) -> torch.Tensor:
+    def timed(*inputs: Any) -> torch.Tensor:
         began = time.monotonic()
         while time.monotonic() - began < 0.03:
             result = velocity(*inputs)

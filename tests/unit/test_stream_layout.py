@@ -40,7 +40,9 @@ def test_modulation_of_all_blocks_is_views_of_one_matrix():
         given_layers = layers(arithmetic)
         with torch.inference_mode():
             expected = [layer(condition) for layer in given_layers]
-            image, text = Modulation(given_layers, as_dtype=None)(condition)
+            image, text = Modulation(given_layers, ["norm1", "norm1_context"], as_dtype=None)(
+                condition
+            )
         assert image.stride() == text.stride()
         assert image.untyped_storage().data_ptr() == text.untyped_storage().data_ptr()
         for one, other in zip((image, text), expected, strict=True):

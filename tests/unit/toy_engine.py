@@ -12,6 +12,7 @@ from deployments.engine import Engine
 from deployments.live_request import Ticket
 from deployments.payloads import DenoiseJob, Latents, Path, PromptEmbedding, Stamp, StepProgress
 from deployments.schedule import TokenShape, Work
+from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import choose_precision
 from deployments.step_costs import StepCosts
 
@@ -41,9 +42,12 @@ class ToyModel:
         self.precision = choose_precision("fp32", "cpu")
         self.in_channels = 4
         self.calls: list[Call] = []
+        self.loras: list[tuple[tuple[PageUse, ...], ...]] = []  # of each call
         self.before: Callable[[torch.Tensor], None] = lambda prompt_embeds: None
 
-    def path(self, height: int, width: int, text_tokens: int, rows: int) -> Path:
+    def path(
+        self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
+    ) -> Path:
         return "graph" if rows == 2 else "eager"
 
     def velocity(
@@ -52,8 +56,10 @@ class ToyModel:
         sigmas: torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled: torch.Tensor,
+        loras: Sequence[Sequence[PageUse]] = (),
     ) -> torch.Tensor:
         means = prompt_embeds.mean((1, 2))
+        self.loras.append(tuple(tuple(row) for row in loras))
         self.calls.append(Call(tuple(means.tolist()), tuple(sigmas.tolist()), tuple(latents.shape)))
         self.before(prompt_embeds)
         return latents + prompt_embeds.mean((1, 2))[:, None, None, None]
