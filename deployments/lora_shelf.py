@@ -215,15 +215,20 @@ class LoraShelf:
         return None
 
     def _room(self, count: int, *, claims: bool) -> tuple[int, ...] | None:
-        wanted = {_key(use) for uses in self._wanted.values() for use in uses}
+        """Return so many pages, putting out what nobody uses; a claim also what others want."""
+        wanted = [
+            uses for holder, uses in self._wanted.items() if not claims or holder == self._claimant
+        ]
+        kept = {_key(use) for uses in wanted for use in uses}
         idle = [
             key
             for key, file in self._files.items()
-            if not file.users and (file.is_there or file.failure) and (claims or key not in wanted)
+            if not file.users and (file.is_there or file.failure) and key not in kept
         ]
-        idle.sort(key=lambda key: key in wanted)
         if len(self._free) + sum(len(self._files[key].pages) for key in idle) < count:
             return None
+        others = {_key(use) for uses in self._wanted.values() for use in uses}
+        idle.sort(key=lambda key: key in others)
         while len(self._free) < count:
             self._forget(idle.pop(0))
         pages, self._free = self._free[:count], self._free[count:]
