@@ -13,9 +13,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.learnt_speeds import behind_peers, usual_step_s
 from cluster.load_board import LoadBoard
 from cluster.pool_state import ReplicaState
 from cluster.routing import ReplicaLoad, RoutedWork, RoutingSettings
+from cluster.waiting_outside import WaitingOutside
 from cluster.work_keys import size_key
 from cluster.work_sizes import WorkSizes
 
@@ -39,11 +41,13 @@ class PoolBoard:
         self.loads = LoadBoard(settings)
         self._joined_share = settings.joined_share
         self._guard = threading.Lock()
+        self.outside = WaitingOutside()
         self.sizes = WorkSizes()
         self.clock = clock
         self.has_heard = False  # of any replica's load
         self.has_replicas_told = False  # which replicas there are is known
         self._seen: frozenset[str] = frozenset()
+        self._steps_s: dict[str, float] = {}
         self._slow: dict[str, tuple[float, ReplicaLoad]] = {}  # when it told so
         self._looked_at = float("-inf")
 
@@ -57,8 +61,9 @@ class PoolBoard:
             id=state.id,
             backlog_s=state.backlog_s,
             # Faster than cool there is not: such a baseline was measured on a busy machine, and
-            # believed it would draw all work to whoever was measured.
-            speed=min(state.speed, 1.0),
+            # believed it would draw all work to whoever was measured. Nor is who is slower than its
+            # peers as fast as it says: its baseline was measured on a warm card.
+            speed=min(state.speed, 1.0) / behind_peers(state.step_s, self.usual_step_s),
             margin_c=state.margin_c if is_fresh else None,
             throttled=state.throttled and is_fresh,
             age_s=0.0,
@@ -67,10 +72,17 @@ class PoolBoard:
         now = self.clock()
         self.loads.report(load, now)
         self.has_heard = True
+        if state.step_s is not None:
+            self._steps_s[state.id] = state.step_s
         with self._guard:
             self._slow.pop(state.id, None)
             if load.speed < 1 or load.throttled:
                 self._slow[state.id] = (now, load)
+
+    @property
+    def usual_step_s(self) -> float | None:
+        """Cool seconds of the usual step on this pool's cards; None: no replica has told."""
+        return usual_step_s(list(self._steps_s.values()))
 
     def forget_old_speeds(self) -> None:
         """Take who was slow and has told nothing since for as fast as others, to find out."""
@@ -97,7 +109,11 @@ class PoolBoard:
         for name in ids:
             if name not in self._seen:
                 self.loads.report(ReplicaLoad(id=name, backlog_s=0.0, age_s=0.0), now)
+        if ids:
+            self.outside.replica_came()
         self._seen = frozenset(ids)
+        if ids:  # of a pool that is empty for now, its speed stays known
+            self._steps_s = {name: self._steps_s[name] for name in ids if name in self._steps_s}
         self.has_replicas_told = True
 
     def work(self, job: Any) -> RoutedWork:

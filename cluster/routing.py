@@ -65,7 +65,7 @@ class RoutingSettings:
     blur: float = 0.5
     tie: float = 0.05
     full_s: float = 10.0
-    full_requests: float = 2.0
+    full_requests: float = 4.0
     usual_s: float = 1.0
 
 
@@ -122,6 +122,8 @@ class PoolLoad:
         queued_s: Cool seconds that wait for any of its replicas, outside of them.
         speed: Cool seconds that all its replicas together do a second.
         start_s: What a replica takes to start.
+        waited_s: For how long the first of what waits outside has waited. Where no replica came in
+            all that time, it is thought to take as long again.
     """
 
     name: str
@@ -130,6 +132,7 @@ class PoolLoad:
     queued_s: float = 0.0
     speed: float = 1.0
     start_s: float = 60.0
+    waited_s: float = 0.0
 
 
 def choose_pool(
@@ -152,8 +155,11 @@ def choose_pool(
 
     def finish(pool: PoolLoad) -> float:
         alone = own / max(pool.kind_speed, 1e-6)
-        waits = told_seconds(pool.queued_s) / max(pool.speed, _LEAST_SPEED)
-        done = pool.start_s + alone if pool.soonest_s is None else pool.soonest_s
+        # The replica that an empty pool will have does a cool second a second.
+        speed = 1.0 if pool.soonest_s is None else max(pool.speed, _LEAST_SPEED)
+        waits = told_seconds(pool.queued_s) / speed
+        starts = max(pool.start_s, told_seconds(pool.waited_s))
+        done = starts + alone if pool.soonest_s is None else pool.soonest_s
         return told_seconds(done) + waits + random.random() * settings.tie * alone
 
     return min(pools, key=finish).name

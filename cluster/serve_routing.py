@@ -5,6 +5,10 @@ remembers, else by a message), goes on to the next where there is none, and wait
 where nobody has any. A replica that refuses is tried no more for now. While no replica has told its
 load, and whenever anything here fails, Serve's own power of two choices decides.
 
+While every replica has enough to do, work waits here: it then goes to whoever is free first, also
+to a replica that only then starts, while what was once sent stays where it is. Serve asks again
+twice a second, which leaves nobody idle: who is no longer full still has seconds of work.
+
 A burst is routed before any of it is sent, so each request counts where it will go as soon as that
 is chosen: the next one of the burst goes elsewhere. Serve pickles this very module by value; what
 outlives a router is in `cluster.process_boards`.
@@ -35,16 +39,20 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pipelines = 1
+        self._most_held: float = 0
         self._expected: OrderedDict[str, str] = OrderedDict()  # request -> where it should go
         self._complained_at = float("-inf")
 
-    def initialize_state(self, pipelines: int = 1, **_: Any) -> None:
+    def initialize_state(self, pipelines: int = 1, max_queued: int = 0, **_: Any) -> None:
         """Take the `request_router_kwargs` of the deployment; called by Serve before all else.
 
         Args:
             pipelines: Processes that send work to this pool.
+            max_queued: With so many waiting requests Serve refuses more; -1 is no limit.
         """
         self._pipelines = pipelines
+        # Half of them: what replicas may still take must never be refused for want of room here.
+        self._most_held = float("inf") if max_queued < 0 else max_queued // 2
 
     @property
     def _board(self) -> PoolBoard:
@@ -55,6 +63,8 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
     ) -> list[list[Any]]:
         """Return ranks of replicas, the best first."""
         try:
+            if self._stays_outside(pending_request):
+                return []
             ranks = self._ranks(candidate_replicas, pending_request)
         except Exception:
             self._complain()
@@ -63,6 +73,19 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
             return ranks
         chosen: list[list[Any]] = await super().choose_replicas(candidate_replicas, pending_request)
         return chosen
+
+    def _stays_outside(self, pending: Any | None) -> bool:
+        """Whether no replica should have it yet."""
+        if pending is None or not self._board.has_heard or pending.future.done():
+            return False
+        if self.num_pending_requests > self._most_held:
+            return False
+        self._board.forget_old_speeds()
+        work = self._board.work(pending.args[0] if pending.args else None)
+        full = self._board.loads.is_full(work, self._board.clock())
+        if full:
+            pending.routing_context.should_backoff = True
+        return full
 
     def _ranks(self, candidates: list[Any], pending: Any | None) -> list[list[Any]]:
         if pending is None or not self._board.has_heard or pending.metadata.multiplexed_model_id:
@@ -78,6 +101,8 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
             name = best.replica_id.unique_id
             self._board.loads.sent(name, work, now)
             self._expected[request] = name
+            if pending.args:
+                self._board.outside.went(id(pending.args[0]))
             if len(self._expected) > _MOST_EXPECTED:  # of requests given up before they were sent
                 self._expected.popitem(last=False)
         # Without this Serve would ask again at once, and for ever, where nobody has room.
@@ -101,6 +126,8 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
         super().on_request_routed(pending_request, replica_id, result)
         try:
             name = replica_id.unique_id
+            if pending_request.args:
+                self._board.outside.went(id(pending_request.args[0]))
             expected = self._expected.pop(pending_request.metadata.internal_request_id, None)
             if expected == name:
                 return

@@ -27,7 +27,7 @@ from serve.model_card import ModelCard
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
-from serve.pool_choice import kind_of_card, speed_of
+from serve.pool_choice import estimated_speed, kind_of_card
 
 APP_NAME = "kelvin"
 PIPELINE_NAME = "pipeline"
@@ -108,7 +108,7 @@ def _pool(settings: Settings, model: str, stage: Stage, pool: PoolSettings) -> A
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
         ray_actor_options=actor,
         **replicas_of(settings.autoscaling, model, stage, pool),
-        **_routing(settings),
+        **_routing(settings, pool),
     )
     if stage == "denoise":
         return deployment.bind(settings.model, pool, settings.thermal, settings.governor)
@@ -141,7 +141,7 @@ def replicas_of(
         stage=stage,
         model=model,
         kind=kind,
-        kind_speed=speed_of(pool),
+        kind_speed=estimated_speed(pool),
         is_estimate=pool.kind_speed is None,
         cost_per_hour=pool.cost_per_hour or card_kind(kind).cost_per_hour,
         start_s=pool.start_s,
@@ -163,12 +163,15 @@ def replicas_of(
     return {"autoscaling_config": config}
 
 
-def _routing(settings: Settings) -> dict[str, Any]:
+def _routing(settings: Settings, pool: PoolSettings) -> dict[str, Any]:
     if settings.routing.policy == "power_of_two":
         return {}
     router = RequestRouterConfig(
         request_router_class="cluster.serve_routing:KelvinRouter",
-        request_router_kwargs={"pipelines": settings.pipeline.num_replicas},
+        request_router_kwargs={
+            "pipelines": settings.pipeline.num_replicas,
+            "max_queued": pool.max_queued_requests,
+        },
     )
     return {"request_router_config": router}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
+from typing import Any
 
 from cluster.card_kinds import card_kind
+from cluster.learnt_speeds import KindSpeed, learnt_speeds
 from cluster.pool_state import ReplicaState, Stage
 from cluster.process_boards import board_of, kind_of
 from cluster.routing import PoolLoad, RoutedWork, RoutingSettings, choose_pool
@@ -30,6 +34,36 @@ class PoolChoice:
         }
         self._random = Random()
 
+    @contextmanager
+    def sending(self, stage: Stage, payload: Any, job: DenoiseJob | None = None) -> Iterator[str]:
+        """Choose a pool, whose name is yielded, for a call that lasts as long as the context.
+
+        Args:
+            stage: Whose pools.
+            payload: The first argument of the call, the object itself.
+            job: What is to be done there, where that is known.
+        """
+        pool = self.pool(stage, job)
+        if len(self._pools[stage]) == 1:
+            yield pool
+            return
+        board = self._boards[pool]
+        speeds = self._speeds(stage)
+        own = self._own_work(pool, self._in_general(self._pools[stage], job, speeds), job, speeds)
+        cool_s = own.cool_s or self._settings.usual_s / speeds[pool]
+        board.outside.came(id(payload), cool_s, board.clock())
+        try:
+            yield pool
+        finally:
+            board.outside.went(id(payload))
+
+    def is_asleep(self, stage: Stage) -> bool:
+        """Whether a stage may be without replicas, and none is known here."""
+        return all(
+            pool.min_replicas == 0 and not len(self._boards[pool.name].loads)
+            for pool in self._pools[stage]
+        )
+
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
         """Return the name of the pool where the work is done first.
 
@@ -41,10 +75,14 @@ class PoolChoice:
         if len(pools) == 1:
             return pools[0].name
         if not self._by_load:
-            sizes = [max(pool.num_replicas, 0.01) * speed_of(pool) for pool in pools]
+            sizes = [max(pool.num_replicas, 0.01) * estimated_speed(pool) for pool in pools]
             return self._random.choices(pools, sizes)[0].name
-        work = self._in_general(pools, job)
-        loads = [self._load(pool, work, job) for pool in pools]
+        speeds = self._speeds(stage)
+        work = self._in_general(pools, job, speeds)
+        loads = [
+            self._load(pool, self._own_work(pool.name, work, job, speeds), speeds[pool.name])
+            for pool in pools
+        ]
         return choose_pool(loads, work, self._random, self._settings)
 
     def heard(self, pool: str, load: ReplicaState | None) -> None:
@@ -58,12 +96,10 @@ class PoolChoice:
             sizes = self._boards[pool].sizes
             sizes.learn(kind_of(job), job.num_inference_steps, latents.cool_s)
 
-    def _load(self, pool: PoolSettings, work: RoutedWork, job: DenoiseJob | None) -> PoolLoad:
-        board, speed = self._boards[pool.name], speed_of(pool)
-        own = board.work(job)
-        if own.cool_s is None and work.cool_s is not None:
-            own = RoutedWork(cool_s=work.cool_s / speed)
-        soonest = board.loads.soonest(own, board.clock())
+    def _load(self, pool: PoolSettings, own: RoutedWork, speed: float) -> PoolLoad:
+        board = self._boards[pool.name]
+        now = board.clock()
+        soonest = board.loads.soonest(own, now)
         if soonest is None and not board.has_replicas_told and pool.num_replicas:
             # Its handle has not been used yet, so nobody has said here which replicas there are.
             soonest = own.cool_s or self._settings.usual_s / speed
@@ -71,17 +107,43 @@ class PoolChoice:
             name=pool.name,
             soonest_s=soonest,
             kind_speed=speed,
+            queued_s=board.outside.cool_s,
             speed=board.loads.speed,
             start_s=pool.start_s,
+            waited_s=board.outside.waited_s(now),
         )
 
-    def _in_general(self, pools: tuple[PoolSettings, ...], job: DenoiseJob | None) -> RoutedWork:
+    def _own_work(
+        self, pool: str, work: RoutedWork, job: DenoiseJob | None, speeds: Mapping[str, float]
+    ) -> RoutedWork:
+        """Return a job's work on one pool, from that on an H100 where the pool has seen none."""
+        own = self._boards[pool].work(job)
+        if own.cool_s is None and work.cool_s is not None:
+            return RoutedWork(cool_s=work.cool_s / speeds[pool])
+        return own
+
+    def _in_general(
+        self, pools: tuple[PoolSettings, ...], job: DenoiseJob | None, speeds: Mapping[str, float]
+    ) -> RoutedWork:
         """Return a job's work in cool seconds of an H100, from the first pool that knows."""
         for pool in pools:
             own = self._boards[pool.name].work(job)
             if own.cool_s is not None:
-                return RoutedWork(cool_s=own.cool_s * speed_of(pool))
+                return RoutedWork(cool_s=own.cool_s * speeds[pool.name])
         return RoutedWork()
+
+    def _speeds(self, stage: Stage) -> dict[str, float]:
+        """Return the speeds of a stage's pools, as measured where they were estimates."""
+        return learnt_speeds(
+            {
+                pool.name: KindSpeed(
+                    estimated_speed(pool),
+                    pool.kind_speed is None,
+                    self._boards[pool.name].usual_step_s,
+                )
+                for pool in self._pools[stage]
+            }
+        )
 
 
 def kind_of_card(pool: PoolSettings) -> str:
@@ -89,6 +151,6 @@ def kind_of_card(pool: PoolSettings) -> str:
     return pool.accelerator_type or ("GPU" if pool.num_gpus else "CPU")
 
 
-def speed_of(pool: PoolSettings) -> float:
+def estimated_speed(pool: PoolSettings) -> float:
     """Return the speed of a pool's cool card, an H100 being 1: as set, or else an estimate."""
     return pool.kind_speed or card_kind(kind_of_card(pool)).speed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -31,6 +32,7 @@ from deployments.payloads import (
     TextJob,
 )
 from serve.errors import KelvinError, Overloaded, StageFailed, StageUnavailable
+from serve.waking import Waking
 
 _log = logging.getLogger("ray.serve")
 _Result = TypeVar("_Result")
@@ -44,6 +46,14 @@ class Choice(Protocol):
 
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
         """Return the name of one of the stage's pools."""
+
+    def sending(
+        self, stage: Stage, payload: Any, job: DenoiseJob | None = None
+    ) -> AbstractContextManager[str]:
+        """Yield the name of one of the stage's pools, for a call with that first argument."""
+
+    def is_asleep(self, stage: Stage) -> bool:
+        """Whether a stage has no replica, as far as is known here, and starts on demand."""
 
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         """Take what one of a pool's replicas told of itself."""
@@ -74,19 +84,21 @@ class Stages:
             name: handle.options(stream=True).denoise for name, handle in pools["denoise"].items()
         }
         self._retries = retries
+        self._waking = Waking(pools, choice)
 
     async def encode(self, jobs: tuple[TextJob, ...]) -> tuple[PromptEmbedding, ...]:
         """Encode prompts, all by one replica."""
 
         async def attempt() -> tuple[PromptEmbedding, ...]:
-            pool = self._choice.pool("text")
-            encoded: tuple[PromptEmbedding, ...] = await _answer(
-                self.pools["text"][pool].encode.remote(jobs)
-            )
+            with self._choice.sending("text", jobs) as pool:
+                encoded: tuple[PromptEmbedding, ...] = await _answer(
+                    self.pools["text"][pool].encode.remote(jobs)
+                )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
             return encoded
 
+        self._waking.wake(("denoise", "decode"))
         return await self._retried("text", attempt)
 
     async def denoise(
@@ -101,20 +113,21 @@ class Stages:
         began = monotonic()
 
         async def attempt() -> Latents:
-            pool = self._choice.pool("denoise", job)
-            stream = self._denoisers[pool].remote(_with_time_left(job, monotonic() - began))
-            try:
-                async for events in _items(stream):
-                    for event in events:
-                        self._choice.heard(pool, event.load)
-                        if isinstance(event, Latents):
-                            self._choice.learnt(pool, job, event)
-                            return event
-                        on_progress(event)
-            except BaseException:
-                # The replica stops at its next step; without this it would finish for nobody.
-                stream.cancel()
-                raise
+            sent = _with_time_left(job, monotonic() - began)
+            with self._choice.sending("denoise", sent, job) as pool:
+                stream = self._denoisers[pool].remote(sent)
+                try:
+                    async for events in _items(stream):
+                        for event in events:
+                            self._choice.heard(pool, event.load)
+                            if isinstance(event, Latents):
+                                self._choice.learnt(pool, job, event)
+                                return event
+                            on_progress(event)
+                except BaseException:
+                    # The replica stops at its next step; else it would finish for nobody.
+                    stream.cancel()
+                    raise
             raise StageUnavailable("The denoiser's stream ended without latents.")
 
         return await self._retried("denoise", attempt)
@@ -123,8 +136,8 @@ class Stages:
         """Decode one picture."""
 
         async def attempt() -> Pixels:
-            pool = self._choice.pool("decode")
-            pixels: Pixels = await _answer(self.pools["decode"][pool].decode.remote(latents))
+            with self._choice.sending("decode", latents) as pool:
+                pixels: Pixels = await _answer(self.pools["decode"][pool].decode.remote(latents))
             self._choice.heard(pool, pixels.load)
             return pixels
 

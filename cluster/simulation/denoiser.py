@@ -65,6 +65,11 @@ class Denoiser:
         self.speed = 1.0
         self.most_rows: int | None = None
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """Keys of the sizes that it works on."""
+        return frozenset({request.size for request in self._live.values()})
+
     def own_s(self, request: Request) -> float:
         """Return the cool seconds that a request takes here alone."""
         return request.steps * self._costs.seconds(request.shape, request.rows)

@@ -148,6 +148,7 @@ class KelvinControl:
             throttled=bool(cards.throttled_at(card)) and self._heat,
             power_w=float(cards.power_w[card]),
             reading_age_s=_READING_AGE_S if self._heat else None,
+            holds=replica.holds,
         )
 
     def _govern(self, now: float, cards: Cards, worked: Any, pools: list[Pool]) -> None:

@@ -38,16 +38,19 @@ class BoardRouter:
         load_of: Callable[[Replica, float], ReplicaState],
     ) -> None:
         self.board = LoadBoard(settings, seed)
+        self._joined_share = settings.joined_share
         self._load_of = load_of
         self._replicas: dict[str, Replica] = {}
         self._heard: dict[str, tuple[int, float]] = {}  # accepted by then, and when
 
     def pick(self, pool: Pool, request: Request, now: float) -> Replica | None:
-        """Return the best replica that has a free place."""
+        """Return the best replica that has a free place; None while all have enough to do."""
         if not self._replicas:
             return None
         most, replicas = pool.spec.max_ongoing_requests, self._replicas
-        work = RoutedWork(pool.replicas[0].own_s(request))
+        work = self.work(pool.replicas[0].own_s(request), request)
+        if self.board.is_full(work, now):
+            return None
         best = self.board.choose(work, now)
         if best is None or replicas[best].ongoing >= most:
             ranked = self.board.ranked(work, now, _ASKED) or []
@@ -59,6 +62,10 @@ class BoardRouter:
             return None
         self.board.sent(best, work, now)
         return replicas[best]
+
+    def work(self, own_s: float, request: Request) -> RoutedWork:
+        """Return what `PoolBoard.work` says of a job of a size that it knows."""
+        return RoutedWork(own_s, joins={request.size: self._joined_share * own_s})
 
     def joined(self, replica: Replica) -> None:
         """Choose from it, too."""
@@ -86,6 +93,7 @@ class BoardRouter:
                 speed=state.speed,
                 margin_c=state.margin_c,
                 throttled=state.throttled,
+                holds=state.holds,
             )
             self.board.report(told, now)
 
@@ -104,16 +112,18 @@ def quickest_pool(
     for pool in pools:
         card = kind(pool.spec.kind)
         own = request.steps * step_costs(card.name, model).seconds(request.shape, request.rows)
-        board = routers[pool.spec.name].board
+        router = routers[pool.spec.name]
+        board = router.board
         usual_s = pool.offered_s / pool.offered if pool.offered else own
         loads.append(
             PoolLoad(
                 name=pool.spec.name,
-                soonest_s=board.soonest(RoutedWork(own), now),
+                soonest_s=board.soonest(router.work(own, request), now),
                 kind_speed=card.speed,
                 queued_s=len(pool.waiting) * usual_s,
                 speed=board.speed,
                 start_s=pool.spec.start_s,
+                waited_s=now - pool.waiting_since if pool.waiting else 0.0,
             )
         )
     on_h100 = request.steps * step_costs("H100", model).seconds(request.shape, request.rows)

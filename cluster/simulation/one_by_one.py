@@ -35,6 +35,11 @@ class OneByOne:
         self.speed = 1.0
         self.version = 0
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """Nothing that another request could join."""
+        return frozenset()
+
     def own_s(self, request: Request) -> float:
         """Return the seconds that a request takes here alone."""
         return self._seconds

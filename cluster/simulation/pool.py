@@ -28,6 +28,10 @@ class Replica(Protocol):
     speed: float
     version: int
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """What it has at hand and works on, as keys for the routing."""
+
     def own_s(self, request: Request) -> float:
         """Return the cool seconds that a request takes here alone."""
 
@@ -104,6 +108,7 @@ class Pool:
         self.draining: dict[str, Replica] = {}
         self.starting: dict[str, tuple[float, int]] = {}  # when it is ready, and its card
         self.waiting: deque[Request] = deque()
+        self.waiting_since = 0.0  # something
         self.target = 0
         self.offered = 0
         self.offered_s = 0.0
@@ -118,6 +123,7 @@ class Pool:
     def offer(self, request: Request, now: float) -> None:
         """Give a request to a replica, or let it wait."""
         if self.waiting or not self._place(request, now):
+            self.waiting_since = self.waiting_since if self.waiting else now
             self.waiting.append(request)
 
     def offer_again(self, requests: list[Request], now: float) -> None:

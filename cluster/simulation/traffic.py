@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 from cluster.simulation.kinds import KindName, step_costs
 from cluster.simulation.scenario import Burst, Diurnal, Recorded, Scenario
+from cluster.work_keys import size_key
 from deployments.step_costs import TokenShape
 from serve.errors import ConfigurationError
 
+LATENT_PIXELS = 8
 TEXT_TOKENS = 333  # CLIP's 77 and T5's 256
 COLUMNS = ("at_s", "width", "height", "num_inference_steps", "guidance_scale")
 
@@ -28,6 +31,7 @@ class Request:
         steps: In all.
         steps_done: On the replica that has it; lost with the replica.
         submitted_at: Seconds, when that replica took it.
+        size: Its key for the routing.
         restarts: Times it lost its replica.
         latency_s: None until it ended.
     """
@@ -39,6 +43,7 @@ class Request:
         "restarts",
         "rows",
         "shape",
+        "size",
         "steps",
         "steps_done",
         "submitted_at",
@@ -48,6 +53,7 @@ class Request:
         self.key = key
         self.at = at
         self.shape = shape
+        self.size = size_of(shape)
         self.rows = rows
         self.steps = steps
         self.steps_done = 0
@@ -91,7 +97,13 @@ def mean_rate(scenario: Scenario) -> float:
 
 def square(side: int) -> TokenShape:
     """Return the shape of a square picture of so many pixels a side."""
-    return TokenShape(side // 8, side // 8, TEXT_TOKENS)
+    return TokenShape(side // LATENT_PIXELS, side // LATENT_PIXELS, TEXT_TOKENS)
+
+
+@functools.cache
+def size_of(shape: TokenShape) -> str:
+    """Return the routing's key of a shape."""
+    return size_key(shape.width * LATENT_PIXELS, shape.height * LATENT_PIXELS)
 
 
 def _drawn(scenario: Scenario, seed: int) -> Iterator[Request]:
@@ -148,7 +160,8 @@ def _recorded(file: Path, duration_s: float) -> Iterator[Request]:
                 rows = 1 if float(row["guidance_scale"]) == 1.0 else 2
                 before = at
                 if at < duration_s:
-                    shape = TokenShape(height // 8, width // 8, TEXT_TOKENS)
+                    sides = height // LATENT_PIXELS, width // LATENT_PIXELS
+                    shape = TokenShape(*sides, TEXT_TOKENS)
                     requests.append(Request(key, at, shape, rows, steps))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(

@@ -112,7 +112,7 @@ def test_all_are_full_only_while_none_has_room_for_another() -> None:
     assert not made.is_full(WORK, 0.0)
     made.sent("b", WORK, 0.0)
     assert made.is_full(WORK, 0.0)
-    assert not made.is_full(RoutedWork(20.0), 0.0)  # two of these may be held
+    assert not made.is_full(RoutedWork(6.0), 0.0)  # four of these may be held
     assert not made.is_full(WORK, 2.0)
     made.report(ReplicaLoad("c", 0.0), 0.0)
     assert not made.is_full(WORK, 0.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from ray.serve._private.common import (
 from ray.serve._private.request_router.common import PendingRequest
 
 from cluster.pool_state import ReplicaState
-from cluster.process_boards import PoolBoard, board_of
+from cluster.process_boards import PoolBoard, board_of, kind_of
 from cluster.routing import RoutedWork, RoutingSettings
 from cluster.serve_routing import KelvinRouter
 from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp
@@ -62,6 +64,10 @@ def pending(*args: Any) -> PendingRequest:
     return PendingRequest(list(args), {}, RequestMetadata(number, number))
 
 
+def jobs_take(board: PoolBoard, seconds: float) -> None:
+    board.sizes.learn(kind_of(JOB), JOB.num_inference_steps, seconds)
+
+
 def named(ranks: list[list[Any]]) -> list[list[str]]:
     return [[replica.replica_id.unique_id for replica in rank] for rank in ranks]
 
@@ -96,6 +102,7 @@ async def test_a_burst_goes_everywhere_before_any_of_it_is_sent():
 
 async def test_idle_replicas_take_turns_whatever_their_baselines():
     router, board, replicas = new_router("a", "b")
+    jobs_take(board, 0.1)
     first = []
     for _ in range(30):
         name = await first_choice(router, replicas)
@@ -116,6 +123,7 @@ async def test_who_is_asked_again_counts_once():
 
 async def test_what_went_elsewhere_counts_there():
     router, board, replicas = new_router("a", "b")
+    jobs_take(board, 0.1)
     board.heard(told("a", waiting_s=0.2))
     board.heard(told("b"))
     for _ in range(20):
@@ -146,6 +154,39 @@ def test_a_slow_replica_that_fell_silent_is_tried_again():
     board.heard(ReplicaState("a", slowdown=3.0))
     now[0] += 2.0
     assert shares() == {"b": 40}
+
+
+async def test_work_waits_outside_while_all_have_enough_and_goes_to_who_starts_then():
+    router, board, replicas = new_router("a", "b")
+    router.initialize_state(pipelines=1, max_queued=8)
+    jobs_take(board, 2.0)
+    board.heard(told("a", waiting_s=11.0))
+    board.heard(told("b", waiting_s=30.0))
+    waiting = pending(JOB)
+    assert await router.choose_replicas(replicas, waiting) == []
+    assert waiting.routing_context.should_backoff, "or Serve asks without a pause"
+    new = Replica(router._deployment_id.name, "new")
+    router.update_replicas([*replicas, new])
+    (best,), *_ = named(await router.choose_replicas([*replicas, new], waiting))
+    assert best == "new"
+    # Nothing of what replicas may still take is refused for want of room at the handle.
+    router.update_replicas(replicas)
+    board.heard(told("a", waiting_s=11.0))
+    router._pending_requests_to_fulfill.extend(pending(JOB) for _ in range(5))
+    assert await router.choose_replicas(replicas, pending(JOB))
+
+
+async def test_what_waits_outside_ends_where_a_replica_gets_it():
+    router, board, replicas = new_router("a")
+    board.heard(told("a"))
+    now = board.clock()
+    for job in (first := replace(JOB, job_id="1"), second := replace(JOB, job_id="2")):
+        board.outside.came(id(job), 3.0, now)
+    assert board.outside.cool_s == 6.0
+    await router.choose_replicas(replicas, pending(first))
+    assert board.outside.cool_s == 3.0
+    router.on_request_routed(pending(second), replicas[0].replica_id, None)
+    assert board.outside.cool_s == 0.0
 
 
 async def test_without_data_serve_chooses_by_queues():
@@ -197,6 +238,76 @@ def test_the_pool_is_where_the_work_is_done_first():
     assert choice.pool("denoise", JOB) == names[1], "a slow card that is free: 20 s, not 62"
     choice.heard(names[1], None)
     assert choice.pool("text") == "text-encoder"
+
+
+def two_pools(**slow: Any) -> tuple[PoolChoice, str, str]:
+    """Return the choice between a fast pool with one replica and an empty one."""
+    full, empty = (f"pool-{next(_numbers)}" for _ in range(2))
+    pools = [
+        {"name": full, "kind_speed": 1.0},
+        {"name": empty, "kind_speed": 1.0, "num_replicas": 0, "min_replicas": 0}
+        | {"max_replicas": 3, "start_s": 10.0}
+        | slow,
+    ]
+    choice = PoolChoice(load_settings(None, {"denoiser": pools}))
+    board_of(full).keep(["a"])
+    board_of(empty).keep([])
+    choice.learnt(full, JOB, Latents(np.zeros((16, 2, 2), np.float32), STAMP, cool_s=2.0))
+    return choice, full, empty
+
+
+def test_an_empty_pool_takes_no_more_than_it_would_be_done_with_first():
+    choice, full, empty = two_pools()
+    choice.heard(full, told("a", waiting_s=20.0))
+    sent = []
+    with ExitStack() as calls:
+        for number in range(40):
+            job = replace(JOB, job_id=str(number))
+            sent.append(calls.enter_context(choice.sending("denoise", job, job)))
+            if sent[-1] == full:  # as its router does
+                board = board_of(full)
+                board.outside.went(id(job))
+                board.loads.sent("a", board.work(job), board.clock())
+    # 10 s until it has a replica, against 20 s: five more there, then in turns.
+    assert sent[:5] == [empty] * 5
+    assert 15 <= sent.count(full) <= 20
+    assert board_of(empty).outside.cool_s == 0.0
+
+
+def test_a_pool_whose_replica_does_not_come_is_as_far_as_it_has_been_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    choice, full, empty = two_pools()
+    now = [board_of(full).clock()]
+    for name in (full, empty):
+        monkeypatch.setattr(board_of(name), "clock", lambda: now[0])
+    choice.heard(full, told("a", waiting_s=30.0))
+    with choice.sending("denoise", JOB, JOB) as pool:
+        assert pool == empty
+        now[0] += 60.0
+        choice.heard(full, told("a", waiting_s=30.0))
+    # The first one was given up; 60 s were not enough for a replica to come.
+    assert choice.pool("denoise", JOB) == full
+    board_of(empty).keep(["came"])
+    assert choice.pool("denoise", JOB) == empty
+
+
+def test_speeds_of_kinds_are_what_replicas_measured():
+    choice, full, empty = two_pools(num_replicas=1, kind_speed=None, accelerator_type="L4")
+    board_of(empty).keep(["b"])
+    choice.heard(full, replace(told("a", waiting_s=30.0), step_s=0.1))
+    assert choice.pool("denoise", JOB) == empty, "2 s of an H100 are 17 s by the table"
+    choice.heard(empty, replace(told("b"), step_s=2.0))
+    assert choice.pool("denoise", JOB) == full, "and 40 s as measured"
+
+
+async def test_a_replica_that_is_behind_its_peers_gets_less():
+    router, board, replicas = new_router("a", "b", "warm")
+    jobs_take(board, 1.0)
+    board.heard(replace(told("a", waiting_s=1.5), step_s=0.1))
+    board.heard(replace(told("b", waiting_s=1.5), step_s=0.1))
+    board.heard(replace(told("warm", waiting_s=1.0), step_s=0.3))
+    assert await first_choice(router, replicas) in ("a", "b")
 
 
 def test_without_routing_by_load_pools_are_drawn_by_what_they_can_do():

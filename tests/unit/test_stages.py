@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,7 @@ class FakeResponse:
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.is_cancelled = False
+        self.wakes = asyncio.Event()
 
     def __await__(self) -> Any:
         return self._answer().__await__()
@@ -46,7 +48,7 @@ class FakeResponse:
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         if self.outcome is None:
-            await asyncio.Event().wait()
+            await self.wakes.wait()
         return self.outcome
 
     async def __aiter__(self) -> Any:
@@ -95,11 +97,19 @@ class FakeChoice:
 
     def __init__(self, *names: str) -> None:
         self.names = list(names)
+        self.asleep: set[Stage] = set()
         self.told: list[tuple[str, ReplicaState]] = []
         self.pictures: list[tuple[str, DenoiseJob, Latents]] = []
 
+    @contextmanager
+    def sending(self, stage: Stage, payload: Any, job: DenoiseJob | None = None) -> Iterator[str]:
+        yield self.pool(stage)
+
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
         return self.names.pop(0) if self.names else "only"
+
+    def is_asleep(self, stage: Stage) -> bool:
+        return stage in self.asleep
 
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         if load is not None:
@@ -252,3 +262,29 @@ async def test_what_replicas_tell_of_themselves_is_passed_on():
     await made.denoise(JOB, lambda _: None)
     await made.decode(LATENTS)
     assert choice.told == [("only", load)] * 4
+
+
+async def test_the_first_stage_wakes_those_behind_it_once():
+    asleep, awake = FakeHandle(None), FakeHandle()
+    choice = FakeChoice()
+    choice.asleep = {"denoise"}
+    text = FakeHandle((PROMPT,), (PROMPT,))
+    pools: Any = {
+        "text": {"only": text},
+        "denoise": {"only": asleep},
+        "decode": {"only": awake},
+    }
+    made = Stages(pools, choice, retries=0)
+    for _ in range(2):
+        await made.encode(())
+        await asyncio.sleep(0)
+    assert (len(asleep.responses), len(awake.responses)) == (1, 0)
+    asleep.responses[0].wakes.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    # It has come and gone again.
+    text.outcomes.append((PROMPT,))
+    asleep.outcomes.append({})
+    await made.encode(())
+    await asyncio.sleep(0)
+    assert len(asleep.responses) == 2
