@@ -44,6 +44,9 @@ class GovernorSettings:
         below_limit_c: Degrees to stay under the temperature at which the card slows itself down.
         target_c: To stay under, in degrees Celsius, instead of that.
         least_duty: Share of the time that is never taken away.
+        throttled_duty: The same while the card slows itself down. It is held at its limit by its
+            clock then, so pauses protect nothing; and clocks cost less than they save, since power
+            falls faster than speed, while what pauses save they cost.
 
     Raises:
         ValueError: A setting that makes no sense.
@@ -53,10 +56,15 @@ class GovernorSettings:
     below_limit_c: float = 5.0
     target_c: float | None = None
     least_duty: float = 0.1
+    throttled_duty: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.least_duty <= 1:
             raise ValueError(f"least_duty must be above 0 and at most 1, is {self.least_duty}")
+        if not self.least_duty <= self.throttled_duty <= 1:
+            raise ValueError(
+                f"throttled_duty must be from least_duty to at most 1, is {self.throttled_duty}"
+            )
         if not math.isfinite(self.below_limit_c):
             raise ValueError(f"below_limit_c must be finite, is {self.below_limit_c}")
         if self.target_c is not None and not math.isfinite(self.target_c):
@@ -135,15 +143,16 @@ class Governor:
         target = self._target(limit_c)
         average = self._averaged(temperature_c, elapsed)
         spare = None if average is None or limit_c is None else limit_c - average
-        self._protect(throttled, spare, elapsed)
+        is_held = self._protect(throttled, spare, elapsed)
         if average is None or target is None:
             duty, reason = 1.0, FREE.reason
         else:
             duty = self._controlled(target - average, elapsed, busy)
             reason = f"{average:.0f} C, to stay under {target:.0f}"
-        if self._ceiling < duty:
+        if is_held or self._ceiling < duty:
             reason = "the card slows itself down for heat" if throttled else "it did so just now"
-        duty = max(min(duty, self._ceiling), self.settings.least_duty)
+        least = self.settings.throttled_duty if is_held else self.settings.least_duty
+        duty = max(min(duty, self._ceiling), least)
         self.allowance = Allowance(duty, _most_rows(duty), reason)
         return self.allowance
 
@@ -170,7 +179,8 @@ class Governor:
             self._average_c += (temperature_c - self._average_c) * new
         return self._average_c
 
-    def _protect(self, throttled: bool, spare_c: float | None, elapsed: float) -> None:
+    def _protect(self, throttled: bool, spare_c: float | None, elapsed: float) -> bool:
+        """Lower or raise the ceiling; return whether the card holds itself at its limit now."""
         is_cool = spare_c is not None and spare_c > _ROOM_TO_SPARE_C
         believed = throttled and (self._was_throttled or not is_cool)
         self._was_throttled = throttled
@@ -178,10 +188,11 @@ class Governor:
             # The first reading of it cuts at once, whatever time has passed.
             cut = _CUT ** min(max(elapsed, 0.5), _LONGEST_GAP_S)
             self._ceiling = min(self._ceiling, self.allowance.duty) * cut
-            self._ceiling = max(self._ceiling, self.settings.least_duty)
+            self._ceiling = max(self._ceiling, self.settings.throttled_duty)
         elif not throttled:
             regained = (_REGAINED_COOL if is_cool else _REGAINED) * elapsed
             self._ceiling = min(self._ceiling + regained, 1.0)
+        return believed
 
     def _controlled(self, room_c: float, elapsed: float, busy: bool) -> float:
         proportional = _PROPORTIONAL * room_c

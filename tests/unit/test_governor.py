@@ -136,8 +136,20 @@ def test_what_a_card_was_cut_to_is_forgotten_while_it_idles() -> None:
     governor = Governor(GovernorSettings())
     for second in range(20):
         governor.observe(second, 84, 87, True)
-    assert governor.allowance.duty < 0.2
+    assert governor.allowance.duty < 0.4
     assert governor.observe(3600, 40, 87, False).duty == 1
+
+
+def test_a_card_that_throttles_already_is_not_paused_to_a_crawl() -> None:
+    governor = Governor(GovernorSettings())
+    for second in range(60):
+        held = governor.observe(second, 90, 87, True)
+    assert held.duty == pytest.approx(0.3)
+    assert held.reason == "the card slows itself down for heat"
+    # Over its target and at full clock the pauses are what holds it.
+    for second in range(60, 90):
+        held = governor.observe(second, 86, 87, False)
+    assert held.duty == pytest.approx(0.1)
 
 
 def test_the_limit_that_the_card_states_counts_unless_a_target_is_set() -> None:
