@@ -197,6 +197,14 @@ def generate(
         Any,
         _field(parser=_integer, help="-10 to 10; higher goes first.", rich_help_panel="When"),
     ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        _field(
+            "--idempotency-key",
+            help="The same request under the same key is the same job.",
+            rich_help_panel="When",
+        ),
+    ] = None,
     deadline_s: Annotated[
         Any,
         _field(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
+from serve.client_errors import error_from_body
 from serve.custody import Custody
 from serve.errors import JobCancelled, JobNotFound, KelvinError, StorageUnavailable
 from serve.jobs import JobJournal
@@ -70,7 +71,7 @@ class Endings:
         elif ended.status == "cancelled":
             job.error = JobCancelled("The job was cancelled.", field="id", value=job.id)
         elif job.error is None:
-            job.error = KelvinError("The job failed elsewhere; its record says why.", value=job.id)
+            job.error = error_from_body(ended.error)
         return last_event(ended)
 
     async def _end(self, job: RunningJob) -> JobRecord:
@@ -144,6 +145,22 @@ class Endings:
 def _failed(job: RunningJob, error: KelvinError) -> JobRecord:
     job.error = error
     return JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
+
+
+async def outcome(events: AsyncIterator[JobEvent]) -> GenerateResult:
+    """Return the result at the end of a job's events.
+
+    Raises:
+        KelvinError: As the job failed; JobCancelled if it was cancelled.
+    """
+    async for event in events:
+        if event.result is not None:
+            return event.result
+        if event.event == "cancelled":
+            raise JobCancelled("The job was cancelled.", field="id", value=event.id)
+        if event.is_last:
+            raise error_from_body(event.error)
+    raise KelvinError("The job's events ended before it did.")
 
 
 def last_event(record: JobRecord) -> JobEvent:

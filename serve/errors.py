@@ -157,6 +157,13 @@ class JobConflict(KelvinError):
     code = "job_conflict"
 
 
+class IdempotencyConflict(KelvinError):
+    """Another request was sent under the same idempotency key."""
+
+    status = 409
+    code = "idempotency_conflict"
+
+
 class JobCancelled(KelvinError):
     """The job was cancelled by its owner before it finished."""
 

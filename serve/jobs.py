@@ -40,9 +40,7 @@ class JobJournal:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    async def accept(
-        self, job_id: str, request: GenerateRequest, owner: str | None = None
-    ) -> JobRecord:
+    async def accept(self, job_id: str, request: GenerateRequest, owner: str | None = None) -> bool:
         """Write a job down; once this returns, no crash loses it.
 
         Args:
@@ -50,20 +48,28 @@ class JobJournal:
             request: Fully resolved, with its seed: a takeover must make the same pictures.
             owner: Lease of the Pipeline that accepts it; None: whoever finds it may take it.
 
+        Returns:
+            True if the job is this owner's to do, False if it was accepted before.
+
         Raises:
             JobConflict: The id has another request already.
             StorageUnavailable: The job is not accepted.
         """
         record = JobRecord(id=checked(job_id), status="pending", request=request)
         data = record.model_dump_json().encode()
-        if not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True):
+        is_known = not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True)
+        if is_known:
             known = await self._load(_request_key(job_id))
             if known is None or known.request != request:
                 raise JobConflict("This job id is taken.", field="id", value=job_id)
         # After the request: whoever finds a pending key finds what to do.
         body = _EMPTY if owner is None else json.dumps({"pipeline": owner}).encode()
-        await self._store.put(_pending_key(job_id), body, _JSON)
-        return record
+        is_mine = await self._store.put(_pending_key(job_id), body, _JSON, if_absent=True)
+        if is_mine and is_known and await self._store.exists(_result_key(job_id)):
+            # It was not pending because it had ended.
+            await self.forget_pending(job_id)
+            return False
+        return is_mine
 
     async def accepted_by(self, job_id: str) -> str | None:
         """Return the lease of the Pipeline that accepted a pending job; None: not known."""

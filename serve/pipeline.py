@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.handle import DeploymentHandle
 
 from serve import telemetry
-from serve.admission import check_schedule, refuse_if_full
+from serve.acceptance import Acceptance
 from serve.adoption import Adoption
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
-from serve.endings import Endings, last_event
+from serve.endings import Endings, last_event, outcome
 from serve.errors import JobConflict, ModelConflict
 from serve.further_models import ModelFacts
-from serve.job_ids import new_job_id, not_found
+from serve.idempotency import Idempotency
+from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
@@ -69,8 +70,17 @@ class Pipeline:
         self._models = ServedModels(own, handles, self._store, self._metrics, self._identity)
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+        self._acceptance = Acceptance(
+            self._models,
+            self._journal,
+            Idempotency(self._store),
+            self._live,
+            lambda: self._keeping.owner(),
+        )
         self._keeping = JobKeeping(
-            Adoption(self._live, self._admit, self._start, settings.journal.recovered_at_once),
+            Adoption(
+                self._live, self._acceptance.admit, self._start, settings.journal.recovered_at_once
+            ),
             settings,
             self._journal,
             self._identity.as_json(),
@@ -86,40 +96,55 @@ class Pipeline:
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Make pictures and wait for them; cancelling the call cancels the job.
 
+        Not so with an idempotency key: whoever has it may ask for the job again.
+
         Raises:
             KelvinError: Every failure, typed.
         """
+        request = GenerateRequest.model_validate(request)
         job = await self._accept(request)
+        if isinstance(job, str):
+            return await outcome(self.events(job))
         try:
             return await job.result()
         finally:
-            # Nobody else knows of it; a job that is over takes no notice.
-            job.cancel()
+            if request.idempotency_key is None:
+                # Nobody else knows of it; a job that is over takes no notice.
+                job.cancel()
 
     async def stream(self, request: GenerateRequest) -> AsyncIterator[JobEvent]:
         """Make pictures and yield the job's events; `.cancel()` on the stream cancels the job.
 
-        Through a handle the stream is Ray Serve's response generator: to stop reading it, or to
-        leave a loop over it, cancels nothing.
+        Not so with an idempotency key: whoever has it may ask for the job again. Through a handle
+        the stream is Ray Serve's response generator: to stop reading it, or to leave a loop over
+        it, cancels nothing.
 
         Raises:
             KelvinError: The request is not accepted. Later failures are the last event.
         """
+        request = GenerateRequest.model_validate(request)
         job = await self._accept(request)
+        if isinstance(job, str):
+            async for event in self.events(job):
+                yield event
+            return
         try:
             async for event in job.follow():
                 yield event
         finally:
-            # Nobody else knows of it; a job that is over takes no notice.
-            job.cancel()
+            if request.idempotency_key is None:
+                # Nobody else knows of it; a job that is over takes no notice.
+                job.cancel()
 
     async def submit(self, request: GenerateRequest) -> JobRecord:
-        """Accept a job and return at once.
+        """Accept a job and return at once; with an idempotency key that is known, its job.
 
         Raises:
             KelvinError: The request is not accepted.
         """
-        job = await self._accept(request)
+        job = await self._accept(GenerateRequest.model_validate(request))
+        if isinstance(job, str):
+            return await self.job(job)
         return JobRecord(id=job.id, status="pending", request=job.request, progress=job.newest)
 
     async def job(self, job_id: str) -> JobRecord:
@@ -249,24 +274,12 @@ class Pipeline:
         """Undo `close_model`, and learn anew which models there are."""
         self._models.reopen(name)
 
-    async def _accept(self, request: GenerateRequest) -> RunningJob:
-        resolved = await self._admit(GenerateRequest.model_validate(request))
-        job = RunningJob(new_job_id(), resolved)
-        self._live[job.id] = job  # before it is on record, or it would be taken for an orphan
-        try:
-            await self._journal.accept(job.id, resolved, await self._keeping.owner())
-        except BaseException:
-            del self._live[job.id]
-            raise
-        self._start(job)
+    async def _accept(self, request: GenerateRequest) -> RunningJob | str:
+        """Return a new job, started, or the id of the one that the request's key stands for."""
+        job = await self._acceptance.accept(request)
+        if isinstance(job, RunningJob):
+            self._start(job)
         return job
-
-    async def _admit(self, request: GenerateRequest, share: float = 1.0) -> GenerateRequest:
-        model = await self._models.find(request.model)
-        resolved = model.facts.spec.resolve(request)
-        check_schedule(resolved)
-        refuse_if_full(self._models, model, resolved, self._live.values(), share)
-        return resolved
 
     def _start(self, job: RunningJob) -> None:
         self._live[job.id] = job

@@ -148,18 +148,25 @@ class GenerateRequest(BaseModel):
         "are over; no deadline if absent",
     )
 
+    idempotency_key: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="1 to 255 printable ASCII characters: the same request under the same key is "
+        "the same job",
+    )
+
     loras: Any = Field(None, description=_RESERVED)
     init_image: Any = Field(None, description=_RESERVED)
     strength: Any = Field(None, description=_RESERVED)
     tenant: Any = Field(None, description=_RESERVED)
-    idempotency_key: Any = Field(None, description=_RESERVED)
 
     RESERVED: ClassVar[tuple[str, ...]] = (
         "loras",
         "init_image",
         "strength",
         "tenant",
-        "idempotency_key",
     )
 
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from serve.http.body import read_json
 from serve.http.errors import install_error_handlers
+from serve.http.idempotency_header import with_idempotency_key
 from serve.http.server_sent_events import event_response
 from serve.requests import GenerateRequest, GenerateResult, JobRecord
 
@@ -64,7 +65,9 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
     async def read_request(request: Request) -> GenerateRequest:
-        return GenerateRequest.model_validate(await read_json(request, largest_body))
+        return GenerateRequest.model_validate(
+            with_idempotency_key(request, await read_json(request, largest_body))
+        )
 
     @app.post("/v1/generate", response_model=GenerateResult, responses=_ERRORS, openapi_extra=_BODY)
     async def generate(request: Request) -> Response:
@@ -79,9 +82,9 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         openapi_extra=_BODY,
     )
     async def submit(request: Request) -> Response:
-        """Accept a job, durably, and return at once."""
+        """Accept a job, durably, and return at once; 200 if its key's job has ended already."""
         record = await pipeline.submit(await read_request(request))
-        response = _json(record, status=202)
+        response = _json(record, status=200 if record.is_over else 202)
         response.headers["Location"] = f"/v1/jobs/{record.id}"
         return response
 

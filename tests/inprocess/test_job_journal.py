@@ -104,11 +104,12 @@ async def test_layout(journal, store):
 
 async def test_accepting_again_is_the_same_job(journal):
     job_id = new_job_id()
-    first = await journal.accept(job_id, _REQUEST)
-    assert await journal.accept(job_id, _REQUEST) == first
+    assert await journal.accept(job_id, _REQUEST, "pipeline-1")
+    assert not await journal.accept(job_id, _REQUEST, "pipeline-2")
+    assert await journal.accepted_by(job_id) == "pipeline-1"
     with pytest.raises(JobConflict):
         await journal.accept(job_id, _REQUEST.model_copy(update={"seed": 8}))
-    assert await journal.read(job_id) == first
+    assert await journal.read(job_id) == JobRecord(id=job_id, status="pending", request=_REQUEST)
 
 
 async def test_result_comes_back_with_a_fresh_url(journal, store):

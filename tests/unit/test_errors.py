@@ -31,6 +31,7 @@ _STATUS = {
     "JobConflict": 409,
     "JobCancelled": 409,
     "Overloaded": 429,
+    "IdempotencyConflict": 409,
     "RecordUnreadable": 500,
     "StorageUnavailable": 503,
     "StageUnavailable": 503,

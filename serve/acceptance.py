@@ -1,0 +1,90 @@
+"""How a request becomes a job on record, or turns out to be one already."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from serve.admission import check_schedule, refuse_if_full
+from serve.errors import JobConflict
+from serve.idempotency import Idempotency
+from serve.job_ids import new_job_id
+from serve.jobs import JobJournal
+from serve.requests import GenerateRequest
+from serve.running import RunningJob
+from serve.served_models import ServedModels
+
+
+class Acceptance:
+    """Takes requests in.
+
+    Args:
+        models: Of the service.
+        journal: Where jobs are written down.
+        idempotency: The keys beside it.
+        live: All jobs of this process by id; accepted ones are added.
+        owner: Returns the lease under which a job may be accepted.
+    """
+
+    def __init__(
+        self,
+        models: ServedModels,
+        journal: JobJournal,
+        idempotency: Idempotency,
+        live: dict[str, RunningJob],
+        owner: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        self._models = models
+        self._journal = journal
+        self._idempotency = idempotency
+        self._live = live
+        self._owner = owner
+
+    async def admit(self, request: GenerateRequest, share: float = 1.0) -> GenerateRequest:
+        """Return a request resolved, if it can be done and fits into this share of the room.
+
+        Raises:
+            KelvinError: Why not.
+        """
+        model = await self._models.find(request.model)
+        resolved = model.facts.spec.resolve(request)
+        check_schedule(resolved)
+        refuse_if_full(self._models, model, resolved, self._live.values(), share)
+        return resolved
+
+    async def accept(self, request: GenerateRequest) -> RunningJob | str:
+        """Write a job down, to be started now; or return the id of the one that its key stands for.
+
+        Raises:
+            KelvinError: It is not accepted.
+        """
+        known = await self._idempotency.find(request)
+        if known is not None and await self._is_on_record(known.job_id):
+            return known.job_id
+        resolved = await self.admit(request.model_copy(update={"idempotency_key": None}))
+        job_id = new_job_id()
+        if request.idempotency_key is not None:
+            known = await self._idempotency.remember(request, job_id, resolved.seed or 0)
+            if await self._is_on_record(known.job_id):
+                return known.job_id
+            job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
+        if job_id in self._live:
+            return job_id  # the same key, sent twice at the same time
+        job = RunningJob(job_id, resolved)
+        self._live[job_id] = job  # before it is on record, or it would be taken for an orphan
+        try:
+            is_new = await self._journal.accept(job_id, resolved, await self._owner())
+        except JobConflict:
+            # The same key, resolved by another Pipeline with other defaults, a moment earlier.
+            is_new = False
+        except BaseException as error:
+            del self._live[job_id]
+            job.refuse(error)
+            raise
+        if not is_new:
+            # Another Pipeline was quicker with the same key.
+            del self._live[job_id]
+            return job_id
+        return job
+
+    async def _is_on_record(self, job_id: str) -> bool:
+        return job_id in self._live or await self._journal.read(job_id) is not None
