@@ -48,6 +48,10 @@ KINDS: dict[str, CardKind] = {
     "CPU": CardKind(0.001, 0.05, "of the order of 1 TFLOP/s a core group; estimate"),
 }
 
+H100_STEP_S = 0.084
+"""Seconds of a guided step of SD3.5 Large at 1024x1024 on an H100, as measured
+(`python -m loadtest.denoise_bench`, loadtest/data/h100/README.md)."""
+
 UNKNOWN = CardKind(0.2, 2.0, "a kind this table does not know; a guess")
 
 KIND_SPEEDS: dict[str, float] = {name: kind.speed for name, kind in KINDS.items()}

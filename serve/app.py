@@ -19,13 +19,14 @@ from cluster.serve_states import PoolFacts
 from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.config import ModelEntry, PipelineSettings, PoolSettings, Settings
+from serve.config import ModelEntry, PoolSettings, Settings
 from serve.errors import Overloaded
 from serve.further_models import ModelFacts, further_model
+from serve.graceful_shutdown import graceful_shutdown_s
 from serve.heat_settings import AutoscalingSettings, Section
 from serve.model_card import ModelCard
 from serve.model_dir import model_name, resolve_model_dir
-from serve.models import ModelSpec
+from serve.models import Defaults, ModelSpec
 from serve.pipeline import Pipeline
 from serve.pool_choice import estimated_speed, kind_of_card
 
@@ -33,9 +34,6 @@ APP_NAME = "kelvin"
 PIPELINE_NAME = "pipeline"
 _CARD_NAME = "model"
 
-# Above the longest denoise plus upload: a call under way when a replica is asked to go, ends. A job
-# of POST /v1/jobs is no call: one that outlives its Pipeline is taken over by another.
-_GRACEFUL_SHUTDOWN_S = 120.0
 # Beside generate calls, which the Pipeline counts itself, it must still answer status and health.
 _ROOM_FOR_OTHER_CALLS = 64
 _RETRY_AFTER_S = 2
@@ -66,7 +64,7 @@ def build_model(application: ModelApplication) -> Application:
 def model_application(facts: ModelFacts) -> Application:
     """Return the application of a further model: a card as ingress, and its own pools."""
     pools = [
-        _pool(facts.settings, facts.spec.name, stage, pool)
+        _pool(facts.settings, facts.spec, stage, pool)
         for stage, pools in facts.own_pools.items()
         for pool in pools
     ]
@@ -86,17 +84,17 @@ def build(settings: Settings) -> Application:
     pipeline = serve.deployment(
         serve.ingress()(Pipeline),
         name=PIPELINE_NAME,
-        **_pipeline_options(settings.pipeline),
+        **_pipeline_options(settings, spec.defaults),
     )
     pools = {
-        pool.name: _pool(settings, spec.name, stage, pool)
+        pool.name: _pool(settings, spec, stage, pool)
         for stage, stage_pools in settings.pools.items()
         for pool in stage_pools
     }
     return pipeline.bind(settings, spec, pools)
 
 
-def _pool(settings: Settings, model: str, stage: Stage, pool: PoolSettings) -> Application:
+def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings) -> Application:
     actor: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
     if pool.accelerator_type is not None:
         actor["accelerator_type"] = pool.accelerator_type
@@ -105,9 +103,9 @@ def _pool(settings: Settings, model: str, stage: Stage, pool: PoolSettings) -> A
         name=pool.name,
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=pool.max_queued_requests,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=graceful_shutdown_s(stage, pool, spec.defaults),
         ray_actor_options=actor,
-        **replicas_of(settings.autoscaling, model, stage, pool),
+        **replicas_of(settings.autoscaling, spec.name, stage, pool),
         **_routing(settings, pool),
     )
     if stage == "denoise":
@@ -176,10 +174,11 @@ def _routing(settings: Settings, pool: PoolSettings) -> dict[str, Any]:
     return {"request_router_config": router}
 
 
-def _pipeline_options(settings: PipelineSettings) -> dict[str, Any]:
-    room = settings.max_ongoing_requests + _ROOM_FOR_OTHER_CALLS
+def _pipeline_options(settings: Settings, defaults: Defaults) -> dict[str, Any]:
+    pipeline = settings.pipeline
+    room = pipeline.max_ongoing_requests + _ROOM_FOR_OTHER_CALLS
     return {
-        "num_replicas": settings.num_replicas,
+        "num_replicas": pipeline.num_replicas,
         "max_ongoing_requests": room,
         # In each proxy and each caller by handle, while all replicas are full. Who comes on top is
         # refused before any Pipeline sees the call, so Serve answers by itself: over HTTP a plain
@@ -189,6 +188,8 @@ def _pipeline_options(settings: PipelineSettings) -> dict[str, Any]:
             "status_code": Overloaded.status,
             "retry_after_s": _RETRY_AFTER_S,
         },
-        "graceful_shutdown_timeout_s": _GRACEFUL_SHUTDOWN_S,
-        "ray_actor_options": {"num_cpus": settings.num_cpus},
+        "graceful_shutdown_timeout_s": max(
+            graceful_shutdown_s("denoise", pool, defaults) for pool in settings.denoiser
+        ),
+        "ray_actor_options": {"num_cpus": pipeline.num_cpus},
     }
