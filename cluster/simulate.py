@@ -16,7 +16,12 @@ from typing import Any
 
 from cluster.simulation.measures import Series
 from cluster.simulation.policies import CHOSEN, POLICIES, policy
-from cluster.simulation.scenario import Scenario, load_scenario, scenario_names
+from cluster.simulation.scenario import (
+    Scenario,
+    held_out_names,
+    load_scenario,
+    scenario_names,
+)
 from cluster.simulation.suite import Told, run_suite
 from cluster.simulation.thermal_fit import report as fit_report
 from cluster.simulation.tuning import tune
@@ -82,6 +87,7 @@ def compare(
     seeds: int | None = None,
     processes: int | None = None,
     told: Told | None = None,
+    held_out: bool = False,
 ) -> dict[str, Any]:
     """Compare all policies on scenarios, and time the plan and the routing.
 
@@ -90,6 +96,7 @@ def compare(
         seeds: How many of each scenario's; None: all.
         processes: At a time; as many as there are cores if None.
         told: Hears of each run that is done.
+        held_out: With seeds, and of all scenarios also those, that no setting was chosen by.
 
     Raises:
         ConfigurationError: A scenario cannot be read.
@@ -98,10 +105,11 @@ def compare(
 
     times = measure_policies()  # while nothing else runs here
     begun = time.perf_counter()
-    report = run_suite(names or scenario_names(), seeds, _processes(processes), told)
+    shipped = [*scenario_names(), *(held_out_names() if held_out else ())]
+    report = run_suite(names or shipped, seeds, _processes(processes), told, held_out)
     report["targets"] |= times.pop("targets")
     return {
-        "command": "kelvin simulate --suite --json",
+        "command": f"kelvin simulate --suite{' --held-out' if held_out else ''} --json",
         "took_s": round(time.perf_counter() - begun, 1),
         "policy_times": times,
         **report,

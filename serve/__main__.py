@@ -305,6 +305,12 @@ def simulate(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Of each scenario, with --suite; all if absent.")
     ] = None,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="With --suite: seeds and bursts that no setting was chosen by."
+        ),
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; as many as cores if absent.")
     ] = None,
@@ -317,7 +323,13 @@ def simulate(
     if fit:
         return command.fit(as_json=as_json)
     if suite:
-        return command.suite(scenarios=named, seeds=seeds, processes=processes, as_json=as_json)
+        return command.suite(
+            scenarios=named,
+            seeds=seeds,
+            processes=processes,
+            as_json=as_json,
+            held_out=held_out,
+        )
     if tune:
         return command.tune(scenarios=named, processes=processes, as_json=as_json)
     return command.simulate(

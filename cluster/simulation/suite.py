@@ -10,7 +10,7 @@ from typing import Any
 from cluster.simulation.equal_service import equal_service
 from cluster.simulation.intervals import paired, summary
 from cluster.simulation.policies import POLICIES, RIVALS, Policy, policy
-from cluster.simulation.scenario import Scenario, load_scenario
+from cluster.simulation.scenario import HELD_OUT_SEEDS, Scenario, load_scenario
 from cluster.simulation.suite_targets import targets
 from cluster.simulation.world import World
 
@@ -46,7 +46,11 @@ def run_jobs(
 
 
 def run_suite(
-    names: Sequence[str], seeds: int | None, processes: int, told: Told | None = None
+    names: Sequence[str],
+    seeds: int | None,
+    processes: int,
+    told: Told | None = None,
+    held_out: bool = False,
 ) -> dict[str, Any]:
     """Compare all policies on scenarios.
 
@@ -55,21 +59,26 @@ def run_suite(
         seeds: How many of each scenario's seeds; None: all.
         processes: At a time.
         told: Hears of progress.
+        held_out: With seeds that no setting was chosen by, instead of the scenarios' own.
 
     Returns:
         `cells` by scenario and policy, `differences` of Kelvin from each rival, `equal_service` on
-        the tuning seeds (only with all seeds), and `targets`.
+        the tuning seeds (only with all of the scenarios' own seeds), and `targets`.
 
     Raises:
         ConfigurationError: A scenario or the rivals' settings cannot be read.
     """
     scenarios = {name: load_scenario(name) for name in names}
     chosen = {name: {each: policy(each, name) for each in POLICIES} for name in names}
-    of = {name: scenario.seeds[:seeds] for name, scenario in scenarios.items()}
+    of = {
+        name: (HELD_OUT_SEEDS if held_out else scenario.seeds)[:seeds]
+        for name, scenario in scenarios.items()
+    }
     jobs = [
         (name, chosen[name][each], seed) for name in names for each in POLICIES for seed in of[name]
     ]
-    tuned = {name: (scenarios[name].tuning_seeds if seeds is None else ()) for name in names}
+    whole = seeds is None and not held_out
+    tuned = {name: (scenarios[name].tuning_seeds if whole else ()) for name in names}
     jobs += [(name, Policy("kelvin"), seed) for name in names for seed in tuned[name]]
     found = run_jobs(jobs, processes, told)
     equal = {

@@ -75,13 +75,18 @@ def simulate(
 
 
 def suite(
-    *, scenarios: Sequence[str], seeds: int | None, processes: int | None, as_json: bool
+    *,
+    scenarios: Sequence[str],
+    seeds: int | None,
+    processes: int | None,
+    as_json: bool,
+    held_out: bool = False,
 ) -> int:
     """Compare all policies; return 1 if a target is missed."""
     from cluster.simulate import compare
 
     with _count() as told:
-        report = compare(scenarios, seeds, processes, told)
+        report = compare(scenarios, seeds, processes, told, held_out)
     if as_json:
         write_json(report)
     else:

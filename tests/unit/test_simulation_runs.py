@@ -11,7 +11,14 @@ from cluster.simulate import draw, simulate
 from cluster.simulation.intervals import mean_and_half, paired
 from cluster.simulation.policies import POLICIES, Policy, policy
 from cluster.simulation.queue_only import QueueOnlySettings
-from cluster.simulation.scenario import Scenario, load_scenario, parse_scenario, scenario_names
+from cluster.simulation.scenario import (
+    HELD_OUT_SEEDS,
+    Scenario,
+    held_out_names,
+    load_scenario,
+    parse_scenario,
+    scenario_names,
+)
 from cluster.simulation.suite import run_suite
 from cluster.simulation.traffic import mean_rate, requests_of
 from cluster.simulation.world import World
@@ -209,6 +216,12 @@ def test_a_small_suite_and_its_page(tmp_path):
     assert len(cell["by_seed"]) == 2
     assert cell["half_of_95_percent_interval"] is not None
     assert found["targets"]
+    fresh = run_suite([str(file)], 1, 1, held_out=True)["scenarios"][str(file)]["seeds"]
+    assert fresh == [HELD_OUT_SEEDS[0]]
+    assert not set(HELD_OUT_SEEDS) & set(found["scenarios"][str(file)]["seeds"])
+    for name in (*scenario_names(), *held_out_names()):
+        scenario = load_scenario(name)
+        assert not set(HELD_OUT_SEEDS) & {*scenario.seeds, *scenario.tuning_seeds}
     json.dumps(found, allow_nan=False)
     report, series = simulate(load_scenario(str(file)), ["queue-only", "kelvin"])
     json.dumps(report, allow_nan=False)
