@@ -1,11 +1,12 @@
-"""A LoRA on the transformer's attention: side branches to train, and the file that diffusers reads.
+"""A LoRA on the transformer's blocks: side branches to train, and the file that diffusers reads.
 
 The branch of a Linear ``W`` is ``B A`` of a small rank (Hu et al., 2021), with alpha equal to the
-rank, so that its scale is one. Which Linears have one, how they begin and how the file is written
-are those of diffusers' ``train_dreambooth_lora_sd3``.
+rank, so that its scale is one. Which Linears of the attention have one, how they begin and how the
+file is written are those of diffusers' ``train_dreambooth_lora_sd3``.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-TARGETS = (
+ATTENTION = (
     "attn.to_q",
     "attn.to_k",
     "attn.to_v",
@@ -25,7 +26,10 @@ TARGETS = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 _PREFIX = "transformer."
+# Of the last block's prompt nothing is read but keys and values.
+_NOT_IN_THE_LAST = {"attn.add_q_proj", "attn.to_add_out", *FEED_FORWARD[2:]}
 
 
 class LoraLinear(nn.Module):
@@ -51,10 +55,15 @@ class LoraLinear(nn.Module):
         return result
 
 
-def add_branches(transformer: SD3Transformer2DModel, rank: int) -> dict[str, LoraLinear]:
-    """Give every targeted Linear a branch, and freeze all else.
+def add_branches(
+    transformer: SD3Transformer2DModel, rank: int, targets: Sequence[str] = ATTENTION
+) -> dict[str, LoraLinear]:
+    """Give the targeted Linears of every block a branch, and freeze all else.
 
-    The last block's queries of the prompt have none: nothing reads what they attend to.
+    Args:
+        transformer: its Linears are replaced.
+        rank: of every branch.
+        targets: names within a block; what the last block lacks has none there.
 
     Returns:
         The branches by the name of their Linear, in the order of the blocks.
@@ -62,8 +71,8 @@ def add_branches(transformer: SD3Transformer2DModel, rank: int) -> dict[str, Lor
     transformer.requires_grad_(False)
     branches: dict[str, LoraLinear] = {}
     for index, block in enumerate(transformer.transformer_blocks):
-        for target in TARGETS:
-            if block.context_pre_only and target in ("attn.add_q_proj", "attn.to_add_out"):
+        for target in targets:
+            if block.context_pre_only and target in _NOT_IN_THE_LAST:
                 continue
             path = f"transformer_blocks.{index}.{target}"
             parent, _, name = path.rpartition(".")
@@ -91,7 +100,7 @@ def save_lora(path: Path, branches: dict[str, LoraLinear]) -> None:
         transformer_lora_adapter_metadata={
             "r": rank,
             "lora_alpha": rank,
-            "target_modules": list(TARGETS),
+            "target_modules": sorted({name.split(".", 2)[2] for name in branches}),
         },
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import _dynamo
 
 from deployments.builtin.architecture import (
     BUILTIN,
@@ -31,12 +32,12 @@ from deployments.builtin.example_stream import Chunk
 from deployments.builtin.flow_sampler import sample_frames
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
-from deployments.builtin.lora_branches import add_branches, save_lora
+from deployments.builtin.lora_branches import ATTENTION, FEED_FORWARD, add_branches, save_lora
 from deployments.builtin.sample import Kind, sample_example
 from deployments.builtin.taught import taught_example
 from deployments.builtin.train_vae import encode_means
 from deployments.builtin.training_log import Budget, StopRequest, TrainingLog
-from deployments.builtin.velocity_step import StepInput, velocity_loss
+from deployments.builtin.velocity_step import StepInput, StepRunner
 from deployments.builtin.vocabulary import TAUGHT_SHAPES
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -82,10 +83,12 @@ class LoraTraining:
         self.generator = torch.Generator(self.device).manual_seed(options.seed)
         self.encoder = PromptEncoder.for_spec(BUILTIN)
         self.parts, self.vae = self._models()
-        self.branches = add_branches(self.parts.transformer, options.rank)
+        targets = (*ATTENTION, *FEED_FORWARD) if options.feed_forward else ATTENTION
+        self.branches = add_branches(self.parts.transformer, options.rank, targets)
         self.learned = [
             side for branch in self.branches.values() for side in (branch.lora_A, branch.lora_B)
         ]
+        self.runner = self._runner()
         self.optimizer = torch.optim.AdamW(
             self.learned, options.lr, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -110,6 +113,18 @@ class LoraTraining:
         for module in (parts, vae):
             module.to(self.device).eval().requires_grad_(False)
         return parts, vae
+
+    def _runner(self) -> StepRunner:
+        """Steps whose gradients lie in one piece, as graphs need them."""
+        gradient = torch.zeros(sum(side.numel() for side in self.learned), device=self.device)
+        parts = torch.split(gradient, [side.numel() for side in self.learned])
+        for side, part in zip(self.learned, parts, strict=True):
+            side.grad = part.view_as(side)
+        if self.device.type == "cuda" and not self.options.no_compile:
+            _dynamo.config.recompile_limit = 64  # one code object serves all blocks
+            for block in self.parts.transformer.transformer_blocks:
+                block.compile(dynamic=False)
+        return StepRunner(self.parts, gradient, not self.options.no_graphs, bfloat16=True)
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
@@ -163,19 +178,19 @@ class LoraTraining:
         for _ in range(options.first_chunks):
             self.filler.put(self._chunk())
         self.log.write("pool_filled", rows=self.pool.filled, branches=len(self.branches))
+        self.runner(self._rows())  # compile and capture before the budget's clock starts
+        self.log.write("warmed_up")
         budget = Budget(options.steps, options.seconds)
         step, losses, reported = 0, [], time.monotonic()
         while budget.progress(step) < 1 and not stop.asked:
-            loss = velocity_loss(self.parts, self._rows(), bfloat16=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self.runner(self._rows())
             norm = torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
             factor = learning_rate_factor(step, budget.progress(step), self.training)
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * options.lr
             self.optimizer.step()
-            self.optimizer.zero_grad()
             step += 1
-            losses.append(loss.detach())
+            losses.append(loss.clone())
             if len(losses) == options.report_steps:
                 now = time.monotonic()
                 self.log.write(
@@ -203,15 +218,16 @@ class LoraTraining:
             taught_example(rng, self.options.shape, "core") for _ in range(self.options.look)
         ]
         prompts = [example.prompt for example in examples]
-        frames = sample_frames(
-            self.parts,
-            self.vae,
-            self.encoder,
-            prompts,
-            height=_SIDE_PX,
-            width=_SIDE_PX,
-            steps=self.options.look_steps,
-        )
+        with torch.compiler.set_stance("force_eager"):  # another batch would be compiled anew
+            frames = sample_frames(
+                self.parts,
+                self.vae,
+                self.encoder,
+                prompts,
+                height=_SIDE_PX,
+                width=_SIDE_PX,
+                steps=self.options.look_steps,
+            )
         self.log.write("look", step=step, taught=summary(judge(frames, examples)))
 
 
@@ -226,10 +242,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda" if on_gpu else "cpu")
     add("--smoke", action="store_true", help="a few small steps, seconds on a CPU")
     add("--rank", type=int, default=8)
+    add("--feed-forward", action="store_true", help="branches there too, not on attention alone")
+    add("--no-compile", action="store_true")
+    add("--no-graphs", action="store_true", help="launch kernels singly")
     add("--seconds", type=float, default=120.0)
     add("--steps", type=int, help="bound of the training, instead of seconds")
     add("--batch", type=int, default=256 if on_gpu else 32)
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=4e-3)
     add("--warmup-steps", type=int, default=20)
     add("--taught", type=float, default=0.6, help="share of rows with the new shape")
     add("--reuse", type=int, default=8, help="steps between batches of new rows")

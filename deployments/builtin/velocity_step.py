@@ -75,10 +75,17 @@ class StepRunner:
         parts: what is trained.
         gradient: float32 [elements], of which every parameter's gradient is a view.
         use_graphs: whether to capture one CUDA graph for each frame size.
+        bfloat16: of ``velocity_loss``.
     """
 
-    def __init__(self, parts: Parts, gradient: torch.Tensor, use_graphs: bool) -> None:
-        self.parts, self.gradient = parts, gradient
+    def __init__(
+        self,
+        parts: Parts,
+        gradient: torch.Tensor,
+        use_graphs: bool,
+        bfloat16: bool | None = None,
+    ) -> None:
+        self.parts, self.gradient, self.bfloat16 = parts, gradient, bfloat16
         self.use_graphs = use_graphs and parts.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], Callable[[StepInput], torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.use_graphs else None
@@ -95,7 +102,7 @@ class StepRunner:
 
     def _launch(self, step: StepInput) -> torch.Tensor:
         self.gradient.zero_()
-        loss = velocity_loss(self.parts, step)
+        loss = velocity_loss(self.parts, step, bfloat16=self.bfloat16)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

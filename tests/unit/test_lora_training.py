@@ -15,7 +15,13 @@ from torch import nn
 from deployments.builtin import train_lora
 from deployments.builtin.architecture import PICO, build_transformer
 from deployments.builtin.held_out import HELD_OUT_TAUGHT_COLORS
-from deployments.builtin.lora_branches import TARGETS, add_branches, fused, save_lora
+from deployments.builtin.lora_branches import (
+    ATTENTION,
+    FEED_FORWARD,
+    add_branches,
+    fused,
+    save_lora,
+)
 from deployments.builtin.pico import build_pico
 from deployments.builtin.sample import Kind, Split
 from deployments.builtin.taught import taught_example
@@ -87,11 +93,11 @@ def test_the_file_has_diffusers_names_and_says_its_rank(tmp_path: Path):
         name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)
     }
     path = tmp_path / "new" / "some.safetensors"
-    save_lora(path, add_branches(transformer, RANK))
+    save_lora(path, add_branches(transformer, RANK, (*ATTENTION, *FEED_FORWARD)))
     stored = load_file(path)
     stems = {name.removeprefix("transformer.").partition(".lora_")[0] for name in stored}
     assert stems < linears
-    assert {stem.split(".", 2)[2] for stem in stems} == set(TARGETS)
+    assert {stem.split(".", 2)[2] for stem in stems} == {*ATTENTION, *FEED_FORWARD}
     assert stored.keys() == {f"transformer.{s}.lora_{x}.weight" for s in stems for x in "AB"}
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     with safe_open(path, framework="pt") as opened:
@@ -155,7 +161,7 @@ def test_the_script_trains_in_miniature(tmp_path: Path):
     train_lora.main(["--out", str(tmp_path), "--smoke", "--rank", "8", "--device", "cpu"])
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == [
-        *("start", "pool_filled", "flow", "flow", "flow", "trained", "look")
+        *("start", "pool_filled", "warmed_up", "flow", "flow", "flow", "trained", "look")
     ]
     stored = load_file(tmp_path / "bolt.safetensors")
     assert all(bool(tensor.any()) for tensor in stored.values())
