@@ -91,7 +91,6 @@ class _Filler:
         self.device = device
         self.precision = precision
         self.quantizable = quantizable
-        self.upload = Upload(device)
         # transformers keeps {alias: source}; a file may hold either or both.
         self.aliases: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
         self.rows_of = _rows_together(model, together, device)
@@ -105,9 +104,10 @@ class _Filler:
             if source not in self.stored.names() and alias in self.stored.names():
                 expected[alias] = expected.pop(source)
         self._check_names(set(expected))
-        for name in sorted(expected, key=self.stored.place):
-            self._place(name, expected[name])
-        self.upload.finish()
+        names = sorted(expected, key=self.stored.place)
+        with Upload(self.device, (self.stored.read(name) for name in names)) as upload:
+            for name in names:
+                self._place(name, expected[name], upload)
         self._check_finite()
         for alias, source in self.aliases.items():
             filled = source if source in expected else alias
@@ -141,7 +141,7 @@ class _Filler:
                 names[0],
             )
 
-    def _place(self, name: str, empty: Tensor) -> None:
+    def _place(self, name: str, empty: Tensor, upload: Upload) -> None:
         value = self.stored.read(name)
         self._check(name, value, empty)
         scale = rows_scale(self.stored, name, value)
@@ -153,7 +153,7 @@ class _Filler:
         if linear and self.precision.weights == "fp8":
             wanted = self.quantizable is not None and name.startswith(self.quantizable)
             if scale is not None or wanted:
-                weight, scale = self._in_fp8(name, owner_name, value, scale)
+                weight, scale = self._in_fp8(name, owner_name, value, scale, upload)
                 arithmetic = self.precision.fp8_arithmetic
                 if self.stored.in_full_precision(owner_name):
                     arithmetic = "dequantize"
@@ -161,25 +161,27 @@ class _Filler:
                 self.model.set_submodule(owner_name, layer)
                 return
         # Copied: what is read is a view of the whole mapped file.
-        value = self._uploaded(name, value)
+        value = self._uploaded(name, value, upload)
         if scale is not None:
-            value = in_full(value, scale.to(self.device), torch.float32)
+            value = in_full(value, scale.to(self.device, non_blocking=True), torch.float32)
         _assign(self.model, name, value.to(self.precision.compute_dtype))
 
     def _in_fp8(
-        self, name: str, module: str, value: Tensor, scale: Tensor | None
+        self, name: str, module: str, value: Tensor, scale: Tensor | None, upload: Upload
     ) -> tuple[Tensor, Tensor]:
         """Return a Linear's E4M3 weight and scales on the device, in their place if any."""
         rows = self.rows_of.get(module)
+        if scale is not None:
+            # What is small goes by itself; waiting for it would be waiting for all before it.
+            scale = scale.to(self.device, non_blocking=True)
         if value.dtype == torch.float8_e4m3fn and scale is not None:
-            weight = self._uploaded(name, value, None if rows is None else rows[0])
-            scale = scale.to(self.device)
+            weight = self._uploaded(name, value, upload, None if rows is None else rows[0])
         else:
-            whole = self._uploaded(name, value)
+            whole = self._uploaded(name, value, upload)
             if scale is None:
                 weight, scale = quantize_per_channel(whole)
             else:
-                weight, scale = as_e4m3(whole, scale.to(self.device))
+                weight, scale = as_e4m3(whole, scale)
         if rows is None:
             return weight, scale
         if weight is not rows[0]:
@@ -187,8 +189,10 @@ class _Filler:
         rows[1].copy_(scale)
         return rows
 
-    def _uploaded(self, name: str, value: Tensor, out: Tensor | None = None) -> Tensor:
-        here = self.upload(value.contiguous(), out)
+    def _uploaded(
+        self, name: str, value: Tensor, upload: Upload, out: Tensor | None = None
+    ) -> Tensor:
+        here = upload(value, out)
         self.finite[name] = finite(here)
         if self.device.type == "cpu":
             self._check_finite()

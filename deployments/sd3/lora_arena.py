@@ -68,7 +68,6 @@ class LoraArena:
         # Of its own, for a forward would hold up a copy behind it.
         on_card = device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(device) if on_card else None  # type: ignore[no-untyped-call]
-        self._upload: Upload | None = None
         self.branches = [
             SideBranch(
                 of,
@@ -129,9 +128,8 @@ class LoraArena:
     def write(self, page: int, content: HostPage) -> None:
         """Fill a page that no row uses; returns once it has arrived. From one thread at a time."""
         with torch.cuda.stream(self._stream):  # nothing where there is none
-            if self._upload is None:
-                self._upload = Upload(self._values.device)
-            self._upload(content.values, self._values[page])
+            with Upload(self._values.device, [content.values]) as upload:
+                upload(content.values, self._values[page])
             self._touched[:, :, page].copy_(torch.tensor(content.touched, dtype=torch.int32))
         if self._stream is not None:
             self._stream.synchronize()

@@ -87,7 +87,7 @@ def input_scale(stored: StoredTensors, module: str, device: torch.device) -> Ten
             f" positive finite scale",
             name,
         )
-    return scale.reshape(()).to(device, copy=True)
+    return scale.reshape(()).to(device, copy=True, non_blocking=True)
 
 
 def finite(value: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from serve.errors import InvalidRequest
 
@@ -92,6 +91,8 @@ def _simple(steps: int, shift: float) -> Float64:
 
 
 def _beta(steps: int, shift: float, alpha: float = 0.6, beta: float = 0.6) -> Float64:
+    from scipy.special import betaincinv  # a third of a second, which most replicas never need
+
     table = _table(shift)
     quantiles = 1 - np.linspace(0, 1, steps, endpoint=False)
     # What scipy.stats.beta.ppf computes, without the second that importing scipy.stats takes.

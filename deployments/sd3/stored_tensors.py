@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class StoredTensors:
     def __init__(self, where: Path | Part) -> None:
         self.part = where if isinstance(where, Part) else part_in(where)
         self._mapped: dict[Path, _MappedFile] = {}
+        self._mapping = threading.Lock()  # one thread may read ahead of another
 
     def names(self) -> set[str]:
         """Return the names of all tensors."""
@@ -91,7 +93,8 @@ class StoredTensors:
             at, pieces = source.part
             size = (end - begin) // pieces
             begin, end = begin + at * size, begin + (at + 1) * size
-        value = self._file(self.file_of(name)).view(begin, end, dtype)
+        with self._mapping:
+            value = self._file(self.file_of(name)).view(begin, end, dtype)
         if source.swapped:
             value = torch.cat(value.chunk(2)[::-1])
         return value.reshape(source.shape)
