@@ -16,21 +16,19 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from loadtest import command_line
-from loadtest.latencies import percentile
+from loadtest.heat_figures import KELVIN, QUEUE, Answer, compare, figures
 from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
 from serve.client import KelvinClient
@@ -40,7 +38,6 @@ from serve.config import Settings, load_settings
 from serve.errors import KelvinError
 from serve.requests import GenerateRequest
 
-QUEUE, KELVIN = "queue", "kelvin"
 POLICIES: dict[str, dict[str, Any]] = {
     QUEUE: {"autoscaling": {"policy": "queue"}, "routing": {"policy": "power_of_two"}},
     KELVIN: {"autoscaling": {"policy": "kelvin"}, "routing": {"policy": "kelvin"}},
@@ -59,16 +56,6 @@ _HOT = {
 }
 _BEFORE = 0.25  # of the time, cool
 _WARM_UP_REQUESTS = 6
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one arrival; seconds."""
-
-    at: float
-    latency: float
-    replica: str | None  # that denoised it; None: it failed
-    error: str | None = None
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
@@ -155,49 +142,6 @@ def serve(client: KelvinClient, times: Sequence[float], steps: int) -> list[Answ
             time.sleep(max(began + at - time.monotonic(), 0.0))
             pending.append(senders.submit(send, number, at))
         return [each.result() for each in pending]
-
-
-def figures(
-    arm: str, answers: Sequence[Answer], hot: str | None, status: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what one run of an arm came to."""
-    latencies = sorted(answer.latency for answer in answers if answer.error is None)
-    by_hot = sum(answer.replica == hot for answer in answers)
-    return {
-        "arm": arm,
-        "requests": len(answers),
-        "failed": [answer.error for answer in answers if answer.error is not None],
-        **{f"p{part}": round(percentile(latencies, part / 100), 3) for part in (50, 95, 99)},
-        "mean": round(statistics.fmean(latencies), 3),
-        "share_of_the_slow_card": round(by_hot / len(answers), 3),
-        "replicas_at_the_end": len(status["stages"]["denoise"]),
-        "changes": [change["reason"] for change in status["autoscaling"]["changes"]],
-        "latencies": [round(latency, 3) for latency in latencies],
-    }
-
-
-def compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return each arm over all its runs, and the ratio of the two p95."""
-    arms: dict[str, Any] = {}
-    for arm in POLICIES:
-        own = [run for run in runs if run["arm"] == arm]
-        together = sorted(latency for run in own for latency in run["latencies"])
-        arms[arm] = {
-            "p50": percentile(together, 0.50),
-            "p95": percentile(together, 0.95),
-            "p95_of_runs": [run["p95"] for run in own],
-            "failed": sum(len(run["failed"]) for run in own),
-            "share_of_the_slow_card": [run["share_of_the_slow_card"] for run in own],
-        }
-    ratio = round(arms[KELVIN]["p95"] / arms[QUEUE]["p95"], 3)
-    failed = sum(arm["failed"] for arm in arms.values())
-    return {
-        "arms": arms,
-        "targets": {
-            "p95_ratio": {"below": 1.0, "is": ratio, "met": ratio < 1.0},
-            "failed": {"at_most": 0, "is": failed, "met": failed == 0},
-        },
-    }
 
 
 def measure(options: argparse.Namespace, results: Results) -> None:

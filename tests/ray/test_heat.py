@@ -6,12 +6,15 @@ are one story and share one start.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import ray
 
 from tests.ray.hot_cards import HeatScript, SteadyWork
 from tests.ray.world import World, wait_until
@@ -20,6 +23,14 @@ REQUEST = {"prompt": "a red circle", "num_inference_steps": 6, "seed": 7}
 # Of three cool replicas' capacity: two and a hot one are too few for it, by the plan.
 BUSY_REPLICAS = 1.6
 _SHARE_OVER_S = 5.0
+# A rehearsal is marked wherever it shows; demand and waiting are a stage's, not a pool's.
+GAUGES = (
+    r'kelvin_replica_slowdown_ratio{[^}]*source="scripted"',
+    r'kelvin_replica_duty_ratio{[^}]*source="scripted"',
+    r'kelvin_stage_demand_ratio{[^}]*stage="denoise"',
+    r'kelvin_stage_waiting_seconds{[^}]*stage="denoise"',
+    r"kelvin_pool_derated_replicas{[^}]*} 1.0",
+)
 
 
 @pytest.fixture
@@ -115,6 +126,13 @@ class Story:
         wait_until(has_fallen, within_s=deadline - time.monotonic())
 
 
+def gauges() -> str:
+    """Return what Prometheus would read of this node."""
+    [node] = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return httpx.get(url, trust_env=False).text
+
+
 def controller_log() -> str:
     from ray._private.worker import _global_node
 
@@ -146,6 +164,11 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
         story.share_falls(hot, within_s=15.0)
         story.comes(lambda: story.pool()["target"] > usual, 15.0, began)
         told = story.status()["autoscaling"]
+        # Each sample has labels of Ray's own beside these.
+        wait_until(lambda: all(re.search(pattern, gauges()) for pattern in GAUGES))
+        assert not re.search(
+            'kelvin_(pool_demand|pool_waiting|replica_duty_ratio{[^}]*"nvml")', gauges()
+        )
         story.comes(lambda: len(hot_world.replicas("denoise")) > usual, 60.0, began)
         script.set()
         story.comes(lambda: story.pool()["target"] == usual, 90.0)
@@ -157,7 +180,7 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
     assert len(work.answers) > 20
     out, back = last["changes"][-2:]
     assert (out["before"], out["after"]) == (usual, usual + 1)
-    assert "2 C margin" in out["reason"]
+    assert "2 C margin (scripted readings: a rehearsal)" in out["reason"]
     assert "2 C margin" in str(told)
     assert (back["before"], back["after"]) == (usual + 1, usual)
     assert back["reason"]

@@ -11,7 +11,8 @@ import torch
 
 from cluster.governor import GovernorSettings
 from cluster.thermal import Reading
-from loadtest.governor_bench import Bench, Phase, Sample, judge, plot
+from loadtest.governor_bench import Bench, Phase
+from loadtest.governor_run import Sample, judge, plot
 from loadtest.record_step_costs import load_mmdit, record
 
 MARKS = [(0.0, "idle"), (4.0, "free"), (24.0, "held"), (64.0, "lifted")]
