@@ -9,11 +9,14 @@ from typing import Any
 
 from cluster.card_kinds import card_kind
 from cluster.learnt_speeds import KindSpeed, learnt_speeds
+from cluster.plan_settings import PlanSettings
 from cluster.pool_state import ReplicaState, Stage
 from cluster.process_boards import board_of, kind_of
 from cluster.routing import PoolLoad, RoutedWork, RoutingSettings, choose_pool
 from deployments.payloads import DenoiseJob, Latents
 from serve.config import PoolSettings, Settings
+
+_LATE_START = PlanSettings().late_start
 
 
 class PoolChoice:
@@ -56,6 +59,24 @@ class PoolChoice:
             yield pool
         finally:
             board.outside.went(id(payload))
+
+    def is_vain(self, pool: str) -> bool:
+        """Whether a pool has had no replica for far too long while another of its stage has.
+
+        What waits there is better sent anew: to the other, as long as this one does not start.
+        """
+        board = self._boards[pool]
+        if len(board.loads):
+            return False
+        for pools in self._pools.values():
+            own = next((each for each in pools if each.name == pool), None)
+            if own is not None:
+                waited_s = board.outside.waited_s(board.clock())
+                others = (each.name for each in pools if each is not own)
+                return waited_s > _LATE_START * own.start_s and any(
+                    len(self._boards[name].loads) for name in others
+                )
+        return False
 
     def is_asleep(self, stage: Stage) -> bool:
         """Whether a stage may be without replicas, and none is known here."""

@@ -39,6 +39,8 @@ _Result = TypeVar("_Result")
 
 # Long enough for the router to learn that a replica is gone, short beside starting a new one.
 _PAUSE_BEFORE_RETRY_S = 0.2
+# Whether a replica may still be hoped for, while a call waits for its first one.
+_LOOK_AGAIN_S = 1.0
 
 
 class Choice(Protocol):
@@ -51,6 +53,9 @@ class Choice(Protocol):
         self, stage: Stage, payload: Any, job: DenoiseJob | None = None
     ) -> AbstractContextManager[str]:
         """Yield the name of one of the stage's pools, for a call with that first argument."""
+
+    def is_vain(self, pool: str) -> bool:
+        """Whether a pool has had no replica for far too long while another of its stage has."""
 
     def is_asleep(self, stage: Stage) -> bool:
         """Whether a stage has no replica, as far as is known here, and starts on demand."""
@@ -117,7 +122,7 @@ class Stages:
             with self._choice.sending("denoise", sent, job) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
-                    async for events in _items(stream):
+                    async for events in _items(stream, lambda: self._choice.is_vain(pool)):
                         for event in events:
                             self._choice.heard(pool, event.load)
                             if isinstance(event, Latents):
@@ -214,6 +219,24 @@ async def _answer(response: Any) -> Any:
         raise
 
 
-async def _items(stream: Any) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
-    async for item in stream:
+async def _items(
+    stream: Any, is_vain: Callable[[], bool]
+) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
+    """Yield items; while none has come it is asked whether to wait is vain.
+
+    Raises:
+        StageUnavailable: It is.
+    """
+    items = aiter(stream)
+    first = asyncio.ensure_future(anext(items))
+    try:
+        while not (await asyncio.wait({first}, timeout=_LOOK_AGAIN_S))[0]:
+            if is_vain():
+                raise StageUnavailable("The pool has no replica, and none has come for long.")
+        yield first.result()
+    except StopAsyncIteration:
+        return
+    finally:
+        first.cancel()
+    async for item in items:
         yield item

@@ -284,11 +284,16 @@ def test_a_pool_whose_replica_does_not_come_is_as_far_as_it_has_been_waited_for(
     choice.heard(full, told("a", waiting_s=30.0))
     with choice.sending("denoise", JOB, JOB) as pool:
         assert pool == empty
-        now[0] += 60.0
+        now[0] += 20.0
+        assert not choice.is_vain(empty)
+        now[0] += 40.0
         choice.heard(full, told("a", waiting_s=30.0))
+        assert choice.is_vain(empty), "three times the time that a start takes"
+        assert not choice.is_vain(full)
     # The first one was given up; 60 s were not enough for a replica to come.
     assert choice.pool("denoise", JOB) == full
     board_of(empty).keep(["came"])
+    assert not choice.is_vain(empty)
     assert choice.pool("denoise", JOB) == empty
 
 

@@ -98,6 +98,7 @@ class FakeChoice:
     def __init__(self, *names: str) -> None:
         self.names = list(names)
         self.asleep: set[Stage] = set()
+        self.vain: set[str] = set()
         self.told: list[tuple[str, ReplicaState]] = []
         self.pictures: list[tuple[str, DenoiseJob, Latents]] = []
 
@@ -107,6 +108,9 @@ class FakeChoice:
 
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
         return self.names.pop(0) if self.names else "only"
+
+    def is_vain(self, pool: str) -> bool:
+        return pool in self.vain
 
     def is_asleep(self, stage: Stage) -> bool:
         return stage in self.asleep
@@ -262,6 +266,19 @@ async def test_what_replicas_tell_of_themselves_is_passed_on():
     await made.denoise(JOB, lambda _: None)
     await made.decode(LATENTS)
     assert choice.told == [("only", load)] * 4
+
+
+async def test_a_call_does_not_wait_in_vain_where_another_pool_has_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(stages_module, "_LOOK_AGAIN_S", 0.01)
+    never, other = FakeHandle([None]), FakeHandle([(StepProgress(1, 2, 0.1), LATENTS)])
+    choice = FakeChoice("never", "other")
+    choice.vain = {"never"}
+    pools = {"text": {}, "denoise": {"never": never, "other": other}, "decode": {}}
+    made = Stages(pools, choice, retries=1)  # type: ignore[arg-type]
+    assert await made.denoise(JOB, lambda _: None) is LATENTS
+    assert never.responses[0].is_cancelled
 
 
 async def test_the_first_stage_wakes_those_behind_it_once():
