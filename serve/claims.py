@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from serve.job_ids import checked
 from serve.jobs import JobJournal
-from serve.storage import ObjectStore
+from serve.record_store import RecordStore
 
 _JSON = "application/json"
 _DIGITS = 6
@@ -39,7 +39,7 @@ class Claims:
     Every method raises StorageUnavailable where the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore, journal: JobJournal) -> None:
+    def __init__(self, store: RecordStore, journal: JobJournal) -> None:
         self._store = store
         self._journal = journal
 

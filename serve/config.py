@@ -30,6 +30,7 @@ from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
 from serve.journal_settings import JournalSettings
 from serve.model_settings import ModelSettings as ModelSettings
+from serve.storage_settings import StorageSettings as StorageSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
 
@@ -180,37 +181,6 @@ class PipelineSettings(Section):
     stage_retries: int = Field(2, ge=0, description="tries after a stage replica died")
 
 
-class StorageSettings(Section):
-    """Where pictures and job records live."""
-
-    endpoint_url: str | None = Field(None, description="S3 endpoint; AWS if absent")
-    public_endpoint_url: str | None = Field(
-        None, description="endpoint in presigned URLs, where callers see another one"
-    )
-    region: str = Field("us-east-1", description="the bucket's region; own stores mostly ignore it")
-    bucket: str = Field(
-        "kelvin", min_length=3, max_length=63, description="must exist; the embedded store makes it"
-    )
-    prefix: str = Field("", description="key prefix inside the bucket, without leading slash")
-    credentials_file: str | None = Field(
-        None,
-        description="AWS shared-credentials file: its [default] profile and nothing else is used; "
-        "boto3's usual chain if absent",
-    )
-    url_expiry_s: int = Field(
-        3600, ge=1, le=604_800, description="how long presigned URLs work, in seconds"
-    )
-    connect_timeout_s: float = Field(3.0, gt=0, description="seconds for a connection, each try")
-    read_timeout_s: float = Field(10.0, gt=0, description="seconds of silence, each try")
-    max_attempts: int = Field(4, ge=1, description="tries per S3 call, with backoff")
-
-    @field_validator("prefix")
-    @classmethod
-    def _no_leading_slash(cls, prefix: str) -> str:
-        stripped = prefix.strip("/")
-        return f"{stripped}/" if stripped else ""
-
-
 class EmbeddedStoreSettings(Section):
     """The SeaweedFS that `kelvin up` starts on loopback when no endpoint is given."""
 
@@ -291,6 +261,15 @@ class Settings(Section):
     def pools(self) -> dict[Stage, tuple[PoolSettings, ...]]:
         """Stage -> its pools."""
         return {"text": self.text_encoder, "denoise": self.denoiser, "decode": self.vae_decoder}
+
+    @model_validator(mode="after")
+    def _memory_is_not_shared(self) -> "Settings":
+        if not self.journal.enabled and self.pipeline.num_replicas > 1:
+            raise ValueError(
+                "without a journal (journal.enabled: false) a job is known to one Pipeline alone, "
+                "so pipeline.num_replicas is 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Settings":

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from serve.errors import IdempotencyConflict, RecordUnreadable
 from serve.job_ids import is_job_id
+from serve.record_store import RecordStore
 from serve.requests import LARGEST_SEED, GenerateRequest
-from serve.storage import ObjectStore
 
 _JSON = "application/json"
 
@@ -36,7 +36,7 @@ class Idempotency:
     Every method raises StorageUnavailable where the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: RecordStore) -> None:
         self._store = store
 
     async def find(self, request: GenerateRequest) -> Remembered | None:

@@ -18,8 +18,10 @@ from serve.custody import Custody
 from serve.detached import detached_context
 from serve.errors import StorageUnavailable
 from serve.jobs import JobJournal
+from serve.journal_settings import JournalSettings
 from serve.lease_store import LeaseStore
 from serve.leases import RENEWALS_PER_LEASE
+from serve.record_store import RecordStore
 from serve.storage import ObjectStore
 from serve.takeover import Takeover
 
@@ -33,17 +35,23 @@ class JobKeeping:
 
     Args:
         jobs: Of this process.
-        settings: All of them.
+        settings: Section `journal`.
+        store: Of leases and claims.
         journal: Of all Pipelines.
         facts: About this process, for people who look into the store.
     """
 
     def __init__(
-        self, jobs: Adoption, settings: Settings, journal: JobJournal, facts: Mapping[str, Any]
+        self,
+        jobs: Adoption,
+        settings: JournalSettings,
+        store: RecordStore,
+        journal: JobJournal,
+        facts: Mapping[str, Any],
     ) -> None:
-        lease_s = settings.journal.lease_s
-        store = ObjectStore(_quick(settings.storage, lease_s))
+        lease_s = settings.lease_s
         self._jobs = jobs
+        self._settings = settings
         self._claims = Claims(store, journal)
         leases = LeaseStore(store)
         self.custody = Custody(leases, lease_s, facts, self._began_anew)
@@ -54,6 +62,10 @@ class JobKeeping:
         """Begin to keep the lease and to look for orphans; calling it again does nothing."""
         if self._tasks:
             return
+        if not self._settings.enabled:
+            _log.warning(
+                "Durable jobs are off (journal.enabled=false): a job dies with this process."
+            )
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self.custody.run(), name="lease", context=detached_context()),
@@ -68,6 +80,16 @@ class JobKeeping:
         """
         self.start()
         return await self.custody.holding()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `/v1/status` says of the journal."""
+        storage = self._settings.storage
+        return {
+            "durable": self._settings.enabled,
+            "bucket": None if storage is None else storage.bucket,
+            "lease": self.custody.name,
+            "lease_is_held": self.custody.is_held,
+        }
 
     def room_again(self) -> None:
         """Say that a job has ended."""
@@ -86,6 +108,14 @@ class JobKeeping:
                     break
                 except StorageUnavailable:
                     await asyncio.sleep(_RECLAIM_PAUSE_S)
+
+
+def lease_store(settings: Settings, records: RecordStore) -> RecordStore:
+    """Return the store of leases and claims: the journal's, by a client of its own."""
+    if not settings.journal.enabled:
+        return records
+    storage = settings.journal.storage or settings.storage
+    return ObjectStore(_quick(storage, settings.journal.lease_s))
 
 
 def _quick(storage: StorageSettings, lease_s: float) -> StorageSettings:

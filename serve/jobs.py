@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from serve.errors import JobConflict, KelvinError, RecordUnreadable, StorageUnavailable
 from serve.job_ids import checked, is_job_id, not_found, shard
+from serve.record_store import RecordStore
 from serve.requests import GenerateRequest, JobRecord
 from serve.storage import ObjectStore
 
@@ -35,10 +36,19 @@ _log = logging.getLogger(__name__)
 
 
 class JobJournal:
-    """Jobs in one object store. A malformed id is a JobNotFound and never reaches a key."""
+    """Jobs in one store. A malformed id is a JobNotFound and never reaches a key.
 
-    def __init__(self, store: ObjectStore) -> None:
+    Args:
+        store: Of records.
+        pictures: Their store, where it is another one.
+    """
+
+    def __init__(self, store: RecordStore, pictures: ObjectStore | None = None) -> None:
         self._store = store
+        if pictures is None and isinstance(store, ObjectStore):
+            pictures = store
+        self._pictures = pictures
+        self._is_durable = isinstance(store, ObjectStore)
 
     async def accept(self, job_id: str, request: GenerateRequest, owner: str | None = None) -> bool:
         """Write a job down; once this returns, no crash loses it.
@@ -55,7 +65,9 @@ class JobJournal:
             JobConflict: The id has another request already.
             StorageUnavailable: The job is not accepted.
         """
-        record = JobRecord(id=checked(job_id), status="pending", request=request)
+        record = JobRecord(
+            id=checked(job_id), status="pending", request=request, durable=self._is_durable
+        )
         data = record.model_dump_json().encode()
         is_known = not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True)
         if is_known:
@@ -116,7 +128,8 @@ class JobJournal:
         """
         if record.id != checked(job_id) or not record.is_over:
             raise ValueError(f"not the end of job {job_id}: {record.id} {record.status}")
-        data = _without_urls(record).model_dump_json().encode()
+        bare = _without_urls(record).model_copy(update={"durable": self._is_durable})
+        data = bare.model_dump_json().encode()
         won = await self._store.put(_result_key(job_id), data, _JSON, if_absent=True)
         try:
             await self.forget_pending(job_id)
@@ -197,10 +210,13 @@ class JobJournal:
     async def _with_urls(self, record: JobRecord) -> JobRecord:
         if record.result is None:
             return record
-        keys = {image.s3_uri: self._store.key_of(image.s3_uri) for image in record.result.images}
+        pictures = self._pictures
+        if pictures is None:
+            return record
+        keys = {image.s3_uri: pictures.key_of(image.s3_uri) for image in record.result.images}
 
         def presigned() -> dict[str, str]:
-            return {uri: self._store.presign(key) for uri, key in keys.items() if key is not None}
+            return {uri: pictures.presign(key) for uri, key in keys.items() if key is not None}
 
         return _with_result(record, await asyncio.to_thread(presigned))
 

@@ -4,11 +4,21 @@
 from pydantic import Field
 
 from serve.heat_settings import Section
+from serve.storage_settings import StorageSettings
 
 
 class JournalSettings(Section):
     """The job journal and what lives by it."""
 
+    enabled: bool = Field(
+        True,
+        description="false: records of jobs are kept in the Pipeline's memory and die with it",
+    )
+    storage: StorageSettings | None = Field(
+        None,
+        description="where records lie, if not with the pictures; needs conditional writes, which "
+        "the pictures' store does without then",
+    )
     lease_s: float = Field(
         15.0,
         ge=1.0,

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve.storage import ObjectStore
+from serve.errors import StorageUnavailable
+from serve.record_store import RecordStore
 
 _PREFIX = "leases/"
 _SUFFIX = ".json"
@@ -36,8 +37,9 @@ class LeaseStore:
     Every method raises StorageUnavailable where the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: RecordStore) -> None:
         self._store = store
+        self._is_checked = False
 
     async def take(self, process: str, epoch: int, facts: Mapping[str, Any]) -> Lease:
         """Write a lease that nobody has had.
@@ -52,7 +54,26 @@ class LeaseStore:
         etag = await self._store.swap(_key(name), body, _JSON, None)
         if etag is None:
             raise RuntimeError(f"lease {name} exists: two processes have one name")
+        if not self._is_checked:
+            await self._check_conditions(name, body)
         return Lease(name, etag)
+
+    async def _check_conditions(self, name: str, body: bytes) -> None:
+        """Refuse a store that takes writes whose condition does not hold.
+
+        `kelvin up` and `kelvin doctor` find that out first; `serve deploy` does not ask them.
+        """
+        for etag in (None, '"not-its-etag"'):
+            if await self._store.swap(_key(name), body, _JSON, etag) is not None:
+                await self._store.delete(_key(name))
+                raise StorageUnavailable(
+                    "The journal's store ignores conditional writes, so a job could be published "
+                    "twice: pictures may lie there, the journal may not.",
+                    field="journal.storage",
+                    value=self._store.s3_uri(_key(name)),
+                    allowed="a store with conditional writes: AWS S3, MinIO, SeaweedFS, R2",
+                )
+        self._is_checked = True
 
     async def renew(self, lease: Lease, facts: Mapping[str, Any]) -> Lease | None:
         """Rewrite one's own lease; None: somebody has ended it."""

@@ -27,7 +27,7 @@ from serve.local_ray import joins_cluster, running_ray
 from serve.model_applications import application_of, is_running, model_states
 from serve.model_dir import model_name, resolve_model_dir
 from serve.models import ModelSpec
-from serve.storage import ObjectStore
+from serve.storage_probe import probe_stores
 
 _POLL_S = 0.25
 _BETWEEN_STATUS_S = 3.0
@@ -108,7 +108,7 @@ class LocalKelvin:
             self._embedded = store
             storage = store.storage_settings(self.settings.storage)
             self.settings = self.settings.model_copy(update={"storage": storage})
-        else:
+        if self._embedded is None or self.settings.journal.storage is not None:
             _probe(self.settings)
 
     def _check_reach_of_store(self) -> None:
@@ -183,12 +183,7 @@ def _delete(service: str) -> None:
 
 
 def _probe(settings: Settings) -> None:
-    store = ObjectStore(settings.storage)
-    try:
-        checks = asyncio.run(store.probe())
-    finally:
-        store.close()
-    for check in checks:
+    for check in asyncio.run(probe_stores(settings)):
         if not check.ok:
             raise StorageUnavailable(
                 f"Object store, {check.name}: {check.detail}",

@@ -25,11 +25,12 @@ from serve.errors import JobConflict, ModelConflict
 from serve.further_models import ModelFacts
 from serve.idempotency import Idempotency
 from serve.job_ids import not_found
-from serve.job_keeping import JobKeeping
+from serve.job_keeping import JobKeeping, lease_store
 from serve.jobs import JobJournal
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
+from serve.record_store import record_store
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 from serve.served_models import ServedModels
@@ -63,7 +64,8 @@ class Pipeline:
         self.settings = settings
         self.spec = spec
         self._store = ObjectStore(settings.storage)
-        self._journal = JobJournal(self._store)
+        records = record_store(settings, self._store)
+        self._journal = JobJournal(records, self._store)
         self._metrics = telemetry.Metrics()
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
@@ -73,7 +75,7 @@ class Pipeline:
         self._acceptance = Acceptance(
             self._models,
             self._journal,
-            Idempotency(self._store),
+            Idempotency(records),
             self._live,
             lambda: self._keeping.owner(),
         )
@@ -81,7 +83,8 @@ class Pipeline:
             Adoption(
                 self._live, self._acceptance.admit, self._start, settings.journal.recovered_at_once
             ),
-            settings,
+            settings.journal,
+            lease_store(settings, records),
             self._journal,
             self._identity.as_json(),
         )
@@ -145,7 +148,7 @@ class Pipeline:
         job = await self._accept(GenerateRequest.model_validate(request))
         if isinstance(job, str):
             return await self.job(job)
-        return JobRecord(id=job.id, status="pending", request=job.request, progress=job.newest)
+        return job.record("pending", durable=self.settings.journal.enabled)
 
     async def job(self, job_id: str) -> JobRecord:
         """Return what is known of a job: from here if it lives here, else from the store.
@@ -156,7 +159,7 @@ class Pipeline:
         """
         live = self._live.get(job_id)
         if live is not None and not live.is_over:
-            return live.record()
+            return live.record("running", durable=self.settings.journal.enabled)
         record = await self._journal.read(job_id)
         if record is None:
             raise not_found(job_id)
@@ -223,6 +226,7 @@ class Pipeline:
             },
             "further_models": await shown_further(self._models, self._identity.application),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
+            "journal": self._keeping.as_json(),
             "storage": {
                 "endpoint_url": shown_endpoint(self.settings.storage.endpoint_url),
                 "bucket": self.settings.storage.bucket,

@@ -300,6 +300,9 @@ class JobRecord(BaseModel):
     result: GenerateResult | None = None
     error: dict[str, Any] | None = None
     progress: JobEvent | None = Field(None, description="the newest event, where known")
+    durable: bool = Field(
+        True, description="false where the service keeps no journal: it dies with its process"
+    )
 
     @property
     def is_over(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from serve.detached import detached_context
 from serve.errors import DeadlineExceeded, KelvinError
-from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
+from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord, JobStatus
 
 _Result = TypeVar("_Result")
 
@@ -178,6 +178,12 @@ class RunningJob:
             raise KelvinError(f"Job {self.id} ended without a result.")
         return newest.result
 
-    def record(self) -> JobRecord:
+    def record(self, status: JobStatus, *, durable: bool) -> JobRecord:
         """Return what `GET /v1/jobs/{id}` answers while the job lives here."""
-        return JobRecord(id=self.id, status="running", request=self.request, progress=self.newest)
+        return JobRecord(
+            id=self.id,
+            status=status,
+            request=self.request,
+            progress=self.newest,
+            durable=durable,
+        )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from serve.checks import Check
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.s3_client import s3_client
@@ -144,12 +143,6 @@ class ObjectStore:
         own = f"s3://{self.settings.bucket}/{self.settings.prefix}"
         return s3_uri.removeprefix(own) if s3_uri.startswith(own) else None
 
-    async def probe(self) -> tuple[Check, ...]:
-        """Try each thing that Kelvin needs of the store; see `serve.storage_probe`."""
-        from serve.storage_probe import probe
-
-        return await probe(self.settings)
-
     def create_bucket(self) -> None:
         """Create the bucket unless it exists; blocks. For a store that is Kelvin's own."""
 
@@ -185,7 +178,7 @@ class ObjectStore:
                     Metadata={_WRITER: nonce},
                     **condition,
                 )
-                return answer["ETag"]
+                return answer.get("ETag", "")
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if condition and status == 412:
@@ -212,7 +205,7 @@ class ObjectStore:
         full = self._full(key)
         try:
             answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full)
-            return answer["Body"].read(), answer["ETag"]
+            return answer["Body"].read(), answer.get("ETag", "")
         except ClientError as error:
             if error_code(error) == "NoSuchKey":
                 return None
@@ -241,7 +234,7 @@ class ObjectStore:
             .paginate(Bucket=self.settings.bucket, Prefix=own + prefix)
         )
         return {
-            item["Key"].removeprefix(own): item["ETag"]
+            item["Key"].removeprefix(own): item.get("ETag", "")
             for page in pages
             for item in page.get("Contents", [])
         }

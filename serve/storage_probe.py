@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import httpx
 
 from serve.checks import Check
-from serve.config import StorageSettings
+from serve.config import Settings, StorageSettings
 from serve.errors import StorageUnavailable
 from serve.loopback import is_loopback
 from serve.storage import ObjectStore
@@ -22,11 +23,36 @@ _CONNECT_S = 3.0
 _READ_S = 5.0
 _ATTEMPTS = 2
 _DATA = b"kelvin was here\n"
+_ANOTHER_JOURNAL = (
+    "a store with conditional writes: AWS S3, MinIO, SeaweedFS, R2; for the journal alone in "
+    "journal.storage; or journal.enabled=false, and jobs die with their process"
+)
 _Step = Callable[[ObjectStore, str], Awaitable[Check]]
 
 
-async def probe(settings: StorageSettings) -> tuple[Check, ...]:
-    """Try the store.
+async def probe_stores(settings: Settings) -> tuple[Check, ...]:
+    """Try the store of pictures and the journal's, which mostly are one.
+
+    Returns:
+        The checks of `probe`; of a store that is the journal's alone, named journal_...
+    """
+    journal = settings.journal
+    if journal.storage is None or not journal.enabled:
+        return await probe(settings.storage, journal=journal.enabled)
+    pictures = await probe(settings.storage, journal=False)
+    records = await probe(journal.storage, pictures=False)
+    return *pictures, *(replace(check, name=f"journal_{check.name}") for check in records)
+
+
+async def probe(
+    settings: StorageSettings, *, journal: bool = True, pictures: bool = True
+) -> tuple[Check, ...]:
+    """Try one store.
+
+    Args:
+        settings: Of the store.
+        journal: Whether records of jobs go there.
+        pictures: Whether pictures go there.
 
     Returns:
         One check a step, in order. The first failed step is the last: those after it depend on it.
@@ -44,6 +70,8 @@ async def probe(settings: StorageSettings) -> tuple[Check, ...]:
     checks: list[Check] = []
     try:
         for name, step in _STEPS:
+            if (step in _FOR_JOURNAL and not journal) or (step in _FOR_PICTURES and not pictures):
+                continue
             try:
                 checks.append(await step(store, key))
             except StorageUnavailable as error:
@@ -82,10 +110,29 @@ async def _conditional_put(store: ObjectStore, key: str) -> Check:
         return Check(
             "s3_conditional_put",
             False,
-            "If-None-Match: * is ignored, so a job could be published twice",
-            "a store with conditional writes: AWS S3, MinIO, SeaweedFS, R2",
+            "If-None-Match: * is ignored, so a job could be published twice: pictures may lie "
+            "there, the journal may not",
+            _ANOTHER_JOURNAL,
         )
     return Check("s3_conditional_put", True, "If-None-Match: * is honoured (412)")
+
+
+async def _conditional_replace(store: ObjectStore, key: str) -> Check:
+    name = "s3_conditional_replace"
+    found = await store.get_with_etag(key)
+    if found is None or await store.swap(key, _DATA, "text/plain", '"not-its-etag"') is not None:
+        return Check(
+            name,
+            False,
+            "If-Match is ignored, so two Pipelines could hold one lease: pictures may lie there, "
+            "the journal may not",
+            _ANOTHER_JOURNAL,
+        )
+    if await store.swap(key, _DATA, "text/plain", found[1]) is None:
+        return Check(
+            name, False, "If-Match with the object's own ETag is refused", _ANOTHER_JOURNAL
+        )
+    return Check(name, True, "If-Match is honoured (412)")
 
 
 async def _presigned_get(store: ObjectStore, key: str) -> Check:
@@ -128,6 +175,9 @@ _STEPS: tuple[tuple[str, _Step], ...] = (
     ("s3_writable", _writable),
     ("s3_readable", _readable),
     ("s3_conditional_put", _conditional_put),
+    ("s3_conditional_replace", _conditional_replace),
     ("s3_presigned_get", _presigned_get),
     ("s3_deletable", _deletable),
 )
+_FOR_JOURNAL = (_conditional_put, _conditional_replace)
+_FOR_PICTURES = (_presigned_get,)

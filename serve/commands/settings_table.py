@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from serve.config import ModelEntry, ModelSettings, PoolSettings, Settings
+from serve.config import ModelEntry, ModelSettings, PoolSettings, Settings, StorageSettings
 
 _BEGIN = "<!-- settings: python -m serve.commands.settings_table README.md -->"
 _END = "<!-- /settings -->"
@@ -74,7 +74,11 @@ def _words(annotation: Any) -> str:
             return f"list of {_words(parts[0])}"
         return f"[{', '.join(map(_words, parts))}]"
     names: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
-    names |= {PoolSettings: "pool, as `denoiser`", ModelSettings: "as section `model`"}
+    names |= {
+        PoolSettings: "pool, as `denoiser`",
+        StorageSettings: "as section `storage`",
+        ModelSettings: "as section `model`",
+    }
     return names.get(annotation, str(annotation))
 
 

@@ -7,8 +7,12 @@ import tempfile
 from pathlib import Path
 
 from serve.commands.finding import Finding
-from serve.config import Settings, StorageSettings
+from serve.config import Settings
 from serve.errors import KelvinError
+
+DURABLE_JOBS_OFF = Finding(
+    "journal", "warning", "durable jobs are off: a job dies with its process", "journal.enabled"
+)
 
 
 def uses_embedded_store(settings: Settings) -> bool:
@@ -24,27 +28,24 @@ def check_store(settings: Settings) -> list[Finding]:
     """
     try:
         if not uses_embedded_store(settings):
-            return _probe(settings.storage)
+            return _probe(settings)
         from serve.embedded_store import EmbeddedStore
 
         with (
             tempfile.TemporaryDirectory(prefix="kelvin-doctor-") as folder,
             EmbeddedStore(Path(folder), settings.storage.bucket) as store,
         ):
-            return _probe(store.storage_settings(settings.storage))
+            storage = store.storage_settings(settings.storage)
+            return _probe(settings.model_copy(update={"storage": storage}))
     except KelvinError as error:
         return [Finding("store", "failed", error.message, error.allowed or "see storage settings")]
 
 
-def _probe(storage: StorageSettings) -> list[Finding]:
-    from serve.storage import ObjectStore
+def _probe(settings: Settings) -> list[Finding]:
+    from serve.storage_probe import probe_stores
 
-    store = ObjectStore(storage)
-    try:
-        checks = asyncio.run(store.probe())
-    finally:
-        store.close()
-    return [
+    checks = asyncio.run(probe_stores(settings))
+    findings = [
         Finding(
             f"store: {check.name}",
             "ok" if check.ok else "failed",
@@ -53,3 +54,6 @@ def _probe(storage: StorageSettings) -> list[Finding]:
         )
         for check in checks
     ]
+    if not settings.journal.enabled:
+        findings.append(DURABLE_JOBS_OFF)
+    return findings

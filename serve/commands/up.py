@@ -9,7 +9,7 @@ from serve.commands.finding import Finding
 from serve.commands.model_files import check_model
 from serve.commands.output import EXIT_OK, console, stdout_is_for_json, write_json
 from serve.commands.stopping import Stop, end_process, local_kelvin, stoppable, wait_for_stop
-from serve.commands.store_check import check_store, uses_embedded_store
+from serve.commands.store_check import DURABLE_JOBS_OFF, check_store, uses_embedded_store
 from serve.config import Settings
 from serve.errors import ConfigurationError, StorageUnavailable
 from serve.storage_errors import shown_endpoint
@@ -57,6 +57,8 @@ def check_before_start(settings: Settings) -> None:
     # The embedded store is started anyway and says itself what is wrong.
     if not uses_embedded_store(settings):
         _report(check_store(settings))
+    elif not settings.journal.enabled:
+        _report([DURABLE_JOBS_OFF])
 
 
 def _report(findings: list[Finding]) -> None:

@@ -74,6 +74,35 @@ def losing_first_answers(endpoint_url: str, lost: int) -> _Handler:
     return handle
 
 
+def ignoring_conditions() -> _Handler:
+    """Behave as a store that takes every PUT: what rclone and others do with If-None-Match."""
+    objects: dict[bytes, bytes] = {}
+
+    def handle(connection: socket.socket, _: int) -> None:
+        head, body = read_message(connection).split(b"\r\n\r\n", 1)
+        method, path = head.split(b" ")[:2]
+        answer = b""
+        if method == b"PUT":
+            objects[path] = body
+        elif method == b"DELETE":
+            objects.pop(path, None)
+        elif b"list-type" in path:
+            listed = "".join(
+                f"<Contents><Key>{key.decode().removeprefix('/kelvin/')}</Key></Contents>"
+                for key in objects
+            )
+            answer = f"<ListBucketResult>{listed}</ListBucketResult>".encode()
+        else:
+            answer = objects.get(path, b"")
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(answer)
+            + answer
+        )
+        connection.close()
+
+    return handle
+
+
 def read_message(connection: socket.socket, *, head_only: bool = False) -> bytes:
     """Read one HTTP message: its head and as many bytes as its Content-Length says."""
     data = b""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from serve.config import StorageSettings
 from serve.storage import ObjectStore
+from serve.storage_probe import probe
 
 
 @pytest.fixture
@@ -147,12 +148,13 @@ async def test_credentials_by_the_usual_chain(storage, monkeypatch):
 
 
 async def test_probe_of_a_good_store(storage, store):
-    checks = await store.probe()
+    checks = await probe(store.settings)
     assert [check.name for check in checks if check.ok] == [
         "s3_reachable",
         "s3_writable",
         "s3_readable",
         "s3_conditional_put",
+        "s3_conditional_replace",
         "s3_presigned_get",
         "s3_deletable",
     ]
@@ -162,13 +164,13 @@ async def test_probe_of_a_good_store(storage, store):
 async def test_a_proxy_in_the_environment_does_not_stand_before_loopback(storage, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
-    checks = await ObjectStore(storage).probe()
+    checks = await probe(storage)
     assert [check.name for check in checks if not check.ok] == []
 
 
 async def test_probe_does_not_mind_a_public_name_it_cannot_reach(storage):
     public = storage.model_copy(update={"public_endpoint_url": "http://127.0.0.1:9"})
-    checks = await ObjectStore(public).probe()
+    checks = await probe(public)
     assert all(check.ok for check in checks)
     assert "not verified" in {check.name: check for check in checks}["s3_presigned_get"].detail
 

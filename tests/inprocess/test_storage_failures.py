@@ -11,10 +11,11 @@ import pytest
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.storage import ObjectStore
+from serve.storage_probe import probe
 from tests.inprocess.faulty_server import (
     answering,
+    ignoring_conditions,
     losing_first_answers,
-    read_message,
     serving,
     silent,
 )
@@ -44,7 +45,7 @@ async def _failure(settings: StorageSettings) -> dict[str, Any]:
         with pytest.raises(StorageUnavailable) as caught:
             await call()
         errors.append(caught.value)
-    checks = await store.probe()
+    checks = await probe(store.settings)
     store.close()
     assert [check.ok for check in checks] == [False]
     assert checks[0].detail == errors[0].message
@@ -190,7 +191,7 @@ async def test_store_answers_with_an_error(storage, status, code, says):
 
 async def test_not_an_s3_store(storage):
     with serving(answering(200, "<html>hello</html>")) as url:
-        checks = await ObjectStore(storage.model_copy(update={"endpoint_url": url})).probe()
+        checks = await probe(storage.model_copy(update={"endpoint_url": url}))
     assert not checks[-1].ok
 
 
@@ -206,36 +207,12 @@ async def test_password_in_the_endpoint_is_not_shown(storage):
 
 
 async def test_store_that_ignores_conditions_is_found_out(storage):
-    # A store that takes every PUT: what rclone and others do with If-None-Match.
-    objects: dict[bytes, bytes] = {}
-
-    def handle(connection: socket.socket, _: int) -> None:
-        head, body = read_message(connection).split(b"\r\n\r\n", 1)
-        method, path = head.split(b" ")[:2]
-        answer = b""
-        if method == b"PUT":
-            objects[path] = body
-        elif b"list-type" in path:
-            listed = "".join(
-                f"<Contents><Key>{key.decode().removeprefix('/kelvin/')}</Key></Contents>"
-                for key in objects
-            )
-            answer = f"<ListBucketResult>{listed}</ListBucketResult>".encode()
-        else:
-            answer = objects.get(path, b"")
-        connection.sendall(
-            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(answer)
-            + answer
-        )
-        connection.close()
-
-    with serving(handle) as url:
-        checks = await ObjectStore(
-            storage.model_copy(update={"endpoint_url": url, "prefix": ""})
-        ).probe()
+    with serving(ignoring_conditions()) as url:
+        checks = await probe(storage.model_copy(update={"endpoint_url": url, "prefix": ""}))
     assert checks[-1].name == "s3_conditional_put"
     assert not checks[-1].ok
     assert "published twice" in checks[-1].detail
+    assert "journal.storage" in str(checks[-1].remedy)
 
 
 async def test_retry_of_a_write_that_had_arrived_is_no_lost_race(storage):
