@@ -189,7 +189,7 @@ def _decision(
     after = group.after[pool.name]
     told = derated(pool, settings)
     level = max(group.demand.level, group.expected)
-    parts = [group.why if after != group.before[pool.name] or "maximum" in group.why else ""]
+    parts = [group.why if after != group.before[pool.name] or group.is_short else ""]
     if not parts[0]:
         parts = [rest_words(group.needs, group.has, level)]
         if kept.fewer_since is not None and after == pool.target:

@@ -34,7 +34,8 @@ class GroupPlan:
         needs: What it needs.
         before: Replicas asked for, within bounds, by pool.
         after: To be asked for, by pool.
-        why: In words; empty if nothing changes.
+        why: In words; empty if nothing changes and nothing is lacking.
+        is_short: More is needed and cannot be had.
     """
 
     demand: Demand
@@ -44,6 +45,7 @@ class GroupPlan:
     before: Mapping[str, int]
     after: Mapping[str, int]
     why: str
+    is_short: bool = False
 
 
 def decide_group(
@@ -96,7 +98,8 @@ def decide_group(
         after = grown(pools, before, short, settings)
         why = growth_words(needs, has, demand.level, demand.ahead, expected)
         if after == before:
-            why += ", all pools are at their maximum"
+            late = any(pool.late for pool in pools)
+            why += ", " + ("the rest does not start" if late else "all pools are at their maximum")
     elif idle_s >= settings.idle_after_s and not blind:
         after = {pool.name: pool.minimum for pool in pools}
         why = f"no request for {idle_s:.0f} s"
@@ -109,7 +112,8 @@ def decide_group(
         why = "a request is on its way and there is no replica"
     if sum(after.values()) < total:
         shrunk_at = now
-    group = GroupPlan(demand, expected, has, needs, before, after, why)
+    is_short = short > 1e-9 and after == before
+    group = GroupPlan(demand, expected, has, needs, before, after, why, is_short)
     since = fewer_since if fewer_now else None
     return group, GroupMemory(averages, spans, shrunk_at, surprised_at, peak, since), told
 

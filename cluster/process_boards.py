@@ -48,6 +48,7 @@ class PoolBoard:
         self.has_replicas_told = False  # which replicas there are is known
         self._seen: frozenset[str] = frozenset()
         self._steps_s: dict[str, float] = {}
+        self.usual_step_s: float | None = None  # cool seconds of the usual step on these cards
         self._slow: dict[str, tuple[float, ReplicaLoad]] = {}  # when it told so
         self._looked_at = float("-inf")
 
@@ -55,6 +56,10 @@ class PoolBoard:
         """Take what a replica just told of itself, unless it is on its way out."""
         if self.has_replicas_told and state.id not in self._seen:
             return
+        if state.step_s is not None and self._steps_s.get(state.id) != state.step_s:
+            with self._guard:
+                self._steps_s[state.id] = state.step_s
+                self.usual_step_s = usual_step_s(list(self._steps_s.values()))
         age = state.reading_age_s
         is_fresh = age is not None and age <= _READING_STALE_S
         load = ReplicaLoad(
@@ -72,17 +77,10 @@ class PoolBoard:
         now = self.clock()
         self.loads.report(load, now)
         self.has_heard = True
-        if state.step_s is not None:
-            self._steps_s[state.id] = state.step_s
         with self._guard:
             self._slow.pop(state.id, None)
             if load.speed < 1 or load.throttled:
                 self._slow[state.id] = (now, load)
-
-    @property
-    def usual_step_s(self) -> float | None:
-        """Cool seconds of the usual step on this pool's cards; None: no replica has told."""
-        return usual_step_s(list(self._steps_s.values()))
 
     def forget_old_speeds(self) -> None:
         """Take who was slow and has told nothing since for as fast as others, to find out."""
@@ -113,7 +111,9 @@ class PoolBoard:
             self.outside.replica_came()
         self._seen = frozenset(ids)
         if ids:  # of a pool that is empty for now, its speed stays known
-            self._steps_s = {name: self._steps_s[name] for name in ids if name in self._steps_s}
+            with self._guard:
+                kept = {name: self._steps_s[name] for name in ids if name in self._steps_s}
+                self._steps_s = kept
         self.has_replicas_told = True
 
     def work(self, job: Any) -> RoutedWork:

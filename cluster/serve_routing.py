@@ -62,6 +62,9 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
         self, candidate_replicas: list[Any], pending_request: Any | None = None
     ) -> list[list[Any]]:
         """Return ranks of replicas, the best first."""
+        if pending_request is not None and pending_request.future.done():
+            # Another task has sent it: Serve looks once more and ends this one.
+            return [candidate_replicas[:1]]
         try:
             if self._stays_outside(pending_request):
                 return []
@@ -76,7 +79,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
 
     def _stays_outside(self, pending: Any | None) -> bool:
         """Whether no replica should have it yet."""
-        if pending is None or not self._board.has_heard or pending.future.done():
+        if pending is None or not self._board.has_heard:
             return False
         if self.num_pending_requests > self._most_held:
             return False

@@ -176,6 +176,16 @@ async def test_work_waits_outside_while_all_have_enough_and_goes_to_who_starts_t
     assert await router.choose_replicas(replicas, pending(JOB))
 
 
+async def test_what_was_sent_meanwhile_counts_once():
+    router, board, replicas = new_router("a")
+    jobs_take(board, 3.0)
+    board.heard(told("a"))
+    request = pending(JOB)
+    request.future.set_result(replicas[0])
+    assert await router.choose_replicas(replicas, request)
+    assert board.loads.soonest(RoutedWork(3.0), board.clock()) == pytest.approx(3.0, abs=0.1)
+
+
 async def test_what_waits_outside_ends_where_a_replica_gets_it():
     router, board, replicas = new_router("a")
     board.heard(told("a"))

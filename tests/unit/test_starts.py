@@ -95,6 +95,7 @@ def test_a_single_pool_does_not_ask_for_ever_more() -> None:
     assert 1 < asked < 10
     alone.run(900.0)
     assert alone.pools["h100"].target == asked
+    assert "needed, the rest does not start; " in alone.reason("h100")
 
 
 def test_nothing_that_runs_goes_for_what_only_starts() -> None:
