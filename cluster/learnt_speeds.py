@@ -16,6 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from cluster.derating import Floats
 from cluster.plan_pool import Pool
 
 # What cards of one kind differ by anyway.
@@ -60,8 +63,7 @@ def learnt_speeds(kinds: Mapping[str, KindSpeed]) -> dict[str, float]:
 
 def told_steps(pools: Sequence[Pool]) -> dict[str, float]:
     """Return what the usual step takes on each pool of which a replica told it."""
-    told = {pool.name: usual_step_s(pool.step_s.tolist()) for pool in pools}
-    return {name: seconds for name, seconds in told.items() if seconds is not None}
+    return {pool.name: pool.usual_step_s for pool in pools if pool.usual_step_s is not None}
 
 
 def with_learnt_speeds(pools: Sequence[Pool], step_s: Mapping[str, float]) -> tuple[Pool, ...]:
@@ -87,26 +89,31 @@ def with_learnt_speeds(pools: Sequence[Pool], step_s: Mapping[str, float]) -> tu
     )
 
 
-def usual_step_s(steps_s: Sequence[float]) -> float | None:
+def usual_step_s(steps_s: Sequence[float] | Floats) -> float | None:
     """Return what the usual step takes on a pool's cool cards; None: nobody told.
 
     The lower quartile: who measured on a warm card erred upwards.
-    """
-    known = sorted(each for each in steps_s if _is_time(each))
-    return known[(len(known) - 1) // 4] if known else None
-
-
-def behind_peers(step_s: float | None, usual_s: float | None) -> float:
-    """Return how many times as long as its peers' a replica's cool step takes; 1 if about as long.
 
     Args:
-        step_s: Its own; None: not told.
-        usual_s: `usual_step_s` of its pool.
+        steps_s: Of its replicas; what is no time is passed over.
     """
-    if step_s is None or usual_s is None or not (_is_time(step_s) and _is_time(usual_s)):
-        return 1.0
-    ratio = step_s / usual_s
-    return min(ratio, _MOST_BEHIND) if ratio > _ALIKE else 1.0
+    told = np.asarray(steps_s, dtype=np.float64)
+    told = told[np.isfinite(told) & (told > 0)]
+    if not len(told):
+        return None
+    place = (len(told) - 1) // 4
+    return float(np.partition(told, place)[place])
+
+
+def behind_peers(steps_s: Floats, usual_s: float) -> Floats:
+    """Return how many times as long as its peers' each cool step takes; 1 if about as long.
+
+    Args:
+        steps_s: Of replicas; what is no time counts as like its peers'.
+        usual_s: `usual_step_s` of their pool.
+    """
+    ratios = np.nan_to_num(steps_s / usual_s, nan=1.0, posinf=1.0, neginf=1.0)
+    return np.where(ratios > _ALIKE, np.minimum(ratios, _MOST_BEHIND), 1.0)
 
 
 def _is_time(value: float | None) -> bool:

@@ -95,9 +95,9 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
     if np.isinf(age).any():
         bad.add("age_s")
     measured, margin, throttled = _heat(columns, age, settings, bad)
-    step_s = columns["step_s"]
-    if settings.heat:
-        measured = measured / _behind(step_s)
+    usual_s = usual_step_s(columns["step_s"])
+    if settings.heat and usual_s is not None:
+        measured = measured / behind_peers(columns["step_s"], usual_s)
     foretold = factors(margin, throttled, settings)
     target = int(number("target", len(told_ids), 0, 1e6))
     request_s = _float(state.request_s)
@@ -139,8 +139,8 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
         margin_c=margin,
         throttled=throttled,
         factor=np.minimum(measured, foretold),
-        scripted=np.nan_to_num(columns["scripted"]) > 0,
-        step_s=step_s,
+        scripted=columns["scripted"] > 0,
+        usual_step_s=usual_s,
         busy=bool(queued > 0 or requests.any() or held.any()),
     )
 
@@ -199,14 +199,6 @@ def _heat(
         margin.clip(-_MOST_MARGIN_C, _MOST_MARGIN_C),
         read & (np.nan_to_num(columns["throttled"]) > 0),
     )
-
-
-def _behind(step_s: Floats) -> Floats:
-    """Return by how much each cool step takes longer than its peers': 1 where it does not."""
-    usual_s = usual_step_s(step_s.tolist())
-    if usual_s is None or not (step_s > usual_s).any():
-        return np.ones(len(step_s))
-    return np.array([behind_peers(each, usual_s) for each in step_s.tolist()])
 
 
 def _behind_others(held_s: Floats, requests: Floats) -> Floats:

@@ -23,7 +23,7 @@ class Pool:
         throttled: From fresh readings only.
         factor: How much of the replica counts: the smaller of what was measured and foretold.
         scripted: What it tells of its card is a rehearsal's.
-        step_s: Cool seconds of the usual step; NaN where not told.
+        usual_step_s: Cool seconds of the usual step on its cards; None: nobody told.
         busy: Something is held or queued.
         told_request_s: Whether `request_s` was told and not assumed.
         late: Replicas that were asked for long enough ago to have started, and have not.
@@ -55,7 +55,7 @@ class Pool:
     throttled: Flags
     factor: Floats
     scripted: Flags
-    step_s: Floats
+    usual_step_s: float | None
     busy: bool
     late: int = 0
     late_s: float = 0.0

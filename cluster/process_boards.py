@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from cluster.learnt_speeds import behind_peers, usual_step_s
 from cluster.load_board import LoadBoard
 from cluster.pool_state import ReplicaState
@@ -68,7 +70,7 @@ class PoolBoard:
             # Faster than cool there is not: such a baseline was measured on a busy machine, and
             # believed it would draw all work to whoever was measured. Nor is who is slower than its
             # peers as fast as it says: its baseline was measured on a warm card.
-            speed=min(state.speed, 1.0) / behind_peers(state.step_s, self.usual_step_s),
+            speed=min(state.speed, 1.0) / self._behind(state.step_s),
             margin_c=state.margin_c if is_fresh else None,
             throttled=state.throttled and is_fresh,
             age_s=0.0,
@@ -81,6 +83,11 @@ class PoolBoard:
             self._slow.pop(state.id, None)
             if load.speed < 1 or load.throttled:
                 self._slow[state.id] = (now, load)
+
+    def _behind(self, step_s: float | None) -> float:
+        if step_s is None or self.usual_step_s is None:
+            return 1.0
+        return float(behind_peers(np.array([step_s]), self.usual_step_s)[0])
 
     def forget_old_speeds(self) -> None:
         """Take who was slow and has told nothing since for as fast as others, to find out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from cluster.autoscaling import PlanMemory, PlanSettings, plan
@@ -31,16 +32,17 @@ def test_a_speed_that_somebody_set_stands_and_is_what_others_are_measured_by() -
 def test_what_cannot_be_a_time_teaches_nothing(told: float | None) -> None:
     kinds = {"h100": KindSpeed(1.0, True, 0.09), "l4": KindSpeed(0.12, True, told)}
     assert learnt_speeds(kinds) == {"h100": 1.0, "l4": 0.12}
-    assert usual_step_s([0.5 if told is None else told, 0.4]) is not None
-    assert behind_peers(told, 0.4) == behind_peers(0.4, told) == 1.0
+    wrong = math.nan if told is None else told
+    assert usual_step_s([wrong, 0.4]) == 0.4
+    assert usual_step_s([wrong]) is None
+    assert behind_peers(np.array([wrong]), 0.4) == [1.0]
 
 
 def test_the_usual_step_is_that_of_the_quicker_ones() -> None:
     assert usual_step_s([0.5, 0.4]) == 0.4
     assert usual_step_s([0.9, 0.5, 0.5, 0.9, 0.5, 0.3]) == 0.5
     assert usual_step_s([]) is None
-    assert behind_peers(0.42, 0.4) == 1.0
-    assert behind_peers(0.8, 0.4) == 2.0
+    assert behind_peers(np.array([0.42, 0.8, 40.0]), 0.4).tolist() == [1.0, 2.0, 10.0]
 
 
 def card(name: str, **told: object) -> ReplicaState:
