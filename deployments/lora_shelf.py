@@ -192,7 +192,10 @@ class LoraShelf:
                 return
             failure: KelvinError | None = None
             try:
-                for page, content in zip(file.pages, self._source.read(file.use), strict=True):
+                contents = self._source.read(file.use)
+                if len(contents) > len(file.pages):
+                    raise StageFailed(f"LoRA {file.use.name!r} has changed while it was read.")
+                for page, content in zip(file.pages, contents, strict=False):
                     self._arena.write(page, content)
             except KelvinError as error:
                 failure = error
@@ -200,6 +203,10 @@ class LoraShelf:
                 _log.exception("reading a LoRA failed")
                 failure = StageFailed(f"LoRA {file.use.name!r}: {type(error).__name__}: {error}")
             with self._changed:
+                if failure is None:
+                    # Its header may promise more ranks than it has.
+                    self._free += file.pages[len(contents) :]
+                    file.pages = file.pages[: len(contents)]
                 file.failure, file.is_there = failure, failure is None
             self.on_change()
 

@@ -120,6 +120,28 @@ class _Transformer:
         return (Target(block + _STREAMS[stream][rest], swapped=swapped),)
 
 
+def original_modules(modules: set[str]) -> set[str]:
+    """Return the original names of a transformer's layers.
+
+    Args:
+        modules: By diffusers' names.
+    """
+    found = set()
+    for index in {name.split(".")[1] for name in modules if name.startswith("transformer_blocks.")}:
+        own, block = f"transformer_blocks.{index}.", f"joint_blocks.{index}."
+        for stream, leaves in _STREAMS.items():
+            found |= {
+                f"{block}{stream}.{old}" for old, new in leaves.items() if own + new in modules
+            }
+        found |= {
+            f"{block}{stream}.{old}"
+            for (stream, old), parts in _FUSED.items()
+            if own + parts[0] in modules
+        }
+    found |= {old for old, new in _TRANSFORMER.items() if new in modules}
+    return found | ({"final_layer.adaLN_modulation.1"} if "norm_out.linear" in modules else set())
+
+
 _VAE_MODULE = re.compile(r"(encoder|decoder)\.(.+)")
 _VAE_LEVEL = re.compile(r"(down|up)\.(\d)\.(block\.(\d)|downsample|upsample)\.?(.*)")
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v"} | {
