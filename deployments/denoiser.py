@@ -17,8 +17,10 @@ from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
-from serve.config import ModelSettings, PoolSettings, ThermalSettings
+from serve.config import ModelSettings, PoolSettings, StorageSettings, ThermalSettings
 from serve.heat_settings import GovernorSection
+from serve.lora_settings import LoraSettings
+from serve.loras import LoraLibrary
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
@@ -37,11 +39,14 @@ class Denoiser:
         pool: PoolSettings,
         thermal: ThermalSettings | None = None,
         governor: GovernorSection | None = None,
+        lora: LoraSettings | None = None,
+        storage: StorageSettings | None = None,
     ) -> None:
         from deployments.card_heat import CardHeat
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
         from deployments.input_limits import InputLimits
+        from deployments.lora_room import lora_shelf
         from deployments.live_request import LATENT_PIXELS
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb
@@ -53,6 +58,9 @@ class Denoiser:
         model_dir = resolve_model_dir(model)
         defaults = ModelSpec.from_directory(model_dir).defaults
         self._mmdit = Mmdit.load(model_dir, self._device, pool.precision)
+        # Before warm-up, which prepares forwards with LoRAs and counts what memory is left.
+        library = LoraLibrary(model, lora or LoraSettings(), storage)
+        self._loras = lora_shelf(self._mmdit, library, lora or LoraSettings())
         self._heat = CardHeat(
             self._device,
             thermal or ThermalSettings(source="off"),
@@ -85,6 +93,7 @@ class Denoiser:
                 defaults.height // LATENT_PIXELS, defaults.width // LATENT_PIXELS, text_tokens
             ),
             latent_rgb=LatentRgb.of_model(model_dir),
+            loras=self._loras,
         )
         self._metrics = Metrics()
         self._statistics = Statistics(self._state)
@@ -95,6 +104,8 @@ class Denoiser:
         Raises:
             KelvinError: As the engine says; others are its bugs.
         """
+        if job.loras and self._loras is not None:
+            await asyncio.to_thread(self._loras.check, job.loras)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[StepProgress | Latents | BaseException] = asyncio.Queue()
 
@@ -165,7 +176,8 @@ class Denoiser:
             heat=self._heat.shown(self._engine.allowance),
             **report_forwards(self._engine.measured(), self._mmdit),
         )
-        return {**replica.as_json(), "engine": self._engine.stats().as_json()}
+        held = {"held": self._loras.held(), "ranks": self._loras.ranks} if self._loras else None
+        return {**replica.as_json(), "engine": self._engine.stats().as_json(), "loras": held}
 
 
 async def _grouped(

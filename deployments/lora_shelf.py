@@ -20,7 +20,7 @@ from typing import Protocol
 
 from deployments.payloads import LoraUse
 from deployments.sd3.lora_arena import HostPage
-from deployments.sd3.lora_layers import PageUse
+from deployments.sd3.lora_layers import PAGE_RANKS, PageUse
 from serve.errors import InvalidRequest, KelvinError, StageFailed
 
 _Key = tuple[str, str]  # name and version
@@ -93,11 +93,11 @@ class LoraShelf:
         most = min(self._arena.most_a_row, self._arena.pages)
         if pages > most:
             raise InvalidRequest(
-                f"The LoRAs of the request have {16 * pages} ranks together, each counted in"
+                f"The LoRAs of the request have {PAGE_RANKS * pages} ranks together, each counted in"
                 " sixteens.",
                 field="loras",
                 value=", ".join(use.name for use in uses),
-                allowed=f"at most {16 * most} ranks (lora.ranks)",
+                allowed=f"at most {PAGE_RANKS * most} ranks (lora.ranks)",
             )
 
     def want(self, holder: int, uses: Sequence[LoraUse]) -> None:
@@ -159,6 +159,11 @@ class LoraShelf:
             self._begun(holder)
             self._let_go(holder)
             self._changed.notify_all()
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that there is room for."""
+        return PAGE_RANKS * self._arena.pages
 
     def held(self) -> tuple[str, ...]:
         """Return the names of the files that are at hand, most recently used first."""

@@ -18,7 +18,9 @@ from deployments.embedding_cache import EmbeddingCache
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
-from serve.config import ModelSettings, PoolSettings
+from serve.config import ModelSettings, PoolSettings, StorageSettings
+from serve.lora_settings import LoraSettings
+from serve.loras import LoraLibrary
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 
@@ -36,12 +38,20 @@ class _Waiting:
 class TextEncoder:
     """Ray Serve deployment of the three encoders; only the builder makes it one."""
 
-    def __init__(self, model: ModelSettings, pool: PoolSettings) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        pool: PoolSettings,
+        lora: LoraSettings | None = None,
+        storage: StorageSettings | None = None,
+    ) -> None:
         from deployments.sd3.text import TextEncoders
 
         self._identity = Identity.of_this_process("text", pool)
         self._device = prepare_torch(pool)
         self._encoders = TextEncoders.load(resolve_model_dir(model), self._device, pool.precision)
+        library = LoraLibrary(model, lora or LoraSettings(), storage)
+        self._encoders.take_loras(lambda name: library.file(name)[0])
         self._largest_batch = 1 if self._device.type == "cpu" else _LARGEST_BATCH_ON_GPU
         self._cache = EmbeddingCache(_CACHE_BYTES)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")

@@ -109,7 +109,16 @@ def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings)
         **_routing(settings, pool),
     )
     if stage == "denoise":
-        return deployment.bind(settings.model, pool, settings.thermal, settings.governor)
+        return deployment.bind(
+            settings.model,
+            pool,
+            settings.thermal,
+            settings.governor,
+            settings.lora,
+            settings.storage,
+        )
+    if stage == "text":
+        return deployment.bind(settings.model, pool, settings.lora, settings.storage)
     return deployment.bind(settings.model, pool)
 
 

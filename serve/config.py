@@ -29,6 +29,7 @@ from cluster.pool_state import Stage
 from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
 from serve.journal_settings import JournalSettings
+from serve.lora_settings import LoraSettings
 from serve.model_settings import ModelSettings as ModelSettings
 from serve.storage_settings import StorageSettings as StorageSettings
 
@@ -239,6 +240,7 @@ class Settings(Section):
     denoiser: tuple[PoolSettings, ...] = _one_pool("denoiser")
     vae_decoder: tuple[PoolSettings, ...] = _one_pool("vae-decoder")
     models: tuple[ModelEntry, ...] = ()
+    lora: LoraSettings = LoraSettings()
     pipeline: PipelineSettings = PipelineSettings()
     storage: StorageSettings = StorageSettings()
     journal: JournalSettings = JournalSettings()

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from serve.checkpoints.folders import models_dir_of
 from serve.checkpoints.model_files import (
     DIFFUSERS,
     find_model,
@@ -49,6 +50,18 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
     if settings.variant or settings.request_defaults:
         return write_view(read_directory(path, settings), settings, path)
     return path
+
+
+def lora_roots(settings: ModelSettings) -> list[Path]:
+    """Return the folders of this node whose `loras` hold LoRAs of the model, in order."""
+    roots: list[Path] = []
+    if not is_single_file(settings):
+        roots.append(_directory(settings))
+    elif (own := models_dir_of(Path(settings.path).expanduser())) is not None:
+        roots.append(own)
+    if settings.models_dir is not None:
+        roots.append(Path(settings.models_dir).expanduser())
+    return roots
 
 
 def _directory(settings: ModelSettings) -> Path:

@@ -28,6 +28,7 @@ from deployments.payloads import (
 )
 from serve import telemetry
 from serve.jobs import JobJournal
+from serve.loras import LoraLibrary, LoraUses
 from serve.pictures import CONTENT_TYPES, EXTENSIONS, encode_picture, prompts_fit
 from serve.previews import preview_text
 from serve.requests import (
@@ -87,8 +88,10 @@ class Production:
         store: ObjectStore,
         metrics: telemetry.Metrics,
         identity: PipelineIdentity,
+        loras: LoraLibrary,
     ) -> None:
         self._stages = stages
+        self._loras = loras
         self._store = store
         self._metrics = metrics
         self._identity = identity
@@ -105,12 +108,15 @@ class Production:
 
     async def _make(self, job: RunningJob) -> GenerateResult:
         request = job.request
-        positive, negative = await self._encode(request)
+        loras = LoraUses()
+        if request.loras:
+            loras = await asyncio.to_thread(self._loras.uses, request)
+        positive, negative = await self._encode(request, loras)
         job.publish(JobEvent(event="text", id=job.id))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._picture(job, index, positive, negative))
+                    group.create_task(self._picture(job, index, positive, negative, loras))
                     for index in range(request.num_images)
                 ]
         except BaseExceptionGroup as failures:
@@ -134,9 +140,9 @@ class Production:
         )
 
     async def _encode(
-        self, request: GenerateRequest
+        self, request: GenerateRequest, loras: LoraUses
     ) -> tuple[PromptEmbedding, PromptEmbedding | None]:
-        jobs = [_text_job(request, request.prompt, request.prompt_2, request.prompt_3)]
+        jobs = [_text_job(request, request.prompt, request.prompt_2, request.prompt_3, loras)]
         if request.guidance_scale is not None and request.guidance_scale > 1:
             jobs.append(
                 _text_job(
@@ -144,6 +150,7 @@ class Production:
                     request.negative_prompt,
                     request.negative_prompt_2,
                     request.negative_prompt_3,
+                    loras,
                 )
             )
         with telemetry.span("kelvin.text"):
@@ -156,6 +163,7 @@ class Production:
         index: int,
         positive: PromptEmbedding,
         negative: PromptEmbedding | None,
+        loras: LoraUses,
     ) -> _Picture:
         request = job.request
         seed = ((request.seed or 0) + index) % (LARGEST_SEED + 1)
@@ -177,7 +185,7 @@ class Production:
 
         with telemetry.span("kelvin.denoise", **{"kelvin.image": index}) as span:
             latents = await self._stages.denoise(
-                _denoise_job(job, index, seed, positive, negative), on_progress
+                _denoise_job(job, index, seed, positive, negative, loras), on_progress
             )
             if latents.joules is not None:
                 span.set_attribute("kelvin.joules", latents.joules)
@@ -228,13 +236,14 @@ def _file(pixels: NDArray[np.uint8], request: GenerateRequest, seed: int) -> tup
 
 
 def _text_job(
-    request: GenerateRequest, prompt: str, prompt_2: str | None, prompt_3: str | None
+    request: GenerateRequest, prompt: str, prompt_2: str | None, prompt_3: str | None, loras: LoraUses
 ) -> TextJob:
     return TextJob(
         prompt=prompt,
         prompt_2=prompt if prompt_2 is None else prompt_2,
         prompt_3=prompt if prompt_3 is None else prompt_3,
         max_sequence_length=_resolved(request.max_sequence_length),
+        loras=loras.text,
     )
 
 
@@ -244,6 +253,7 @@ def _denoise_job(
     seed: int,
     positive: PromptEmbedding,
     negative: PromptEmbedding | None,
+    loras: LoraUses,
 ) -> DenoiseJob:
     request = job.request
     return DenoiseJob(
@@ -264,6 +274,7 @@ def _denoise_job(
         guidance_interval=request.guidance_interval,
         negative_prompt_range=request.negative_prompt_range,
         preview_every=request.preview_every,
+        loras=loras.denoise,
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from serve.errors import InvalidRequest, NotSupportedYet
 from serve.intervals import Interval
+from serve.lora_choice import Loras
 
 Sampler = Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
 Scheduler = Literal["normal", "simple", "sgm_uniform", "beta"]
@@ -131,6 +132,11 @@ class GenerateRequest(BaseModel):
         "0 <= start < end <= 1: the share of sampling in which the negative prompt holds; zeros "
         "take its place outside",
     )
+    loras: Loras = Field(
+        (),
+        description="a list of {name, weight}: LoRAs of the model, at most 8, each once; weight is "
+        "a finite number from -10 to 10, 1 if absent",
+    )
     preview_every: int = Field(
         0, ge=0, le=200, description="steps between previews, 0 to 200; 0 is without previews"
     )
@@ -157,13 +163,11 @@ class GenerateRequest(BaseModel):
         "the same job",
     )
 
-    loras: Any = Field(None, description=_RESERVED)
     init_image: Any = Field(None, description=_RESERVED)
     strength: Any = Field(None, description=_RESERVED)
     tenant: Any = Field(None, description=_RESERVED)
 
     RESERVED: ClassVar[tuple[str, ...]] = (
-        "loras",
         "init_image",
         "strength",
         "tenant",

@@ -21,6 +21,7 @@ from serve import telemetry
 from serve.errors import ModelLoading, StageUnavailable
 from serve.further_models import ModelFacts
 from serve.model_applications import ModelState, application_of, model_states
+from serve.loras import LoraLibrary
 from serve.models import model_not_found
 from serve.pool_choice import PoolChoice
 from serve.production import PipelineIdentity, Production
@@ -48,6 +49,7 @@ class ServedModel:
     stages: Stages
     production: Production
     readiness: Readiness
+    loras: LoraLibrary
     deployed_at: float | None = None  # of its application; None: it is the service's own
 
 
@@ -260,10 +262,12 @@ class ServedModels:
             for pool in pools
             if pool.min_replicas == 0
         )
+        loras = LoraLibrary(settings.model, settings.lora, settings.storage)
         return ServedModel(
             facts,
             stages,
-            Production(stages, self._store, self._metrics, self._identity),
+            Production(stages, self._store, self._metrics, self._identity, loras),
             Readiness(stages, self._store, may_be_empty),
+            loras,
             deployed_at,
         )

@@ -6,7 +6,8 @@ concatenated) and T5, one after the other along the tokens; no attention masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import transformers
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
-from deployments.payloads import Array, TextJob
+from deployments.payloads import Array, LoraUse, TextJob
 from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
+from deployments.sd3.text_loras import TextLoras
 from deployments.sd3.tokens import PromptTokenizer
 from deployments.sd3.wire import to_wire
+from serve.checkpoints.key_names import Kind
+from serve.checkpoints.lora_file import LoraFile
+from serve.errors import InvalidRequest
 
 _NO_T5 = "T5 is not loaded: CLIP alone read the prompt, which it follows less closely"
 
@@ -59,6 +64,7 @@ class TextEncoders:
         self.joint_attention_dim = joint_attention_dim
         self.device = device
         self.precision = precision
+        self._loras: TextLoras | None = None
         # SD3 cuts both CLIPs at the first one's length.
         self.clip_length = self.clips[0][1].longest
         # On a CPU a row alone is as fast as a row among many, and its bits then do not depend on
@@ -104,17 +110,50 @@ class TextEncoders:
         models = [model for model, _ in self.clips] + ([self.t5[0]] if self.t5 else [])
         return sum(resident_bytes(model) for model in models)
 
+    def take_loras(self, find: Callable[[str], LoraFile]) -> None:
+        """Let prompts name LoRAs.
+
+        Args:
+            find: Returns the file of a name.
+        """
+        kinds: tuple[Kind, ...] = ("clip_l", "clip_g")
+        models: dict[Kind, Any] = {
+            kind: model for kind, (model, _) in zip(kinds, self.clips, strict=True)
+        }
+        if self.t5 is not None:
+            models["t5"] = self.t5[0]
+        self._loras = TextLoras(models, find, self.device, self.precision.compute_dtype)
+
+    def _adapted(self, uses: Sequence[LoraUse]) -> AbstractContextManager[None]:
+        if not uses:
+            return nullcontext()
+        if self._loras is None:
+            raise InvalidRequest(
+                "This text encoder takes no LoRAs.",
+                field="loras",
+                value=", ".join(use.name for use in uses),
+                allowed="none",
+            )
+        return self._loras.beside(uses)
+
     def encode(self, jobs: Sequence[TextJob]) -> list[EncodedPrompt]:
-        """Encode prompts, in order; prompts of equal T5 length share forwards on a GPU.
+        """Encode prompts, in order; those of equal T5 length and LoRAs share forwards on a GPU.
 
         Texts longer than an encoder takes are cut, with a warning that says what was lost.
+
+        Raises:
+            InvalidRequest: A LoRA cannot be used.
         """
         encoded: dict[int, EncodedPrompt] = {}
-        for length in dict.fromkeys(job.max_sequence_length for job in jobs):
-            group = [at for at, job in enumerate(jobs) if job.max_sequence_length == length]
+        for kind in dict.fromkeys((job.max_sequence_length, job.loras) for job in jobs):
+            group = [
+                at for at, job in enumerate(jobs) if (job.max_sequence_length, job.loras) == kind
+            ]
+            length, loras = kind
             for begin in range(0, len(group), self.rows_per_forward):
                 rows = group[begin : begin + self.rows_per_forward]
-                results = self._encode_rows([jobs[at] for at in rows], length)
+                with self._adapted(loras):
+                    results = self._encode_rows([jobs[at] for at in rows], length)
                 encoded.update(zip(rows, results, strict=True))
         return [encoded[at] for at in range(len(jobs))]
 
