@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.pool_state import ReplicaState
+from cluster.work_keys import lora_key
 from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseJob, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
@@ -46,8 +47,8 @@ class Denoiser:
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
         from deployments.input_limits import InputLimits
-        from deployments.lora_room import lora_shelf
         from deployments.live_request import LATENT_PIXELS
+        from deployments.lora_room import lora_shelf
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb
         from deployments.step_costs import TokenShape
@@ -149,6 +150,9 @@ class Denoiser:
         state = replica_state(
             self._identity.replica, self._engine.load(), reading, self._heat.age_s
         )
+        if self._loras is not None:
+            held = {lora_key(name) for name in self._loras.held()}
+            state = replace(state, holds=state.holds | held)
         self._metrics.heat(state, reading)
         return state
 

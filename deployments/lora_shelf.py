@@ -92,9 +92,9 @@ class LoraShelf:
         pages = sum(self._size(use) for use in uses)
         most = min(self._arena.most_a_row, self._arena.pages)
         if pages > most:
+            ranks = PAGE_RANKS * pages
             raise InvalidRequest(
-                f"The LoRAs of the request have {PAGE_RANKS * pages} ranks together, each counted in"
-                " sixteens.",
+                f"The LoRAs of the request have {ranks} ranks together, each counted in sixteens.",
                 field="loras",
                 value=", ".join(use.name for use in uses),
                 allowed=f"at most {PAGE_RANKS * most} ranks (lora.ranks)",

@@ -50,7 +50,7 @@ class TextEncoder:
         self._identity = Identity.of_this_process("text", pool)
         self._device = prepare_torch(pool)
         self._encoders = TextEncoders.load(resolve_model_dir(model), self._device, pool.precision)
-        library = LoraLibrary(model, lora or LoraSettings(), storage)
+        library = LoraLibrary(model, lora or LoraSettings(), storage, only_text=True)
         self._encoders.take_loras(lambda name: library.file(name)[0])
         self._largest_batch = 1 if self._device.type == "cpu" else _LARGEST_BATCH_ON_GPU
         self._cache = EmbeddingCache(_CACHE_BYTES)

@@ -74,7 +74,20 @@ def _pair(text: str) -> Any:
     return [_number(part) for part in text.strip().removeprefix("[").removesuffix("]").split(",")]
 
 
-_KINDS: dict[Any, str] = {_integer: "INTEGER", _number: "NUMBER", _pair: "LOW,HIGH"}
+def _loras(text: str) -> Any:
+    choices: list[dict[str, Any]] = []
+    for part in text.split(","):
+        name, _, weight = part.strip().rpartition(":")
+        choices.append({"name": name, "weight": _number(weight)} if name else {"name": weight})
+    return choices
+
+
+_KINDS: dict[Any, str] = {
+    _integer: "INTEGER",
+    _number: "NUMBER",
+    _pair: "LOW,HIGH",
+    _loras: "NAMES",
+}
 
 
 def _field(*names: str, parser: Callable[[str], Any] | None = None, **about: Any) -> Any:
@@ -173,6 +186,10 @@ def generate(
     shift: Annotated[Any, _field(parser=_number, help="Timestep shift.")] = None,
     max_sequence_length: Annotated[
         Any, _field("--max-sequence-length", parser=_integer, help="T5 tokens.")
+    ] = None,
+    loras: Annotated[
+        Any,
+        _field("--loras", parser=_loras, help="LoRAs with their weights, as ink:0.8,grain."),
     ] = None,
     seed: Annotated[Any, _field(parser=_integer, help="Drawn anew if absent.")] = None,
     num_images: Annotated[

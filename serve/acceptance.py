@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from serve.admission import check_schedule, refuse_if_full
@@ -48,6 +49,8 @@ class Acceptance:
         model = await self._models.find(request.model)
         resolved = model.facts.spec.resolve(request)
         check_schedule(resolved)
+        if resolved.loras:
+            await asyncio.to_thread(model.loras.uses, resolved)
         refuse_if_full(self._models, model, resolved, self._live.values(), share)
         return resolved
 

@@ -8,6 +8,7 @@ files. Nothing is kept but headers: a file that changes is read anew.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from deployments.payloads import LoraUse
 from serve.checkpoints.folders import candidates, check_inside
-from serve.checkpoints.lora_file import BaseModel, LoraFile, read_lora
+from serve.checkpoints.key_names import Kind
+from serve.checkpoints.lora_file import MOST_RANKS, BaseModel, LoraFile, read_lora
 from serve.config import ModelSettings, StorageSettings
 from serve.errors import ConfigurationError, InvalidRequest, KelvinError, StorageUnavailable
 from serve.lora_cache import SUFFIX, LoraCache
@@ -28,9 +30,11 @@ from serve.storage import ObjectStore
 
 FOLDER = "loras"
 _MOST_NAMED = 10
+_SIXTEEN = 16  # ranks are held in pages of so many
+_USUAL_RANKS = 128  # eight LoRAs of rank 16 beside one another
 _HEADERS_KEPT = 256
 _LISTED_AGAIN_S = 5.0
-_TEXT = ("clip_l", "clip_g", "t5")
+TEXT_PARTS: tuple[Kind, ...] = ("clip_l", "clip_g", "t5")
 
 _log = logging.getLogger("ray.serve")
 
@@ -50,12 +54,21 @@ class LoraLibrary:
         model: Whose LoRAs.
         settings: Section `lora`.
         storage: Of the bucket, where `lora.s3_prefix` is set.
+        only_text: Look at nothing but text encoders' layers: models that share them may have
+            transformers of other sizes.
     """
 
     def __init__(
-        self, model: ModelSettings, settings: LoraSettings, storage: StorageSettings | None = None
+        self,
+        model: ModelSettings,
+        settings: LoraSettings,
+        storage: StorageSettings | None = None,
+        *,
+        only_text: bool = False,
     ) -> None:
+        self._only = TEXT_PARTS if only_text else None
         self._model = model
+        self._ranks = settings.ranks
         self._lock = threading.Lock()
         self._base: BaseModel | None = None
         self._headers: OrderedDict[tuple[str, str], LoraFile] = OrderedDict()
@@ -64,6 +77,13 @@ class LoraLibrary:
         self._cache = None
         if settings.s3_prefix is not None and storage is not None:
             self._cache = LoraCache(ObjectStore(storage), settings.s3_prefix, settings)
+
+    @property
+    def room(self) -> int:
+        """Ranks that a denoiser which starts now makes room for."""
+        if self._ranks is not None:
+            return self._ranks
+        return _USUAL_RANKS if self._cache is not None or self.available() else 0
 
     def available(self) -> list[str]:
         """Return the names of all there are; without the store's where it does not answer."""
@@ -89,14 +109,23 @@ class LoraLibrary:
             InvalidRequest: One is unknown, damaged, or for another model.
             StorageUnavailable: The store, where it must be, does not answer.
         """
-        text, denoise = [], []
+        text, denoise, ranks = [], [], 0
         for lora in request.loras:
             file, version = self.file(lora.name)
+            ranks += _SIXTEEN * math.ceil(file.rank("transformer") / _SIXTEEN)
             use = LoraUse(file.name, lora.weight, version)
-            if file.of(*_TEXT):  # type: ignore[arg-type]
+            if file.of(*TEXT_PARTS):
                 text.append(use)
             if file.of("transformer"):
                 denoise.append(use)
+        room = min(MOST_RANKS, _USUAL_RANKS if self._ranks is None else self._ranks)
+        if ranks > room:
+            raise InvalidRequest(
+                f"The LoRAs of the request have {ranks} ranks together, each counted in sixteens.",
+                field="loras",
+                value=", ".join(lora.name for lora in request.loras),
+                allowed=f"at most {room} ranks (lora.ranks)" if room else "none: lora.ranks is 0",
+            )
         return LoraUses(tuple(text), tuple(denoise))
 
     def file(self, name: str) -> tuple[LoraFile, str]:
@@ -113,7 +142,7 @@ class LoraLibrary:
                 self._headers.move_to_end((name, version))
                 return self._headers[name, version], version
             if self._base is None:
-                self._base = BaseModel.of_folder(resolve_model_dir(self._model))
+                self._base = BaseModel.of_folder(resolve_model_dir(self._model), self._only)
             base = self._base
         file = read_lora(path, name, base)
         with self._lock:

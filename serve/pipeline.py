@@ -27,6 +27,7 @@ from serve.idempotency import Idempotency
 from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.jobs import JobJournal
+from serve.loras import shown_loras
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
@@ -225,6 +226,7 @@ class Pipeline:
                 "joules": self._models.joules,
             },
             "further_models": await shown_further(self._models, self._identity.application),
+            "loras": await asyncio.to_thread(shown_loras, self._models.own.loras),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "journal": self._keeping.as_json(),
             "storage": {

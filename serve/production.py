@@ -236,7 +236,11 @@ def _file(pixels: NDArray[np.uint8], request: GenerateRequest, seed: int) -> tup
 
 
 def _text_job(
-    request: GenerateRequest, prompt: str, prompt_2: str | None, prompt_3: str | None, loras: LoraUses
+    request: GenerateRequest,
+    prompt: str,
+    prompt_2: str | None,
+    prompt_3: str | None,
+    loras: LoraUses,
 ) -> TextJob:
     return TextJob(
         prompt=prompt,

@@ -20,8 +20,8 @@ from ray.serve.handle import DeploymentHandle
 from serve import telemetry
 from serve.errors import ModelLoading, StageUnavailable
 from serve.further_models import ModelFacts
-from serve.model_applications import ModelState, application_of, model_states
 from serve.loras import LoraLibrary
+from serve.model_applications import ModelState, application_of, model_states
 from serve.models import model_not_found
 from serve.pool_choice import PoolChoice
 from serve.production import PipelineIdentity, Production

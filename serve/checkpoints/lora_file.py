@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ class BaseModel:
 
     Args:
         configs: `config.json` of each part that the model has.
+        only: Of which parts layers are read; what a file says of others is not looked at. None: of
+            all of them.
     """
 
-    def __init__(self, configs: Mapping[Kind, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, configs: Mapping[Kind, Mapping[str, Any]], only: Collection[Kind] | None = None
+    ) -> None:
+        self.only = only
         self.shapes: dict[Kind, dict[str, tuple[int, ...]]] = {}
         for part, config in configs.items():
             self.shapes[part] = {
@@ -100,8 +105,12 @@ class BaseModel:
         self.places = Places(self.shapes)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> BaseModel:
+    def of_folder(cls, folder: Path, only: Collection[Kind] | None = None) -> BaseModel:
         """Read the configurations of a folder in Diffusers layout.
+
+        Args:
+            folder: Of the model.
+            only: See above.
 
         Raises:
             ConfigurationError: One is broken.
@@ -113,7 +122,7 @@ class BaseModel:
             "t5": "text_encoder_3",
         }
         paths = {part: folder / name / "config.json" for part, name in parts.items()}
-        return cls({part: read_json(path) for part, path in paths.items() if path.is_file()})
+        return cls({part: read_json(path) for part, path in paths.items() if path.is_file()}, only)
 
 
 def read_lora(path: Path, name: str, base: BaseModel) -> LoraFile:
@@ -180,6 +189,8 @@ class _Reader:
     def _of(
         self, module: str, roles: Mapping[Role, str], alphas: Mapping[str, float]
     ) -> list[LoraLayer]:
+        if self.base.only is not None and (part_of(module) or "transformer") not in self.base.only:
+            return []
         for role in _MATRICES:
             if role not in roles:
                 own = next(iter(roles.values()))

@@ -22,7 +22,8 @@ from cluster.pool_state import ReplicaState
 from cluster.process_boards import PoolBoard, board_of, kind_of
 from cluster.routing import RoutedWork, RoutingSettings
 from cluster.serve_routing import KelvinRouter
-from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp
+from cluster.work_keys import lora_key
+from deployments.payloads import DenoiseJob, Latents, LoraUse, PromptEmbedding, Stamp
 from serve.config import load_settings
 from serve.pool_choice import PoolChoice
 
@@ -90,6 +91,18 @@ async def test_where_it_is_done_first_comes_first():
     assert ranks[0] == ["free"]
     assert sorted(itertools.chain(*ranks)) == ["busy", "free", "hot"]
     assert request.routing_context.should_backoff, "or Serve asks without a pause"
+
+
+@pytest.mark.parametrize(("waiting_s", "first"), [(0.0, "has"), (0.2, "has"), (3.0, "lacks")])
+async def test_who_has_the_lora_comes_first_unless_it_has_more_to_do_than_fetching_takes(
+    waiting_s, first
+):
+    router, board, replicas = new_router("has", "lacks")
+    jobs_take(board, 2.0)
+    board.heard(replace(told("has", waiting_s), holds=frozenset({lora_key("ink")})))
+    board.heard(told("lacks"))
+    work = replace(JOB, loras=(LoraUse("ink", 1.0),))
+    assert named(await router.choose_replicas(replicas, pending(work)))[0] == [first]
 
 
 async def test_a_burst_goes_everywhere_before_any_of_it_is_sent():
