@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
-from deployments.sd3.joint_layout import from_joint, to_joint
+from deployments.sd3.joint_layout import adds_branches, from_joint, to_joint
 from deployments.sd3.linear import (
     Linear,
     Quantization,
@@ -19,7 +19,7 @@ from deployments.sd3.linear import (
     quantization,
     stacked,
 )
-from deployments.sd3.lora_layers import RowLoras
+from deployments.sd3.lora_layers import Pending, RowLoras
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -90,15 +90,30 @@ class JointAttention(nn.Module):
         Returns:
             [rows of `left`, D].
         """
-        parts = [each_stream(streams, x, layout, loras) for streams in self.projections]
-        query, key, value = parts if len(parts) == 3 else parts[0].chunk(3, dim=1)
+        query_norms, key_norms = _weights(self.query_norms), _weights(self.key_norms)
+        adapted: Pending | None = None
+        if len(self.projections) == 1:
+            # The pass after this product reads all of it: it adds what is beside it for nothing.
+            whole, side = each_stream(self.projections[0], x, layout), self.projections[0].side
+            query, key, value = whole.chunk(3, dim=1)
+            if loras is not None and side is not None:
+                fused = self.on.fused_qk_norm
+                if adds_branches(query, self.heads, query_norms, key_norms, fused=fused):
+                    adapted = side.pending(x, layout, loras)
+                else:
+                    side.add_(whole, x, layout, loras)
+        else:
+            query, key, value = (
+                each_stream(streams, x, layout, loras) for streams in self.projections
+            )
         query, key, value = to_joint(
             (query, key, value),
             layout,
             self.heads,
-            _weights(self.query_norms),
-            _weights(self.key_norms),
+            query_norms,
+            key_norms,
             fused=self.on.fused_qk_norm,
+            adapted=adapted,
         )
         attended = self.attention(query[:, : left.tokens], key, value)
         rows = from_joint(

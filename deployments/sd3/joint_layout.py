@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from deployments.sd3.adaln import EPSILON
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.linear import Quantization, quantized
+from deployments.sd3.lora_layers import Pending
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 
@@ -26,6 +27,7 @@ def to_joint(
     key_norm: PerStream | None,
     *,
     fused: bool,
+    adapted: Pending | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value, each [B, N + T, heads, width], image tokens first.
 
@@ -36,13 +38,17 @@ def to_joint(
         query_norm: RMSNorm weights [width] of each stream, or None in models without.
         key_norm: Likewise.
         fused: In one pass, on a CUDA device.
+        adapted: A branch beside the three as one product, to be added first; only where
+            `adds_branches` says so.
     """
     width = projected[0].shape[1] // heads
-    # Triton's blocks are powers of two.
-    if fused and projected[0].is_cuda and query_norm and key_norm and width & (width - 1) == 0:
+    if adds_branches(projected[0], heads, query_norm, key_norm, fused=fused):
         from deployments.sd3.kernels.joint_layout import to_joint_in_one_pass
 
-        return to_joint_in_one_pass(projected, layout, heads, query_norm, key_norm)
+        assert query_norm
+        assert key_norm
+        return to_joint_in_one_pass(projected, layout, heads, query_norm, key_norm, adapted)
+    assert adapted is None
     norms = (query_norm, key_norm, None)
     query, key, value = (
         torch.cat(
@@ -55,6 +61,21 @@ def to_joint(
         for each, norm in zip(projected, norms, strict=True)
     )
     return query, key, value
+
+
+def adds_branches(
+    projected: Tensor,
+    heads: int,
+    query_norm: PerStream | None,
+    key_norm: PerStream | None,
+    *,
+    fused: bool,
+) -> bool:
+    """Return whether `to_joint` is one pass for such a projection, which takes a branch along."""
+    width = projected.shape[1] // heads
+    # Triton's blocks are powers of two.
+    is_power = width & (width - 1) == 0
+    return fused and projected.is_cuda and None not in (query_norm, key_norm) and is_power
 
 
 def from_joint(

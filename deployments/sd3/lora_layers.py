@@ -140,6 +140,18 @@ class SideBranch:
         else:
             self._add_plainly(out, x, layout, loras)
 
+    def pending(self, x: Tensor | QuantizedRows, layout: StreamLayout, loras: RowLoras) -> Pending:
+        """Bring the branch of each row down to its ranks, on a CUDA device.
+
+        Args:
+            x: [rows, inputs], what the product read.
+            layout: Whose the rows are.
+            loras: Of the batch's rows.
+        """
+        from deployments.sd3.kernels.lora import down
+
+        return Pending(self, down(self, x, layout, loras), loras)
+
     def _add_plainly(
         self, out: Tensor, x: Tensor | QuantizedRows, layout: StreamLayout, loras: RowLoras
     ) -> None:
@@ -159,6 +171,21 @@ class SideBranch:
         for part, (start, columns) in enumerate(zip(starts, self.of.columns, strict=True)):
             ranks = hidden[:, part * PAGE_RANKS : (part + 1) * PAGE_RANKS]
             out[:, start : start + columns].addmm_(ranks, up[start : start + columns].t())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A branch that was brought down to its ranks; whoever reads the product's output adds it.
+
+    Attributes:
+        branch: Beside the product.
+        ranks: As `deployments.sd3.kernels.lora.down` returns them.
+        loras: Of the batch's rows.
+    """
+
+    branch: SideBranch
+    ranks: Tensor
+    loras: RowLoras
 
 
 def _plain(x: Tensor | QuantizedRows, rows: slice, dtype: torch.dtype) -> Tensor:

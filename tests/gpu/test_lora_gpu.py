@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from deployments.sd3.fp8 import QuantizedRows, quantize_rows
+from deployments.sd3.joint_layout import to_joint
 from deployments.sd3.lora_arena import LoraArena, LowRank
 from deployments.sd3.lora_layers import Adaptable, RowLoras
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
-from deployments.sd3.stream_layout import StreamLayout
+from deployments.sd3.stream_layout import PerStream, StreamLayout
 from loadtest.lora_bench import random_lora
 from loadtest.sd35 import config, random_inputs, random_transformer
 
@@ -71,6 +72,42 @@ def test_the_kernels_are_the_plain_way(kind, layout, quantised):
     wanted = plain - before.float()
     assert wanted.norm() > 0.1 * before.norm()
     assert (ours.float() - plain).norm() < 6e-3 * plain.norm()
+
+
+def thirds(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = whole.chunk(3, dim=1)
+    return query, key, value
+
+
+@pytest.mark.parametrize("layout", [StreamLayout(3, 100, 33), StreamLayout(2, 64, 0)], ids=str)
+def test_what_brings_query_key_and_value_to_attention_adds_their_branch(layout):
+    heads, width = 5, 320
+    both = (("q", "k", "v"), ("aq", "ak", "av"))
+    of = Adaptable(both if layout.text else both[:1], width, (width,) * 3)
+    torch.manual_seed(0)
+    arena = LoraArena([of], 3, torch.device("cuda"), torch.bfloat16)
+    for page, content in zip((2, 0), arena.pack(low_rank(of, 20)), strict=True):
+        arena.write(page, content)
+    image_only = {name: low_rank(of, 3)[name] for name in of.names[0]}
+    arena.write(1, arena.pack(image_only)[0])
+    uses = [[(2, 0.5), (0, 0.5), (1, 2.0)], [(1, -1.0)], []][: layout.batch]
+    loras = RowLoras.of(uses, arena.most_a_row, torch.device("cuda"))
+    x = quantize_rows(torch.randn(layout.rows, width, device="cuda").bfloat16())
+    projected = torch.randn(layout.rows, 3 * width, device="cuda").bfloat16()
+    norms = [
+        PerStream(*(torch.rand(64, device="cuda").bfloat16() + 0.5 for _ in range(2)))
+        for _ in range(2)
+    ]
+    (branch,) = arena.branches
+    pending = branch.pending(x, layout, loras)
+    ours = to_joint(thirds(projected), layout, heads, *norms, fused=True, adapted=pending)
+    plain = projected.clone()
+    branch._add_plainly(plain, x, layout, loras)
+    expected = to_joint(thirds(plain), layout, heads, *norms, fused=False)
+    without = to_joint(thirds(projected), layout, heads, *norms, fused=False)
+    for one, other, unadapted in zip(ours, expected, without, strict=True):
+        assert relative(one.float(), other.float()) < 8e-3
+        assert relative(unadapted.float(), other.float()) > 0.05
 
 
 @pytest.fixture(scope="module")

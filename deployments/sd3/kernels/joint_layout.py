@@ -7,6 +7,8 @@ output projection reads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from deployments.sd3.kernels.quantized_row import store_quantized
 from deployments.sd3.kernels.row_blocks import row_blocks, row_columns
 from deployments.sd3.kernels.static_scales import static_scales
 from deployments.sd3.linear import Quantization
+from deployments.sd3.lora_layers import Pending
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
 _TOKENS_A_PROGRAM = 16
@@ -29,6 +32,7 @@ def to_joint_in_one_pass(
     heads: int,
     query_norm: PerStream,
     key_norm: PerStream,
+    adapted: Pending | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `joint_layout.to_joint`; the three may have rows of any stride, the same for all."""
     query = projected[0]
@@ -49,6 +53,7 @@ def to_joint_in_one_pass(
         layout.image,
         layout.text,
         parts,
+        **_branch(adapted, query),
         HEADS=heads,
         HEAD_WIDTH=width,
         TOKENS=_TOKENS_A_PROGRAM,
@@ -56,6 +61,27 @@ def to_joint_in_one_pass(
         num_warps=4,
     )
     return joint[0], joint[1], joint[2]
+
+
+def _branch(adapted: Pending | None, unread: Tensor) -> dict[str, Any]:
+    """Return the kernel's arguments for a branch; without one they are not read."""
+    if adapted is None:
+        named = ("ranks", "up_image", "up_text", "touched", "pages", "counts")
+        numbers = ("most", "touched_stride", "page_stride")
+        return dict.fromkeys(named, unread) | dict.fromkeys(numbers, 0) | {"ADAPTED": False}
+    branch, loras = adapted.branch, adapted.loras
+    return {
+        "ranks": adapted.ranks,
+        "up_image": branch.up[0],
+        "up_text": branch.up[-1],
+        "touched": branch.touched,
+        "pages": loras.pages,
+        "counts": loras.counts,
+        "most": loras.pages.shape[1],
+        "touched_stride": branch.touched.stride(0),
+        "page_stride": branch.up[0].stride(0),
+        "ADAPTED": True,
+    }
 
 
 def from_joint_in_one_pass(
@@ -85,7 +111,9 @@ def from_joint_in_one_pass(
 
 
 # Strides are multiples of 16, and only what is specialised for that is read 16 bytes at a time.
-@triton.jit(do_not_specialize=["batch", "text_start", "image_tokens", "text_tokens", "parts"])
+@triton.jit(
+    do_not_specialize=["batch", "text_start", "image_tokens", "text_tokens", "parts", "most"]
+)
 def _to_joint(
     query,
     key,
@@ -101,6 +129,16 @@ def _to_joint(
     image_tokens,
     text_tokens,
     parts,
+    ranks,
+    up_image,
+    up_text,
+    touched,
+    pages,
+    counts,
+    most,
+    touched_stride,
+    page_stride,
+    ADAPTED: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -129,6 +167,11 @@ def _to_joint(
         tl.load(query_norm_text + column)[None, :],
     )
     x = tl.load(query + source, mask=inside, other=0.0).to(tl.float32)
+    if ADAPTED:
+        x += _low_rank(
+            0, of, head, row, token, image_tokens, tokens, ranks, up_image, up_text, touched,
+            pages, counts, most, touched_stride, page_stride, HEADS, HEAD_WIDTH, TOKENS
+        )  # fmt: skip
     x = _rms_normed(x, weight, HEAD_WIDTH, EPSILON_)
     tl.store(joint + to, x.to(joint.dtype.element_ty), mask=inside)
 
@@ -138,11 +181,68 @@ def _to_joint(
         tl.load(key_norm_text + column)[None, :],
     )
     x = tl.load(key + source, mask=inside, other=0.0).to(tl.float32)
+    if ADAPTED:
+        x += _low_rank(
+            1, of, head, row, token, image_tokens, tokens, ranks, up_image, up_text, touched,
+            pages, counts, most, touched_stride, page_stride, HEADS, HEAD_WIDTH, TOKENS
+        )  # fmt: skip
     x = _rms_normed(x, weight, HEAD_WIDTH, EPSILON_)
     tl.store(joint + whole + to, x.to(joint.dtype.element_ty), mask=inside)
 
     x = tl.load(value + source, mask=inside, other=0.0)
-    tl.store(joint + 2 * whole + to, x, mask=inside)
+    if ADAPTED:
+        x = x.to(tl.float32) + _low_rank(
+            2, of, head, row, token, image_tokens, tokens, ranks, up_image, up_text, touched,
+            pages, counts, most, touched_stride, page_stride, HEADS, HEAD_WIDTH, TOKENS
+        )  # fmt: skip
+    tl.store(joint + 2 * whole + to, x.to(joint.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _low_rank(
+    part: tl.constexpr,
+    of,
+    head,
+    row,
+    token,
+    image_tokens,
+    tokens,
+    ranks,
+    up_image,
+    up_text,
+    touched,
+    pages,
+    counts,
+    most,
+    touched_stride,
+    page_stride,
+    HEADS: tl.constexpr,
+    HEAD_WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Return what LoRAs add to one head of query, key or value: float32 [TOKENS, HEAD_WIDTH]."""
+    rank = tl.arange(0, 16)
+    column = (part * HEADS + head) * HEAD_WIDTH + tl.arange(0, HEAD_WIDTH)
+    first = tl.min(token, 0)
+    sums = tl.zeros((TOKENS, HEAD_WIDTH), dtype=tl.float32)
+    for at in range(tl.load(counts + of)):
+        page = tl.load(pages + of * most + at)
+        hidden = ranks + (row.to(tl.int64)[:, None] * most + at) * 48 + part * 16 + rank[None, :]
+        matrix = page.to(tl.int64) * page_stride + column[None, :] * 16 + rank[:, None]
+        # A program may have tokens of both streams, and each stream has its own matrices.
+        if (first < image_tokens) & (tl.load(touched + page) != 0):
+            own = (token < image_tokens)[:, None]
+            sums = tl.dot(
+                tl.load(hidden, mask=own, other=0.0), tl.load(up_image + matrix), sums,
+                input_precision="ieee" if ranks.dtype.element_ty == tl.float32 else "tf32",
+            )  # fmt: skip
+        if (first + TOKENS > image_tokens) & (tl.load(touched + touched_stride + page) != 0):
+            own = ((token >= image_tokens) & (token < tokens))[:, None]
+            sums = tl.dot(
+                tl.load(hidden, mask=own, other=0.0), tl.load(up_text + matrix), sums,
+                input_precision="ieee" if ranks.dtype.element_ty == tl.float32 else "tf32",
+            )  # fmt: skip
+    return sums
 
 
 @triton.jit
