@@ -13,6 +13,7 @@ from serve.jobs import JobJournal
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModels
+from serve.uploads import Uploads
 
 
 class Acceptance:
@@ -22,6 +23,7 @@ class Acceptance:
         models: Of the service.
         journal: Where jobs are written down.
         idempotency: The keys beside it.
+        uploads: Of finished pictures.
         live: All jobs of this process by id; accepted ones are added.
         owner: Returns the lease under which a job may be accepted.
     """
@@ -31,12 +33,14 @@ class Acceptance:
         models: ServedModels,
         journal: JobJournal,
         idempotency: Idempotency,
+        uploads: Uploads,
         live: dict[str, RunningJob],
         owner: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._models = models
         self._journal = journal
         self._idempotency = idempotency
+        self._uploads = uploads
         self._live = live
         self._owner = owner
 
@@ -51,7 +55,9 @@ class Acceptance:
         check_schedule(resolved)
         if resolved.loras:
             await asyncio.to_thread(model.loras.uses, resolved)
-        refuse_if_full(self._models, model, resolved, self._live.values(), share)
+        live = self._live.values()
+        refuse_if_full(self._models, model, resolved, live, share)
+        await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
 
     async def accept(self, request: GenerateRequest) -> RunningJob | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from serve.errors import Overloaded
 from serve.job_ids import accepted_seconds_ago
@@ -41,6 +41,11 @@ class Adoption:
     def live(self) -> tuple[RunningJob, ...]:
         """The jobs that live here."""
         return tuple(self._live.values())
+
+    @property
+    def live_ids(self) -> Collection[str]:
+        """Their ids, as they change."""
+        return self._live.keys()
 
     def holds(self, job_id: str) -> bool:
         """Return whether a job lives here."""

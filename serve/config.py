@@ -31,6 +31,7 @@ from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSec
 from serve.journal_settings import JournalSettings
 from serve.lora_settings import LoraSettings
 from serve.model_settings import ModelSettings as ModelSettings
+from serve.spool_settings import SpoolSettings
 from serve.storage_settings import StorageSettings as StorageSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
@@ -244,6 +245,7 @@ class Settings(Section):
     pipeline: PipelineSettings = PipelineSettings()
     storage: StorageSettings = StorageSettings()
     journal: JournalSettings = JournalSettings()
+    spool: SpoolSettings = SpoolSettings()
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

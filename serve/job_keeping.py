@@ -24,6 +24,7 @@ from serve.leases import RENEWALS_PER_LEASE
 from serve.record_store import RecordStore
 from serve.storage import ObjectStore
 from serve.takeover import Takeover
+from serve.uploads import Uploads
 
 _log = logging.getLogger("ray.serve")
 _RECLAIM_PAUSE_S = 0.5
@@ -38,6 +39,7 @@ class JobKeeping:
         settings: Section `journal`.
         store: Of leases and claims.
         journal: Of all Pipelines.
+        uploads: Of finished pictures.
         facts: About this process, for people who look into the store.
     """
 
@@ -47,11 +49,14 @@ class JobKeeping:
         settings: JournalSettings,
         store: RecordStore,
         journal: JobJournal,
+        uploads: Uploads,
         facts: Mapping[str, Any],
     ) -> None:
         lease_s = settings.lease_s
         self._jobs = jobs
         self._settings = settings
+        self._journal = journal
+        self._uploads = uploads
         self._claims = Claims(store, journal)
         leases = LeaseStore(store)
         self.custody = Custody(leases, lease_s, facts, self._began_anew)
@@ -70,6 +75,11 @@ class JobKeeping:
         self._tasks = [
             loop.create_task(self.custody.run(), name="lease", context=detached_context()),
             loop.create_task(self._takeover.run(), name="takeover", context=detached_context()),
+            loop.create_task(
+                self._uploads.tidy(self._journal, self._jobs.live_ids),
+                name="spool",
+                context=detached_context(),
+            ),
         ]
 
     async def owner(self) -> str:

@@ -142,6 +142,12 @@ class JobJournal:
         """Remove a job that has ended, or that nobody ever wrote, from what a restart looks at."""
         await self._store.delete(_pending_key(job_id))
 
+    async def has_ended(self, job_id: str) -> bool:
+        """Return whether a job has ended, or is not on record at all."""
+        if await self._store.exists(_result_key(job_id)):
+            return True
+        return not await self._store.exists(_request_key(job_id))
+
     async def request_cancel(self, job_id: str) -> JobRecord:
         """Cancel a job unless it has ended.
 

@@ -35,8 +35,10 @@ from serve.record_store import record_store
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 from serve.served_models import ServedModels
+from serve.spool import spool_of
 from serve.storage import ObjectStore
 from serve.storage_errors import shown_endpoint
+from serve.uploads import Uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -70,13 +72,17 @@ class Pipeline:
         self._metrics = telemetry.Metrics()
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
-        self._models = ServedModels(own, handles, self._store, self._metrics, self._identity)
+        self._uploads = Uploads(self._store, spool_of(settings))
+        self._models = ServedModels(
+            own, handles, self._store, self._metrics, self._identity, self._uploads
+        )
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
         self._acceptance = Acceptance(
             self._models,
             self._journal,
             Idempotency(records),
+            self._uploads,
             self._live,
             lambda: self._keeping.owner(),
         )
@@ -87,6 +93,7 @@ class Pipeline:
             settings.journal,
             lease_store(settings, records),
             self._journal,
+            self._uploads,
             self._identity.as_json(),
         )
         self._endings = Endings(self._models, self._journal, self._keeping.custody)
@@ -229,6 +236,7 @@ class Pipeline:
             "loras": await asyncio.to_thread(shown_loras, self._models.own.loras),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "journal": self._keeping.as_json(),
+            "spool": await self._uploads.as_json(),
             "storage": {
                 "endpoint_url": shown_endpoint(self.settings.storage.endpoint_url),
                 "bucket": self.settings.storage.bucket,

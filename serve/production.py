@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,7 +21,6 @@ from ray import serve
 
 from deployments.payloads import (
     DenoiseJob,
-    Latents,
     PromptEmbedding,
     Stamp,
     StepProgress,
@@ -29,7 +29,7 @@ from deployments.payloads import (
 from serve import telemetry
 from serve.jobs import JobJournal
 from serve.loras import LoraLibrary, LoraUses
-from serve.pictures import CONTENT_TYPES, EXTENSIONS, encode_picture, prompts_fit
+from serve.pictures import EXTENSIONS, encode_picture, prompts_fit
 from serve.previews import preview_text
 from serve.requests import (
     LARGEST_SEED,
@@ -38,12 +38,15 @@ from serve.requests import (
     GenerateResult,
     ImageRef,
     JobEvent,
-    StageReport,
 )
 from serve.running import RunningJob
+from serve.spool import MadePicture
+from serve.stage_reports import denoise_report, report, sum_of, text_report
 from serve.stages import Stages
 from serve.storage import ObjectStore
+from serve.uploads import SpooledPictureLost, Uploads
 
+_log = logging.getLogger("ray.serve")
 _PROMPTS_LEFT_OUT = "The prompts are too long for a JPEG's metadata: the picture carries none."
 
 
@@ -68,13 +71,6 @@ class PipelineIdentity:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Picture:
-    ref: ImageRef
-    reports: tuple[StageReport, ...]
-    joules: float | None
-
-
 class Production:
     """Makes the pictures of jobs; keeps nothing of them but a sum.
 
@@ -89,12 +85,14 @@ class Production:
         metrics: telemetry.Metrics,
         identity: PipelineIdentity,
         loras: LoraLibrary,
+        uploads: Uploads,
     ) -> None:
         self._stages = stages
         self._loras = loras
         self._store = store
         self._metrics = metrics
         self._identity = identity
+        self._uploads = uploads
         self.joules: float | None = None
 
     async def make(self, job: RunningJob) -> GenerateResult:
@@ -131,11 +129,11 @@ class Production:
             request=request,
             images=tuple(picture.ref for picture in pictures),
             stages=(
-                _text_report(positive, negative),
+                text_report(positive, negative),
                 *(report for picture in pictures for report in picture.reports),
             ),
             seconds=time.monotonic() - job.accepted_at,
-            joules=_sum([picture.joules for picture in pictures]),
+            joules=sum_of([picture.joules for picture in pictures]),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
@@ -164,7 +162,47 @@ class Production:
         positive: PromptEmbedding,
         negative: PromptEmbedding | None,
         loras: LoraUses,
-    ) -> _Picture:
+    ) -> MadePicture:
+        """Make a picture and store it, or store what was made of it before its Pipeline died."""
+        while True:
+            started = time.monotonic()
+            with telemetry.span("kelvin.store", **{"kelvin.image": index}):
+                picture = await self._uploads.resumed(job.id, index)
+            if picture is None:
+                await self._uploads.room(job.request)
+                picture, data = await self._made(job, index, positive, negative, loras)
+                started = time.monotonic()
+                try:
+                    with telemetry.span("kelvin.store", **{"kelvin.image": index}):
+                        await self._uploads.upload(job.id, picture, data)
+                except SpooledPictureLost as lost:
+                    _log.warning("A picture is made again: %s", lost)
+                    continue
+            return await self._stored(picture, time.monotonic() - started)
+
+    async def _stored(self, picture: MadePicture, seconds: float) -> MadePicture:
+        stamp = Stamp(self._identity.replica, self._identity.pid, "none", 0.0, seconds)
+        self._metrics.stage_seconds("store", seconds)
+        self._metrics.images()
+        if picture.joules is not None:
+            self._metrics.joules(picture.joules)
+            self.joules = (self.joules or 0.0) + picture.joules
+        key = self._store.key_of(picture.ref.s3_uri)
+        url = "" if key is None else await asyncio.to_thread(self._store.presign, key)
+        return MadePicture(
+            ref=picture.ref.model_copy(update={"url": url}),
+            reports=(*picture.reports, report("store", stamp, picture.ref.index)),
+            joules=picture.joules,
+        )
+
+    async def _made(
+        self,
+        job: RunningJob,
+        index: int,
+        positive: PromptEmbedding,
+        negative: PromptEmbedding | None,
+        loras: LoraUses,
+    ) -> tuple[MadePicture, bytes]:
         request = job.request
         seed = ((request.seed or 0) + index) % (LARGEST_SEED + 1)
         paths: set[ForwardPath] = set()
@@ -192,33 +230,24 @@ class Production:
         with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
             pixels = await self._stages.decode(latents)
         job.publish(JobEvent(event="decode", id=job.id, image=index))
-        with telemetry.span("kelvin.store", **{"kelvin.image": index}):
-            ref, stored = await self._stored(job, index, seed, pixels.pixels)
+        ref, data = await self._encoded(job, index, seed, pixels.pixels)
         reports = (
-            _denoise_report(latents, paths, index),
-            _report("decode", pixels.stamp, index),
-            _report("store", stored, index),
+            denoise_report(latents, paths, index),
+            report("decode", pixels.stamp, index),
         )
-        self._metrics.stage_seconds("store", stored.seconds)
-        self._metrics.images()
-        if latents.joules is not None:
-            self._metrics.joules(latents.joules)
-            self.joules = (self.joules or 0.0) + latents.joules
-        return _Picture(ref, reports, latents.joules)
+        return MadePicture(ref=ref, reports=reports, joules=latents.joules), data
 
-    async def _stored(
+    async def _encoded(
         self, job: RunningJob, index: int, seed: int, pixels: NDArray[np.uint8]
-    ) -> tuple[ImageRef, Stamp]:
-        started = time.monotonic()
+    ) -> tuple[ImageRef, bytes]:
         request = job.request
         data, sha256 = await asyncio.to_thread(_file, pixels, request, seed)
         key = JobJournal.image_key(job.id, index, sha256, EXTENSIONS[request.output_format])
-        await self._store.put(key, data, CONTENT_TYPES[request.output_format])
         height, width, _ = pixels.shape
         ref = ImageRef(
             index=index,
             s3_uri=self._store.s3_uri(key),
-            url=await asyncio.to_thread(self._store.presign, key),
+            url="",
             sha256=sha256,
             size_bytes=len(data),
             width=width,
@@ -226,8 +255,7 @@ class Production:
             output_format=request.output_format,
             seed=seed,
         )
-        seconds = time.monotonic() - started
-        return ref, Stamp(self._identity.replica, self._identity.pid, "none", 0.0, seconds)
+        return ref, data
 
 
 def _file(pixels: NDArray[np.uint8], request: GenerateRequest, seed: int) -> tuple[bytes, str]:
@@ -286,28 +314,3 @@ def _resolved(value: Any) -> Any:
     if value is None:
         raise ValueError("the request is not resolved")
     return value
-
-
-def _text_report(positive: PromptEmbedding, negative: PromptEmbedding | None) -> StageReport:
-    report = _report("text", positive.stamp, None)
-    if negative is None:
-        return report
-    return report.model_copy(update={"seconds": report.seconds + negative.stamp.seconds})
-
-
-def _report(
-    stage: Literal["text", "denoise", "decode", "store"], stamp: Stamp, image: int | None
-) -> StageReport:
-    return StageReport(stage=stage, image=image, **asdict(stamp))
-
-
-def _denoise_report(latents: Latents, paths: set[ForwardPath], image: int) -> StageReport:
-    path: ForwardPath | None = next(iter(paths)) if len(paths) == 1 else "mixed" if paths else None
-    report = _report("denoise", latents.stamp, image)
-    return report.model_copy(update={"path": path, "joules": latents.joules})
-
-
-def _sum(joules: list[float | None]) -> float | None:
-    """Return the sum, or None as soon as one is not known: a part would pass for the whole."""
-    known = [one for one in joules if one is not None]
-    return sum(known) if len(known) == len(joules) else None

@@ -30,6 +30,7 @@ from serve.requests import GenerateResult
 from serve.running import RunningJob
 from serve.stages import Stages
 from serve.storage import ObjectStore
+from serve.uploads import Uploads
 
 _log = logging.getLogger("ray.serve")
 
@@ -62,6 +63,7 @@ class ServedModels:
         store: Of pictures.
         metrics: Of this process.
         identity: Of this process; without an application there are no further models.
+        uploads: Of finished pictures.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class ServedModels:
         store: ObjectStore,
         metrics: telemetry.Metrics,
         identity: PipelineIdentity,
+        uploads: Uploads,
     ) -> None:
         self._store = store
+        self._uploads = uploads
         self._metrics = metrics
         self._identity = identity
         self._joules: float | None = None  # of models that have gone
@@ -266,7 +270,7 @@ class ServedModels:
         return ServedModel(
             facts,
             stages,
-            Production(stages, self._store, self._metrics, self._identity, loras),
+            Production(stages, self._store, self._metrics, self._identity, loras, self._uploads),
             Readiness(stages, self._store, may_be_empty),
             loras,
             deployed_at,

@@ -23,13 +23,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.s3_client import s3_client
-from serve.storage_errors import error_code, explain
+from serve.storage_errors import error_code, explain, is_about_credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CONNECTIONS = 16  # threads and pooled connections: one for one
 _PIECE_BYTES = 8 << 20
+_BETWEEN_CREDENTIALS_S = 2.0
 _LONGEST_KEY = 1024  # bytes, S3's limit
 _WRITER = "kelvin-writer"  # user metadata: which try of which process wrote the object
 _Result = TypeVar("_Result")
@@ -54,6 +55,7 @@ class ObjectStore:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="s3")
         self._client: S3Client | None = None
         self._public_client: S3Client | None = None
+        self._forgot_at = float("-inf")
 
     async def put(
         self, key: str, data: bytes, content_type: str, *, if_absent: bool = False
@@ -275,7 +277,19 @@ class ObjectStore:
         try:
             return call()
         except (BotoCoreError, ClientError) as error:
+            if is_about_credentials(error):
+                self._forget_credentials()
             raise self._explained(error) from None
+
+    def _forget_credentials(self) -> None:
+        """Let the next call read credentials anew: a client keeps those that it was made with.
+
+        Calls under way keep their client. Not too often, for it costs a fifth of a second.
+        """
+        with self._lock:
+            if time.monotonic() - self._forgot_at > _BETWEEN_CREDENTIALS_S:
+                self._forgot_at = time.monotonic()
+                self._client = self._public_client = None
 
     def _explained(self, error: BotoCoreError | ClientError) -> StorageUnavailable:
         return explain(

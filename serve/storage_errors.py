@@ -84,7 +84,7 @@ _CODES: dict[str, tuple[str, str]] = {
     ),
     "InsufficientStorage": (
         "The object store at {where} has no space left.",
-        "free space on the store's disks",
+        "free space on the store's disks, or a larger quota",
     ),
 }
 _SAME_AS = {
@@ -108,7 +108,12 @@ _SAME_AS = {
     "501": "NotImplemented",
     "507": "InsufficientStorage",
     "XMinioStorageFull": "InsufficientStorage",
+    "QuotaExceeded": "InsufficientStorage",
 }
+
+
+# What fresh credentials may mend.
+_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied")
 
 
 def host_of(endpoint_url: str | None) -> str:
@@ -132,6 +137,14 @@ def shown_endpoint(endpoint_url: str | None) -> str | None:
 def error_code(error: ClientError) -> str:
     """Return the store's error code, or the HTTP status where the answer had no body."""
     return str(error.response.get("Error", {}).get("Code", "Unknown"))
+
+
+def is_about_credentials(error: BotoCoreError | ClientError) -> bool:
+    """Return whether other credentials might get another answer."""
+    if isinstance(error, ClientError):
+        code = error_code(error)
+        return _SAME_AS.get(code, code) in _CREDENTIALS
+    return isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError)
 
 
 def explain(

@@ -74,6 +74,26 @@ def losing_first_answers(endpoint_url: str, lost: int) -> _Handler:
     return handle
 
 
+def passing_on(endpoint_url: str, is_open: threading.Event, instead: bytes = b"") -> _Handler:
+    """Pass requests on; while shut, answer with `instead` and hang up."""
+    host, port = endpoint_url.removeprefix("http://").split(":")
+
+    def handle(connection: socket.socket, _: int) -> None:
+        # A client that has given up is none of our business.
+        with suppress(OSError):
+            while request := read_message(connection):
+                if not is_open.is_set():
+                    connection.sendall(instead)
+                    break
+                with socket.create_connection((host, int(port))) as upstream:
+                    upstream.sendall(request)
+                    answer = read_message(upstream, head_only=request.startswith(b"HEAD "))
+                connection.sendall(answer)
+            connection.close()
+
+    return handle
+
+
 def ignoring_conditions() -> _Handler:
     """Behave as a store that takes every PUT: what rclone and others do with If-None-Match."""
     objects: dict[bytes, bytes] = {}

@@ -60,6 +60,7 @@ class World:
                 "embedded_store": {"enabled": False},
                 # Short, for tests wait for it; long enough for processes that get no processor.
                 "journal": {"lease_s": 6.0},
+                "spool": {"directory": str(self.store.data_dir.parent / "spool")},
                 **overrides,
             }
         )
