@@ -26,7 +26,7 @@ def closing(margin_c: Floats, cool_c: float, hot_c: float = 0.0) -> Floats:
     A margin that is not known (NaN) counts as cool.
     """
     left = np.clip((margin_c - hot_c) / max(cool_c - hot_c, 1e-6), 0.0, 1.0)
-    return np.nan_to_num(1.0 - left * left * (3.0 - 2.0 * left), nan=0.0)
+    return np.where(np.isnan(left), 0.0, 1.0 - left * left * (3.0 - 2.0 * left))
 
 
 def factors(margin_c: Floats, throttled: Flags, settings: PlanSettings) -> Floats:

@@ -98,7 +98,7 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
     usual_s = usual_step_s(columns["step_s"])
     if settings.heat and usual_s is not None:
         measured = measured / behind_peers(columns["step_s"], usual_s)
-    foretold = factors(margin, throttled, settings)
+    factor = np.minimum(measured, factors(margin, throttled, settings))
     target = int(number("target", len(told_ids), 0, 1e6))
     request_s = _float(state.request_s)
     told_request_s = math.isfinite(request_s) and 0 < request_s <= _MOST_HELD_S
@@ -138,7 +138,8 @@ def _pool(name: str, state: PoolState, settings: PlanSettings, warnings: list[st
         measured=measured,
         margin_c=margin,
         throttled=throttled,
-        factor=np.minimum(measured, foretold),
+        factor=factor,
+        usual_factor=float(np.median(factor)) if len(factor) else 1.0,
         scripted=columns["scripted"] > 0,
         usual_step_s=usual_s,
         busy=bool(queued > 0 or requests.any() or held.any()),
@@ -189,7 +190,7 @@ def _heat(
     duty = columns["duty"]
     if not ((duty >= 0) & (duty <= 1)).all():
         bad.add("duty")
-    duty = np.nan_to_num(duty, nan=1.0).clip(_LEAST_DUTY, 1.0)
+    duty = np.where(np.isnan(duty), 1.0, duty).clip(_LEAST_DUTY, 1.0)
     margin = columns["margin_c"]
     if np.isinf(margin).any():
         bad.add("margin_c")
@@ -197,7 +198,7 @@ def _heat(
     return (
         np.where(reported, duty / slowdown, 1.0),
         margin.clip(-_MOST_MARGIN_C, _MOST_MARGIN_C),
-        read & (np.nan_to_num(columns["throttled"]) > 0),
+        read & (columns["throttled"] > 0),
     )
 
 
@@ -213,11 +214,12 @@ def _cleaned(columns: dict[str, Floats], field: str, most: float, bad: set[str])
     values = columns[field]
     if not ((values >= 0) & (values <= most)).all():
         bad.add(field)
-    return np.nan_to_num(values, nan=0.0).clip(0.0, most)
+    return np.where(values >= 0, np.minimum(values, most), 0.0)
 
 
 def _age(columns: dict[str, Floats], field: str) -> Floats:
-    return np.nan_to_num(columns[field], nan=np.inf, posinf=np.inf, neginf=np.inf).clip(0.0)
+    values = columns[field]
+    return np.where(values > -np.inf, np.maximum(values, 0.0), np.inf)
 
 
 def _float(value: Any) -> float:

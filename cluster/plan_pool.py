@@ -22,6 +22,8 @@ class Pool:
         margin_c: NaN where nothing fresh is known.
         throttled: From fresh readings only.
         factor: How much of the replica counts: the smaller of what was measured and foretold.
+        usual_factor: Their median, since one card with a failed fan says little about the next, all
+            cards being hot says much; 1 without replicas.
         scripted: What it tells of its card is a rehearsal's.
         usual_step_s: Cool seconds of the usual step on its cards; None: nobody told.
         busy: Something is held or queued.
@@ -54,6 +56,7 @@ class Pool:
     margin_c: Floats
     throttled: Flags
     factor: Floats
+    usual_factor: float
     scripted: Flags
     usual_step_s: float | None
     busy: bool

@@ -72,13 +72,8 @@ class Need:
 
 
 def worth(pool: Pool) -> float:
-    """What one replica more is worth: of the pool's kind, as hot as its cards usually are now.
-
-    The median, since one card with a failed fan says little about the next, all cards being hot
-    says much.
-    """
-    factor = float(np.median(pool.factor)) if pool.present else 1.0
-    return pool.kind_speed * max(factor, _LEAST_WORTH)
+    """What one replica more is worth: of the pool's kind, as hot as its cards usually are now."""
+    return pool.kind_speed * max(pool.usual_factor, _LEAST_WORTH)
 
 
 def capacity(
