@@ -22,6 +22,7 @@ from serve.storage import ObjectStore
 
 SUFFIX = ".safetensors"
 _LISTED_AGAIN_S = 10.0
+_LISTED_AGAIN_FOR_UNKNOWN_S = 1.0
 _KEPT_S = 600.0  # since its last use: whoever was told where it is reads it well before
 _MOST_BYTES = 8 << 30  # of one file; rank 256 of every layer of Large is 1.7 GiB
 
@@ -71,7 +72,7 @@ class LoraCache:
             InvalidRequest: It is absurdly large.
             StorageUnavailable: The store does not answer, or the cache cannot be written.
         """
-        etag = self._etags().get(name)
+        etag = self._etags().get(name) or self._etags(_LISTED_AGAIN_FOR_UNKNOWN_S).get(name)
         if etag is None:
             return None
         key = self._prefix + name + SUFFIX
@@ -86,9 +87,9 @@ class LoraCache:
             self._put_out(path)
         return Downloaded(path, version)
 
-    def _etags(self) -> dict[str, str]:
+    def _etags(self, max_age_s: float = _LISTED_AGAIN_S) -> dict[str, str]:
         with self._lock:
-            if time.monotonic() - self._listed_at > _LISTED_AGAIN_S:
+            if time.monotonic() - self._listed_at > max_age_s:
                 found = self._store.list_etags_blocking(self._prefix)
                 self._listed = {
                     key.removeprefix(self._prefix).removesuffix(SUFFIX): etag

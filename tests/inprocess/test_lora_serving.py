@@ -36,25 +36,10 @@ from serve.lora_settings import LoraSettings
 from serve.loras import LoraLibrary
 from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
-from tests.unit.lora_files import written
+from tests.unit.lora_files import random_lora, written
 
 WAIT_S = 60
 NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
-PREFIXES = {"transformer": "transformer.", "clip_l": "text_encoder.", "t5": "text_encoder_3."}
-
-
-def lora_of(base: BaseModel, rank: int, seed: int, *parts: str, size: float = 0.3) -> Any:
-    """A LoRA of every layer of the blocks of some parts, by diffusers' names."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for part in parts:
-        for module, (columns, inputs) in base.shapes[part].items():  # type: ignore[index]
-            if "blocks." in module or "q_proj" in module or module.endswith("SelfAttention.q"):
-                down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
-                up = torch.randn(columns, rank, generator=generator) * size * rank**-0.5
-                tensors[f"{PREFIXES[part]}{module}.lora_A.weight"] = down
-                tensors[f"{PREFIXES[part]}{module}.lora_B.weight"] = up
-    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +50,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
     for number in range(8):
         rank = (1, 4, 16, 17, 32, 8, 2, 40)[number]
         path = folder / "pico" / "loras" / "styles" / f"s{number}.safetensors"
-        written(path, lora_of(base, rank, number, "transformer"))
-    written(folder / "pico" / "loras" / "words.safetensors", lora_of(base, 4, 9, "clip_l", "t5"))
-    both = lora_of(base, 4, 10, "transformer", "clip_l")
+        written(path, random_lora(base, rank, number, "transformer"))
+    written(
+        folder / "pico" / "loras" / "words.safetensors", random_lora(base, 4, 9, "clip_l", "t5")
+    )
+    both = random_lora(base, 4, 10, "transformer", "clip_l")
     written(folder / "pico" / "loras" / "both.safetensors", both)
     return ModelSettings(path=str(folder / "pico"))
 
@@ -245,7 +232,7 @@ def test_twenty_requests_with_eight_loras_together_are_each_as_alone(model, libr
 
 def test_a_lora_whose_numbers_overflow_fails_its_request_and_no_other(model, library, tmp_path):
     folder = shutil.copytree(model.path, tmp_path / "pico")
-    enormous = lora_of(BaseModel.of_folder(folder), 4, 3, "transformer", size=1e30)
+    enormous = random_lora(BaseModel.of_folder(folder), 4, 3, "transformer", size=1e30)
     written(folder / "loras" / "enormous.safetensors", enormous)
     library = LoraLibrary(ModelSettings(path=str(folder)), LoraSettings())
     pico = Pico(model, library, pages=4)

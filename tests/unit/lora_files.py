@@ -54,6 +54,21 @@ def deltas(tensors: Tensors, scale: float) -> Tensors:
     }
 
 
+def random_lora(base: BaseModel, rank: int, seed: int, *parts: str, size: float = 0.3) -> Tensors:
+    """A LoRA of every layer of some parts' blocks, by diffusers' names, that shows."""
+    prefixes = {"transformer": "transformer.", "clip_l": "text_encoder.", "t5": "text_encoder_3."}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for part in parts:
+        for module, (columns, inputs) in base.shapes[part].items():  # type: ignore[index]
+            if "blocks." in module or "q_proj" in module or module.endswith("SelfAttention.q"):
+                down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
+                up = torch.randn(columns, rank, generator=generator) * size * rank**-0.5
+                tensors[f"{prefixes[part]}{module}.lora_A.weight"] = down
+                tensors[f"{prefixes[part]}{module}.lora_B.weight"] = up
+    return tensors
+
+
 def diffusers_lora(rank: int = 4, seed: int = 0, alpha: float | None = None) -> Tensors:
     """A LoRA of every layer of the blocks and some of the text encoders, by diffusers' names.
 
