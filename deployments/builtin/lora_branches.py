@@ -105,6 +105,20 @@ def save_lora(path: Path, branches: dict[str, LoraLinear]) -> None:
     )
 
 
+@torch.no_grad()
+def load_branches(path: Path, branches: dict[str, LoraLinear]) -> None:
+    """Give branches what a file of ``save_lora`` holds for them.
+
+    Raises:
+        KeyError: the file lacks a branch.
+        RuntimeError: it is of another rank.
+    """
+    stored = load_file(path)
+    for name, branch in branches.items():
+        branch.lora_A.copy_(stored[f"{_PREFIX}{name}.lora_A.weight"])
+        branch.lora_B.copy_(stored[f"{_PREFIX}{name}.lora_B.weight"])
+
+
 def fused(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """A transformer's plain weights with a LoRA of ``save_lora`` added, in their own dtypes.
 

@@ -32,7 +32,13 @@ from deployments.builtin.example_stream import Chunk
 from deployments.builtin.flow_sampler import sample_frames
 from deployments.builtin.flow_training import FlowTraining, learning_rate_factor
 from deployments.builtin.frame_pool import FramePool, PoolFiller
-from deployments.builtin.lora_branches import ATTENTION, FEED_FORWARD, add_branches, save_lora
+from deployments.builtin.lora_branches import (
+    ATTENTION,
+    FEED_FORWARD,
+    add_branches,
+    load_branches,
+    save_lora,
+)
 from deployments.builtin.sample import Kind, sample_example
 from deployments.builtin.taught import taught_example
 from deployments.builtin.train_vae import encode_means
@@ -85,6 +91,8 @@ class LoraTraining:
         self.parts, self.vae = self._models()
         targets = (*ATTENTION, *FEED_FORWARD) if options.feed_forward else ATTENTION
         self.branches = add_branches(self.parts.transformer, options.rank, targets)
+        if options.init:
+            load_branches(options.init, self.branches)
         self.learned = [
             side for branch in self.branches.values() for side in (branch.lora_A, branch.lora_B)
         ]
@@ -242,6 +250,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda" if on_gpu else "cpu")
     add("--smoke", action="store_true", help="a few small steps, seconds on a CPU")
     add("--rank", type=int, default=8)
+    add("--init", type=Path, help="file of an earlier run, to begin from")
     add("--feed-forward", action="store_true", help="branches there too, not on attention alone")
     add("--no-compile", action="store_true")
     add("--no-graphs", action="store_true", help="launch kernels singly")

@@ -20,6 +20,7 @@ from deployments.builtin.lora_branches import (
     FEED_FORWARD,
     add_branches,
     fused,
+    load_branches,
     save_lora,
 )
 from deployments.builtin.pico import build_pico
@@ -81,6 +82,9 @@ def test_branches_begin_at_nothing_and_are_all_that_learns(tmp_path: Path):
     again, _, _ = build_pico()
     again.transformer.load_state_dict(fused(plain, tmp_path / "some.safetensors"))
     torch.testing.assert_close(velocity_loss(again, step), after, rtol=2e-3, atol=0)
+    continued, _, _ = build_pico()
+    load_branches(tmp_path / "some.safetensors", add_branches(continued.transformer, RANK))
+    torch.testing.assert_close(velocity_loss(continued, step), after, rtol=2e-3, atol=0)
     for name, tensor in parts.transformer.state_dict().items():
         stem = name.replace(".linear.weight", ".weight").replace(".linear.bias", ".bias")
         if "lora_" not in name and stem in plain:
