@@ -275,6 +275,24 @@ def doctor(
 
 
 @app.command()
+def sweep(
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Of jobs that have ended: 30d, 12h, 90m.")
+    ],
+    config: Config = None,
+    assignments: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Remove old jobs with their pictures, and pictures that no job names, at any time."""
+    from serve.commands.overrides import settings_from_options
+    from serve.commands.sweep import sweep as run
+
+    settings = settings_from_options(config, assignments or ())
+    return run(settings, older_than, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
 def demo(
     prompt: Annotated[
         str, typer.Option(help="A scene the built-in model knows.")

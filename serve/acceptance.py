@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from serve.admission import check_schedule, refuse_if_full
-from serve.errors import JobConflict
+from serve.errors import IdempotencyConflict, JobConflict
 from serve.idempotency import Idempotency
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
@@ -96,4 +96,12 @@ class Acceptance:
         return job
 
     async def _is_on_record(self, job_id: str) -> bool:
-        return job_id in self._live or await self._journal.read(job_id) is not None
+        if job_id in self._live or await self._journal.read(job_id) is not None:
+            return True
+        if await self._journal.was_deleted(job_id):
+            raise IdempotencyConflict(
+                "The job of this idempotency key has been deleted.",
+                field="idempotency_key",
+                allowed="a new key",
+            )
+        return False

@@ -104,6 +104,10 @@ class KelvinClient:
         """Ask that a job stop at its next step."""
         return self._record("DELETE", f"/v1/jobs/{job_id}")
 
+    def delete(self, job_id: str) -> JobRecord:
+        """Delete a job with its pictures, ended or not; return what it was."""
+        return self._record("DELETE", f"/v1/jobs/{job_id}?purge=true")
+
     def status(self) -> dict[str, Any]:
         """Return the service's own account of itself."""
         answer: dict[str, Any] = self._call("GET", "/v1/status").json()

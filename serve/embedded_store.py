@@ -98,6 +98,19 @@ class EmbeddedStore:
             self.stop()
             raise
 
+    def find_running(self) -> bool:
+        """Learn the ports of a server that another process runs in this folder.
+
+        Returns:
+            Whether there is one: it is not this object's to stop.
+        """
+        try:
+            known = json.loads((self.data_dir / "ports.json").read_text())
+            self._ports = {str(name): int(port) for name, port in known.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return False
+        return "s3" in self._ports and self._answers()
+
     def stop(self) -> None:
         """Stop the server; its data stays. Calling it twice does no harm."""
         guard, self._guard = self._guard, None

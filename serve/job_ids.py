@@ -38,12 +38,17 @@ def is_job_id(text: object) -> bool:
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
-def accepted_seconds_ago(job_id: str) -> float:
+def accepted_seconds_ago(job_id: str, now: float | None = None) -> float:
     """Return the age of a job by this machine's wall clock, in seconds, not below 0.
 
     For deadlines and retention, where seconds by which two machines' clocks differ matter little.
+
+    Args:
+        job_id: The job.
+        now: Seconds of Unix time; the present if absent.
     """
-    return max(0.0, time.time() - int(checked(job_id)[:12], 16) / 1000)
+    now = time.time() if now is None else now
+    return max(0.0, now - int(checked(job_id)[:12], 16) / 1000)
 
 
 def not_found(job_id: object) -> JobNotFound:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from serve.errors import JobConflict, KelvinError, RecordUnreadable, StorageUnavailable
 from serve.job_ids import checked, is_job_id, not_found, shard
 from serve.record_store import RecordStore
+from serve.removal import DELETED
 from serve.requests import GenerateRequest, JobRecord
 from serve.storage import ObjectStore
 
@@ -104,6 +105,8 @@ class JobJournal:
             self._store.exists(_cancel_key(job_id)),
             self._store.get(_request_key(job_id)),
         )
+        if result == DELETED:
+            return None
         if result is not None:
             return await self._with_urls(self._parsed(result, _result_key(job_id)))
         if request is None:
@@ -141,6 +144,10 @@ class JobJournal:
     async def forget_pending(self, job_id: str) -> None:
         """Remove a job that has ended, or that nobody ever wrote, from what a restart looks at."""
         await self._store.delete(_pending_key(job_id))
+
+    async def was_deleted(self, job_id: str) -> bool:
+        """Return whether a job was there and has been deleted."""
+        return await self._store.get(_result_key(job_id)) == DELETED
 
     async def has_ended(self, job_id: str) -> bool:
         """Return whether a job has ended, or is not on record at all."""
@@ -194,8 +201,7 @@ class JobJournal:
         ended = accepted.model_copy(update={"status": "cancelled"})
         if await self.publish(accepted.id, ended):
             return ended
-        winner = await self._load(_result_key(accepted.id))
-        return ended if winner is None else await self._with_urls(winner)
+        return await self.read(accepted.id) or ended
 
     async def _load(self, key: str) -> JobRecord | None:
         data = await self._store.get(key)

@@ -32,6 +32,7 @@ from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
 from serve.record_store import record_store
+from serve.removal import Removal
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
 from serve.served_models import ServedModels
@@ -69,6 +70,7 @@ class Pipeline:
         self._store = ObjectStore(settings.storage)
         records = record_store(settings, self._store)
         self._journal = JobJournal(records, self._store)
+        self._removal = Removal(records, self._store)
         self._metrics = telemetry.Metrics()
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
@@ -191,6 +193,22 @@ class Pipeline:
         live = self._live.get(job_id)
         if live is not None:
             live.cancel()
+        return record
+
+    async def delete(self, job_id: str) -> JobRecord:
+        """Delete a job, its pictures included; one that has not ended is cancelled first.
+
+        Returns:
+            What it was.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        record = await self._journal.request_cancel(job_id)
+        live = self._live.get(job_id)
+        if live is not None:
+            live.cancel()
+        await self._removal.delete(job_id)
         return record
 
     async def events(self, job_id: str) -> AsyncIterator[JobEvent]:

@@ -16,6 +16,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -39,6 +41,20 @@ _Result = TypeVar("_Result")
 class _Condition(TypedDict, total=False):
     IfNoneMatch: str
     IfMatch: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One object in a listing."""
+
+    key: str
+    etag: str
+    size: int  # bytes
+    modified: float  # seconds of Unix time, by the store's clock
+
+
+def _unix_time(moment: datetime | None) -> float:
+    return time.time() if moment is None else moment.timestamp()
 
 
 class ObjectStore:
@@ -116,11 +132,16 @@ class ObjectStore:
 
     async def list_etags(self, prefix: str) -> dict[str, str]:
         """Return key -> ETag of all objects whose keys start with `prefix`."""
-        return await self._run(lambda: self._list_etags(prefix))
+        return {entry.key: entry.etag for entry in await self.list_entries(prefix)}
+
+    async def list_entries(self, prefix: str) -> list[Listed]:
+        """Return what a listing tells of all objects whose keys start with `prefix`."""
+        return await self._run(lambda: self._list_entries(prefix))
 
     def list_etags_blocking(self, prefix: str) -> dict[str, str]:
         """As `list_etags`, for threads without an event loop."""
-        return self._translated(lambda: self._list_etags(prefix))
+        entries = self._translated(lambda: self._list_entries(prefix))
+        return {entry.key: entry.etag for entry in entries}
 
     def pieces(self, key: str) -> Iterator[bytes]:
         """Yield an object's bytes in order, for what should not be in memory whole; blocks.
@@ -247,18 +268,23 @@ class ObjectStore:
             raise
         return True
 
-    def _list_etags(self, prefix: str) -> dict[str, str]:
+    def _list_entries(self, prefix: str) -> list[Listed]:
         own = self.settings.prefix
         pages = (
             self._s3()
             .get_paginator("list_objects_v2")
             .paginate(Bucket=self.settings.bucket, Prefix=own + prefix)
         )
-        return {
-            item["Key"].removeprefix(own): item.get("ETag", "")
+        return [
+            Listed(
+                key=item["Key"].removeprefix(own),
+                etag=item.get("ETag", ""),
+                size=item.get("Size", 0),
+                modified=_unix_time(item.get("LastModified")),
+            )
             for page in pages
             for item in page.get("Contents", [])
-        }
+        ]
 
     def _full(self, key: str) -> str:
         full = self.settings.prefix + key

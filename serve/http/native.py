@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from serve.errors import InvalidRequest
 from serve.http.body import read_json
 from serve.http.errors import install_error_handlers
 from serve.http.idempotency_header import with_idempotency_key
@@ -94,8 +95,17 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         return _json(await pipeline.job(job_id))
 
     @app.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
-    async def cancel(job_id: str) -> Response:
-        """Cancel a job that has not ended."""
+    async def cancel(job_id: str, purge: str = "false") -> Response:
+        """Cancel a job that has not ended; with `purge=true` delete it, ended or not."""
+        if purge not in ("true", "false"):
+            raise InvalidRequest(
+                "Query parameter 'purge' is neither true nor false.",
+                field="purge",
+                value=purge,
+                allowed="true or false",
+            )
+        if purge == "true":
+            return _json(await pipeline.delete(job_id))
         return _json(await pipeline.cancel(job_id))
 
     @app.get("/v1/jobs/{job_id}/events", response_class=Response, responses=_ERRORS | _STREAM)

@@ -1,0 +1,175 @@
+"""Retention: old jobs go with their pictures, and so does what nothing refers to.
+
+Never touched is what is pending, however old. A picture that no result names was uploaded by
+whoever lost the race to publish, or by a process that died first; it goes once it is an hour old.
+Ages are by the store's clock and this machine's; retention does not mind seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from serve.job_ids import accepted_seconds_ago, is_job_id
+from serve.removal import DELETED, delete_all
+from serve.storage import Listed, ObjectStore
+
+_UNREFERENCED_AFTER_S = 3600.0
+_LEASE_AFTER_S = 86_400.0
+_AT_ONCE = 16
+
+
+@dataclass
+class Swept:
+    """What a sweep removed, or would."""
+
+    jobs: int = 0
+    pictures_of_jobs: int = 0
+    unreferenced_pictures: int = 0
+    idempotency_keys: int = 0
+    leases: int = 0
+    bytes: int = 0
+    _records: list[str] = field(default_factory=list, repr=False)
+    _pictures: list[str] = field(default_factory=list, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+
+
+class Sweep:
+    """One sweep.
+
+    Args:
+        records: The journal's store.
+        pictures: Their store, which mostly is the same.
+        older_than_s: Jobs that ended and were accepted longer ago go.
+        now: Seconds of Unix time.
+    """
+
+    def __init__(
+        self, records: ObjectStore, pictures: ObjectStore, older_than_s: float, now: float
+    ) -> None:
+        self._records = records
+        self._pictures = pictures
+        self._older_than_s = older_than_s
+        self._now = now
+
+    async def run(self, *, dry: bool = False) -> Swept:
+        """Remove what is old or belongs to nothing.
+
+        Args:
+            dry: Only count it.
+
+        Raises:
+            StorageUnavailable: A store does not answer; the next sweep goes on.
+        """
+        swept = Swept()
+        # First: what is accepted after this is young, what ends after this is spared.
+        pending = {
+            entry.key.rsplit("/", 1)[-1] for entry in await self._records.list_entries("pending/")
+        }
+        jobs = await _by_job(self._records, "jobs/")
+        pictures = await _by_job(self._pictures, "images/")
+        kept: list[str] = []
+        for job_id in sorted({*jobs, *pictures} - pending):
+            own = jobs.get(job_id, [])
+            if not own:
+                self._unreferenced(pictures[job_id], frozenset(), swept)
+            elif self._is_old(job_id, own):
+                swept.jobs += 1
+                swept.pictures_of_jobs += len(pictures.get(job_id, []))
+                swept.bytes += sum(each.size for each in (*own, *pictures.get(job_id, [])))
+                swept._records += [each.key for each in own]
+                swept._pictures += [each.key for each in pictures.get(job_id, [])]
+            else:
+                kept.append(job_id)
+        await self._late_losers(kept, pictures, swept)
+        await self._others(swept)
+        if not dry:
+            # Pictures first: a record whose pictures are gone is found by the next sweep, a picture
+            # without a record is a stranger.
+            await delete_all(self._pictures, swept._pictures)
+            await delete_all(self._records, sorted(swept._records, key=_result_last))
+        return swept
+
+    async def _late_losers(
+        self, jobs: Sequence[str], pictures: Mapping[str, Sequence[Listed]], swept: Swept
+    ) -> None:
+        suspects = [
+            job_id
+            for job_id in jobs
+            if any(self._age_s(each) > _UNREFERENCED_AFTER_S for each in pictures.get(job_id, ()))
+        ]
+        for begin in range(0, len(suspects), _AT_ONCE):
+            some = suspects[begin : begin + _AT_ONCE]
+            results = await asyncio.gather(*map(self._named, some))
+            for job_id, named in zip(some, results, strict=True):
+                if named is not None:
+                    self._unreferenced(pictures[job_id], named, swept)
+
+    def _is_old(self, job_id: str, own: Sequence[Listed]) -> bool:
+        """Return whether a job that is not pending goes.
+
+        One without a result was never accepted: its Pipeline died while it wrote it down.
+        """
+        least_s = self._older_than_s
+        if not any(each.key.endswith("/result.json") for each in own):
+            least_s = max(least_s, _UNREFERENCED_AFTER_S)
+        return accepted_seconds_ago(job_id, self._now) > least_s and all(
+            self._age_s(each) > least_s for each in own
+        )
+
+    async def _named(self, job_id: str) -> frozenset[str] | None:
+        """Return the keys of the pictures a job's result names; None: there is no saying."""
+        data = await self._records.get(f"jobs/{job_id}/result.json")
+        if data is None:
+            return None
+        if data == DELETED:
+            return frozenset()
+        try:
+            result = json.loads(data).get("result") or {}
+            uris = [str(image["s3_uri"]) for image in result.get("images", ())]
+        except (ValueError, AttributeError, TypeError, KeyError):
+            return None
+        return frozenset(filter(None, map(self._pictures.key_of, uris)))
+
+    def _unreferenced(
+        self, pictures: Sequence[Listed], named: frozenset[str], swept: Swept
+    ) -> None:
+        for picture in pictures:
+            if picture.key not in named and self._age_s(picture) > _UNREFERENCED_AFTER_S:
+                swept.unreferenced_pictures += 1
+                swept.bytes += picture.size
+                swept._pictures.append(picture.key)
+
+    async def _others(self, swept: Swept) -> None:
+        for entry in await self._records.list_entries("idempotency/"):
+            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
+                swept.idempotency_keys += 1
+                swept._records.append(entry.key)
+        for entry in await self._records.list_entries("leases/"):
+            if self._age_s(entry) > _LEASE_AFTER_S:
+                swept.leases += 1
+                swept._records.append(entry.key)
+
+    def _age_s(self, entry: Listed) -> float:
+        return self._now - entry.modified
+
+
+async def _by_job(store: ObjectStore, prefix: str) -> dict[str, list[Listed]]:
+    found: dict[str, list[Listed]] = defaultdict(list)
+    for entry in await store.list_entries(prefix):
+        job_id = entry.key.removeprefix(prefix).split("/", 1)[0]
+        if is_job_id(job_id):
+            found[job_id].append(entry)
+    return found
+
+
+def _result_last(key: str) -> bool:
+    # While it is there nobody can publish the job again.
+    return key.endswith("/result.json")
