@@ -76,7 +76,11 @@ def _measure_compiled(
         results.keep_part("compiled", side, why)
     else:
         picture, report = _decoded(decoder, latents, repeats)
-        report |= {"prepare_s": prepared.seconds, **_differences(picture, plain)}
+        report |= {
+            "prepare_s": prepared.seconds,
+            "decoder_alone_ms": {"plain": prepared.plain_ms, "compiled": prepared.compiled_ms},
+            **_differences(picture, plain),
+        }
         results.keep_part("compiled", side, report)
     decoder.compiled = None
 

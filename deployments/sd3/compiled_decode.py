@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,10 @@ class CompiledDecode:
 
     Args:
         decoder: [1, C, h, w] to [1, 3, 8 h, 8 w], from -1 to 1.
-        backend: Of `torch.compile`.
+        backend: Of `torch.compile`: a name, or a function that compiles a graph.
     """
 
-    def __init__(self, decoder: nn.Module, backend: str = "inductor") -> None:
+    def __init__(self, decoder: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
         self._decoder = decoder
         self._compiled: Callable[[Tensor], Tensor] = torch.compile(
             # A function of its own: what torch compiles for it, and forgets, is no other's.
@@ -84,6 +85,7 @@ class CompiledDecode:
         return found
 
     def _prepared(self, latents: Tensor, must_be_quicker: bool) -> Prepared:
+        latents = _of_inference(latents)
         with torch._dynamo.config.patch(recompile_limit=_MOST_SIZES):
             compiled = self._compiled(latents).float().clamp(-1, 1)
         plain = self._decoder(latents).float().clamp(-1, 1)
@@ -100,7 +102,12 @@ class CompiledDecode:
     def __call__(self, latents: Tensor) -> Tensor:
         """Decode latents of a prepared shape, under `torch.inference_mode`."""
         with torch.compiler.set_stance("eager_on_recompile"):
-            return self._compiled(latents)
+            return self._compiled(_of_inference(latents))
+
+
+def _of_inference(latents: Tensor) -> Tensor:
+    """Return a tensor made under `torch.inference_mode`: what is compiled holds for such alone."""
+    return latents if latents.is_inference() else latents.clone()
 
 
 def _timed_ms(decode: Callable[[Tensor], Tensor], latents: Tensor) -> float:

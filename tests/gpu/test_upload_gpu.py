@@ -34,8 +34,8 @@ def test_what_was_there_is_overwritten_only_in_its_turn():
     sums = []
     with Upload(CARD, hosts) as upload:
         for host in hosts:
-            sums.append(upload(host).float().sum())
-    assert [round(float(each)) for each in sums] == [int(host.sum()) for host in hosts]
+            sums.append(upload(host).sum(dtype=torch.int64))
+    assert [int(each) for each in sums] == [int(host.sum(dtype=torch.int64)) for host in hosts]
 
 
 def test_what_taking_a_tensor_raises_is_raised_where_it_is_uploaded():
