@@ -66,7 +66,8 @@ def test_the_kernels_are_the_plain_way(kind, layout, quantised):
     branch.down, branch.up = (
         tuple(each.float() for each in matrices) for matrices in (branch.down, branch.up)
     )
-    branch._add_plainly(plain, x, layout, loras)
+    exact = x if isinstance(x, QuantizedRows) else x.float()
+    branch._add_plainly(plain, exact, layout, loras)
     own = slice(layout.image, 2 * layout.image)  # the image of the row that nothing adapts
     assert torch.equal(ours[own], before[own])
     wanted = plain - before.float()

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from deployments.sd3.lora_layers import RowLoras, SideBranch
 
 _RANKS = 16
-_DOWN_TOKENS = 32
-_DOWN_COLUMNS = 128
-_UP_TOKENS = 64
-_UP_COLUMNS = 128
+_DOWN_TOKENS, _DOWN_COLUMNS, _DOWN_WARPS, _DOWN_STAGES = 32, 128, 4, 4
+_UP_TOKENS, _UP_COLUMNS, _UP_WARPS = 64, 128, 4
 
 
 def add_low_rank_cuda_(
@@ -78,8 +76,8 @@ def down(
         TOKENS=_DOWN_TOKENS,
         BLOCK_RANKS=columns,
         BLOCK_INPUTS=_DOWN_COLUMNS,
-        num_warps=4,
-        num_stages=4,
+        num_warps=_DOWN_WARPS,
+        num_stages=_DOWN_STAGES,
     )
     return ranks
 
@@ -123,8 +121,7 @@ def up_(
         PRECISION=_precision(up_image),
         TOKENS=_UP_TOKENS,
         COLUMNS=_UP_COLUMNS,
-        num_warps=4,
-        num_stages=2,
+        num_warps=_UP_WARPS,
     )
 
 
@@ -205,16 +202,18 @@ def _down(
             down += page.to(tl.int64) * page_stride
             sums = tl.zeros((TOKENS, BLOCK_RANKS), dtype=tl.float32)
             for begin in range(0, INPUTS, BLOCK_INPUTS):
-                exists = begin + column < INPUTS
+                given = inside[:, None]
+                held = (rank < RANKS)[None, :]
+                if INPUTS % BLOCK_INPUTS != 0:
+                    given &= (begin + column < INPUTS)[None, :]
+                    held &= (begin + column < INPUTS)[:, None]
                 values = tl.load(
                     x + row.to(tl.int64)[:, None] * INPUTS + begin + column[None, :],
-                    mask=inside[:, None] & exists[None, :],
+                    mask=given,
                     other=0.0,
                 ).to(down_image.dtype.element_ty)
                 matrix = tl.load(
-                    down + rank[None, :] * INPUTS + begin + column[:, None],
-                    mask=(rank < RANKS)[None, :] & exists[:, None],
-                    other=0.0,
+                    down + rank[None, :] * INPUTS + begin + column[:, None], mask=held, other=0.0
                 )
                 sums = tl.dot(values, matrix, sums, input_precision=PRECISION)
             sums *= tl.load(weights + of * most + at)
@@ -269,28 +268,33 @@ def _up(
     column = unit * unit_columns + within
     rank = tl.arange(0, PAGE)
     of_part = tl.load(part_of_unit + unit) * PAGE + rank
-    sums = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
+    count = tl.load(counts + of)
     adapted = 0
-    for at in range(tl.load(counts + of)):
+    for at in range(count):
         page = tl.load(pages + of * most + at)
-        if tl.load(touched + stream * touched_stride + page) != 0:
-            up = up_image
-            if stream == 1:
-                up = up_text
-            hidden = tl.load(
-                ranks + (row.to(tl.int64)[:, None] * most + at) * RANKS + of_part[None, :],
-                mask=inside[:, None],
-                other=0.0,
-            )
-            matrix = tl.load(
-                up + page.to(tl.int64) * page_stride + column[None, :] * PAGE + rank[:, None],
-                mask=exists[None, :],
-                other=0.0,
-            )
-            sums = tl.dot(hidden, matrix, sums, input_precision=PRECISION)
-            adapted = 1
+        adapted += tl.load(touched + stream * touched_stride + page)
     if adapted != 0:
         place = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
         mask = inside[:, None] & exists[None, :]
-        sums += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        # Under way while the ranks are waited for.
+        before = tl.load(place, mask=mask, other=0.0)
+        sums = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
+        for at in range(count):
+            page = tl.load(pages + of * most + at)
+            if tl.load(touched + stream * touched_stride + page) != 0:
+                up = up_image
+                if stream == 1:
+                    up = up_text
+                hidden = tl.load(
+                    ranks + (row.to(tl.int64)[:, None] * most + at) * RANKS + of_part[None, :],
+                    mask=inside[:, None],
+                    other=0.0,
+                )
+                matrix = tl.load(
+                    up + page.to(tl.int64) * page_stride + column[None, :] * PAGE + rank[:, None],
+                    mask=exists[None, :],
+                    other=0.0,
+                )
+                sums = tl.dot(hidden, matrix, sums, input_precision=PRECISION)
+        sums += before.to(tl.float32)
         tl.store(place, sums.to(out.dtype.element_ty), mask=mask)
