@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.demand import Counter, Demand, watch
-from cluster.plan_memory import GroupMemory, PlanMemory, with_span
+from cluster.plan_memory import GroupMemory, PlanMemory, Surprise, with_span
 from cluster.plan_pool import Pool
 from cluster.plan_settings import PlanSettings
 from cluster.plan_words import growth_words
@@ -19,6 +19,8 @@ from cluster.sizing import Capacity, Need, capacity, grown, need, shrunk
 _BLIND_SHARE = 0.25
 # Some replica stays until the model has been idle for long, however small demand has become.
 _SOME = 1e-6
+# Of the most that came suddenly: with so little of it, it is over; with so much, it is there again.
+_RECEDED, _AS_MUCH_AGAIN = 0.5, 0.8
 # Twice the target is no longer what chance makes of arrivals.
 _FAR_TOO_LONG = 2.0
 
@@ -87,7 +89,7 @@ def decide_group(
         settings.scale_in_after_s,
     )
     shrunk_at = kept.shrunk_at if kept else None
-    surprised_at, peak = _surprise(kept, needs, now, settings)
+    surprise = _surprise(kept, needs, now, settings)
     total = sum(before.values())
     most = max(math.floor(total * settings.scale_in_share), 1)
     fewer_now = not blind and shrunk(pools, before, max(needs.enough, _SOME), most) != before
@@ -104,7 +106,7 @@ def decide_group(
         after = {pool.name: pool.minimum for pool in pools}
         why = f"no request for {idle_s:.0f} s"
     elif _may_shrink(averages.since, shrunk_at, now, settings):
-        enough = max(peak, *(each for _, each in spans))
+        enough = max(surprise.peak if surprise else 0.0, *(each for _, each in spans))
         after = shrunk(pools, before, enough, most)
         why = f"fewer would have done for {settings.scale_in_after_s:.0f} s"
     if is_busy and not any(after.values()):
@@ -115,19 +117,25 @@ def decide_group(
     is_short = short > 1e-9 and after == before
     group = GroupPlan(demand, expected, has, needs, before, after, why, is_short)
     since = fewer_since if fewer_now else None
-    return group, GroupMemory(averages, spans, shrunk_at, surprised_at, peak, since), told
+    return group, GroupMemory(averages, spans, shrunk_at, surprise, since), told
 
 
 def _surprise(
     kept: GroupMemory | None, needs: Need, now: float, settings: PlanSettings
-) -> tuple[float | None, float]:
-    """Return when work last waited far too long, and the capacity for the most that came since."""
-    at, peak = (kept.surprised_at, kept.peak) if kept else (None, 0.0)
+) -> Surprise | None:
+    """Return what is remembered of sudden work; None: none came lately."""
+    before = kept.surprise if kept else None
     if needs.backlog > 0 and needs.waiting_s > _FAR_TOO_LONG * needs.target_s:
-        at = now
-    if at is None or now - at >= settings.after_surprise_s:
-        return None, 0.0
-    return at, max(peak, needs.lasting)
+        return Surprise(now, max(before.peak if before else 0.0, needs.lasting), receded=False)
+    if before is None:
+        return None
+    if before.receded and needs.lasting > _AS_MUCH_AGAIN * before.peak:
+        # It came again and waited for nobody, because replicas had stayed for it.
+        return Surprise(now, max(before.peak, needs.lasting), receded=False)
+    if now - before.at >= settings.after_surprise_s:
+        return None
+    receded = before.receded or needs.lasting < _RECEDED * before.peak
+    return Surprise(before.at, max(before.peak, needs.lasting), receded)
 
 
 def _may_shrink(since: float, shrunk_at: float | None, now: float, settings: PlanSettings) -> bool:

@@ -13,6 +13,21 @@ _FORGET_AFTER_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
+class Surprise:
+    """Work that came so suddenly that it waited for far too long.
+
+    Attributes:
+        at: When it last did, or about as much came again.
+        peak: Cool capacity for the most that came since it began.
+        receded: It has gone since then.
+    """
+
+    at: float
+    peak: float
+    receded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GroupMemory:
     """What is remembered of the pools of one stage and one model.
 
@@ -21,16 +36,14 @@ class GroupMemory:
         spans: When each span of the recent past began, and the most cool capacity in it that would
             have been enough; oldest first.
         shrunk_at: When replicas were last taken away.
-        surprised_at: When work last waited for far too long.
-        peak: Cool capacity for the most that came since that began; 0 once it is forgotten.
+        surprise: None: none lately.
         fewer_since: Since when fewer replicas would do; None: they would not.
     """
 
     averages: Averages
     spans: tuple[tuple[float, float], ...] = ()
     shrunk_at: float | None = None
-    surprised_at: float | None = None
-    peak: float = 0.0
+    surprise: Surprise | None = None
     fewer_since: float | None = None
 
 

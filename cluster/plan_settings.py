@@ -18,8 +18,9 @@ class PlanSettings:
             replicas need relatively more of them for the same wait (square-root staffing: Halfin
             and Whitt, Operations Research 29, 1981); beyond some tens the utilisation rules.
         scale_in_after_s: Fewer replicas must have been enough for so long without a break.
-        after_surprise_s: For so long after work has waited twice the target, replicas stay for the
-            most that came: what came suddenly may come again, and who starts then is late for it.
+        after_surprise_s: For so long after work has waited twice the target, or about as much has
+            come again, replicas stay for the most that came: what came suddenly may come again, and
+            who starts then is late for it.
         scale_in_step_s: Between two steps down: the rest must show that it holds the load.
         scale_in_share: Of a group's replicas that one step may take away; always at least one.
         scale_in_band: Fewer are enough only this far below the target utilisation, so that noise

@@ -168,3 +168,33 @@ def test_how_often_replicas_report_does_not_matter() -> None:
 
     assert demand(1) == pytest.approx(3.0, rel=0.05)
     assert demand(20) == pytest.approx(3.0, rel=0.35)
+
+
+def burst(loop: Loop, rate: float) -> None:
+    loop.run(rate, 120)
+    loop.run(2.0, 400)
+
+
+def test_replicas_stay_for_bursts_that_come_again_and_go_once_they_do_not() -> None:
+    loop = Loop(3)
+    loop.run(2.0, 200)
+    usual = loop.counts[-1]
+    burst(loop, 14.0)
+    first = max(loop.counts)
+    assert loop.counts[-1] > 2 * usual
+    # The second finds its replicas, and is no surprise; the third comes 1,040 s after the first.
+    for _ in range(2):
+        burst(loop, 14.0)
+        assert max(loop.waits[-500:]) < 5.0
+    assert max(loop.counts) <= first + 2
+    loop.run(2.0, 1200)
+    assert loop.counts[-1] <= usual + 1
+
+
+def test_load_that_stays_lower_than_a_burst_does_not_keep_its_replicas() -> None:
+    loop = Loop(3)
+    loop.run(2.0, 200)
+    loop.run(14.0, 200)
+    most = max(loop.counts)
+    loop.run(11.5, 1800)
+    assert loop.counts[-1] < 0.95 * most
