@@ -20,7 +20,7 @@ from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import ModelEntry, PoolSettings, Settings
-from serve.errors import Overloaded
+from serve.errors import ConfigurationError, Overloaded
 from serve.further_models import ModelFacts, further_model
 from serve.graceful_shutdown import graceful_shutdown_s
 from serve.heat_settings import AutoscalingSettings, Section
@@ -75,11 +75,18 @@ def model_application(facts: ModelFacts) -> Application:
 def build(settings: Settings) -> Application:
     """Return the application: the Pipeline as ingress, and one deployment per pool.
 
-    Section `models` is not part of it: each of those is an application of its own.
-
     Raises:
-        ConfigurationError: The model folder cannot be used.
+        ConfigurationError: The model folder cannot be used, or there are further models, each of
+            which is an application of its own.
     """
+    if settings.models:
+        raise ConfigurationError(
+            "One application has one model; section models is for `kelvin up`.",
+            field="models",
+            value=len(settings.models),
+            allowed="an application by serve.app:build_model for each of them, or"
+            " `kelvin models load`",
+        )
     spec = ModelSpec.from_directory(resolve_model_dir(settings.model), model_name(settings.model))
     pipeline = serve.deployment(
         serve.ingress()(Pipeline),

@@ -125,7 +125,7 @@ class LocalKelvin:
     def _start_app(self) -> None:
         from serve.app import APP_NAME, build, model_application
 
-        app = build(self.settings)
+        app = build(self.settings.model_copy(update={"models": ()}))
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": self.settings.http.host, "port": self._port},

@@ -168,6 +168,8 @@ def join_ray() -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # It warns that the cluster is protected by a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -38,6 +39,7 @@ _log = logging.getLogger("ray.serve")
 # model taken away behind our commands' backs is learnt of that late.
 _ASKED_AGAIN_S = 10.0
 _ASKED_AGAIN_FOR_UNKNOWN_S = 1.0
+_WATCHED_EVERY_S = 3.0
 _CARD_ANSWERS_WITHIN_S = 10.0
 _BETWEEN_TRIES_S = 1.0
 
@@ -111,7 +113,10 @@ class ServedModels:
             KelvinError: As `Production.make`, or the model has gone.
         """
         model = await job.in_time(self._when_loaded(job.request.model))
-        return await model.production.make(job)
+        making = model.production.make(job)
+        if model is self.own:
+            return await making
+        return await self._while_there(model, making)
 
     def met(self, name: str | None) -> ServedModel | None:
         """Return a model if this process holds it already; asks nobody."""
@@ -168,6 +173,39 @@ class ServedModels:
                 return self.met(name) or await self._find(str(name))
             except ModelLoading:  # of a job that was accepted before a restart
                 await asyncio.sleep(_BETWEEN_TRIES_S)
+
+    async def _while_there(
+        self, model: ServedModel, making: Coroutine[Any, Any, GenerateResult]
+    ) -> GenerateResult:
+        """Give up once the model has gone: what is sent to pools that are no more waits for ever.
+
+        Raises:
+            StageUnavailable: It has.
+        """
+        work = asyncio.get_running_loop().create_task(making)
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_WATCHED_EVERY_S)
+                if not work.done() and not await self._is_there(model):
+                    name = model.facts.spec.name
+                    raise StageUnavailable(
+                        f"Model {name!r} was taken away while it worked on this.",
+                        field="model",
+                        value=name,
+                        allowed=f"one of: {', '.join(self._names())}",
+                    )
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        return work.result()
+
+    async def _is_there(self, model: ServedModel) -> bool:
+        name = model.facts.spec.name
+        if name not in await self._known(_WATCHED_EVERY_S):
+            return False
+        newer = self._further.get(name, model)
+        return newer.facts.pool_names == model.facts.pool_names
 
     async def _find(self, name: str) -> ServedModel:
         is_met = name in self._further

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from serve.__main__ import main
 from serve.client import KelvinClient
@@ -208,3 +210,36 @@ def test_unloading_lets_jobs_end_and_refuses_new_ones(
     assert (code, said["error"]["code"]) == (1, "model_conflict")
     assert pids(world) == loaded["before"]
     assert send(world).is_success
+
+
+def test_serve_deploy_brings_a_model_and_takes_it_away_under_a_job(world: World):
+    """What `serve deploy FILE` sends; whoever takes a model away so asks none of its jobs."""
+    assert world.kelvin is not None
+    before = pids(world)
+    application = {
+        "name": f"kelvin.{SECOND}",
+        "import_path": "serve.app:build_model",
+        "route_prefix": None,
+        "args": {
+            "service": world.kelvin.settings.model_dump(mode="json"),
+            "entry": {
+                "model": {"path": "pico", "name": SECOND},
+                "denoiser": [{"name": "declared", "torch_threads": 1}],
+            },
+        },
+    }
+    deploy(application)
+    wait_until(lambda: send(world, model=SECOND).is_success)
+    job = world.submit(**LONG | {"num_images": 16}, model=SECOND)
+    deploy()
+    assert ended(world, job) in ("failed", "succeeded")  # calls under way may end
+    if (error := world.http.get(f"/v1/jobs/{job}").json()["error"]) is not None:
+        assert error["error"]["code"] == "stage_unavailable"
+    wait_until(lambda: send(world, model=SECOND).status_code == 404)
+    assert pids(world) == before
+
+
+def deploy(*applications: dict[str, Any]) -> None:
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": list(applications)}))

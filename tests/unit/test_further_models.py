@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deployments.builtin.pico import write_pico
 from loadtest.checkpoint_formats import write_comfyui
+from serve.app import ModelApplication, build, build_model
 from serve.checkpoints.fingerprint import fingerprint
 from serve.commands.models import entry_of
 from serve.config import ModelEntry, ModelSettings, Settings
@@ -166,3 +167,13 @@ def test_files_of_another_kind_are_refused_with_their_name(tmp_path: Path, own: 
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(ConfigurationError):
         further_model(service_of(own), entry(file))
+
+
+def test_one_application_has_one_model(own: Path, other: Path):
+    settings = Settings.model_validate(
+        {"model": {"path": str(own)}, "models": [entry(other).model_dump()]}
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        build(settings)
+    assert caught.value.field == "models"
+    assert build_model(ModelApplication(service=settings, entry=settings.models[0]))
