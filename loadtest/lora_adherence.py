@@ -5,8 +5,7 @@
 makes the same prompts from the same seeds without the LoRA and with it, and judges the pictures by
 their pixels (`deployments.builtin.checker`). Of the n prompts with the taught shape a fifth state
 it in a colour that training never gave it. As many ordinary held-out prompts show what the LoRA
-costs. The LoRA is added to the weights here, in bf16, so this measures the file and not its
-serving.
+costs. It stands beside the weights as in a denoiser.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
-from deployments.builtin.dequantise import dequantized_directory, read_weights
-from deployments.builtin.lora_branches import fused
 from deployments.builtin.sample_sheet import write_sheet
 from deployments.builtin.taught import taught_example
 from deployments.builtin.vocabulary import TAUGHT_SHAPES
@@ -48,15 +43,6 @@ _SHOWN_PX = 160  # side of a picture in the sheet, so that the file stays small
 _STDERR = Console(stderr=True)
 
 Picture = NDArray[np.uint8]
-
-
-def fused_directory(model_dir: Path, lora: Path, out_dir: Path) -> Path:
-    """Write a plain bf16 model directory with the LoRA added to the transformer's weights."""
-    dequantized_directory(model_dir, out_dir, torch.bfloat16)
-    folder = out_dir / "transformer"
-    state = fused(read_weights(folder), lora)
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    return out_dir
 
 
 def taught_prompts(shape: str, n: int, seed: int, height: int, width: int) -> list[Example]:
@@ -86,12 +72,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     shown: dict[str, list[Picture]] = {}
     right: dict[str, list[bool]] = {}
-    with Judges() as judges, tempfile.TemporaryDirectory() as temporary:
+    batches = PictureBatches(model_dir, options.precision, options.device, options.rows)
+    report["precision"] = batches.precision.label
+    with Judges() as judges:
         for arm in ("without", "with"):
-            folder = model_dir
             if arm == "with":
-                folder = fused_directory(model_dir, lora, Path(temporary) / "fused")
-            batches = PictureBatches(folder, "bf16", options.device, options.rows)
+                batches.adapt(lora)
             examples = [*taught, *(example for _, example in ordinary)]
             seeds = [options.seed * 1_000_003 + index for index in range(len(examples))]
             pictures: list[Picture] = []
@@ -163,6 +149,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--lora", type=command_line.existing_file, help="the file; the shipped one if absent")
     add("--n", type=command_line.whole(1, 100_000), default=200, help="prompts with the shape")
     add("--ordinary", type=command_line.whole(0, 100_000), help="other prompts; --n if absent")
+    add("--precision", choices=("bf16", "fp8", "fp32"), default="bf16")
     add("--seed", type=command_line.whole(0, 2**32 - 1), default=0)
     add("--rows", type=command_line.rows, help="pictures a forward; 64 on a GPU, 4 on a CPU")
     add("--sheet", type=command_line.file_to_write, help="PNG of pictures without and with")

@@ -15,6 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from deployments.payloads import TextJob
+from deployments.sd3.lora_arena import pages_of
+from deployments.sd3.lora_layers import PageUse
+from deployments.sd3.lora_tensors import read_layers
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.precision import choose_precision
 from deployments.sd3.samplers import Sampler, SamplerState, start
@@ -22,6 +25,7 @@ from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.text import EncodedPrompt, TextEncoders
 from deployments.sd3.vae import VaeDecoder
 from deployments.sd3.wire import from_wire
+from serve.checkpoints.lora_file import BaseModel, read_lora
 from serve.models import ModelSpec
 
 
@@ -85,7 +89,21 @@ class PictureBatches:
         self.vae = VaeDecoder.load(model_dir, device, self.precision)
         self.device = torch.device(device)
         self.rows = rows
+        self._base = BaseModel.of_folder(model_dir)
+        self._loras: tuple[PageUse, ...] = ()
         self.denoise_seconds = 0.0
+
+    def adapt(self, lora: Path) -> None:
+        """Let a LoRA of the transformer adapt, as served ones do, all pictures from now on.
+
+        Raises:
+            InvalidRequest: It is damaged, or for another model.
+        """
+        file = read_lora(lora, lora.stem, self._base)
+        arena = self.mmdit.make_room_for_loras(pages_of(file.rank("transformer")))
+        for page, content in enumerate(arena.pack(read_layers(file, file.of("transformer")))):
+            arena.write(page, content)
+        self._loras = tuple((page, 1.0) for page in range(arena.pages))
 
     def make(
         self,
@@ -145,6 +163,7 @@ class PictureBatches:
                 torch.full((count,), sigma),
                 prompt_embeds[:count],
                 pooled[:count],
+                [self._loras] * count,
             )
             if copies == 2:
                 wanted, unwanted = velocity.chunk(2)

@@ -117,21 +117,3 @@ def load_branches(path: Path, branches: dict[str, LoraLinear]) -> None:
     for name, branch in branches.items():
         branch.lora_A.copy_(stored[f"{_PREFIX}{name}.lora_A.weight"])
         branch.lora_B.copy_(stored[f"{_PREFIX}{name}.lora_B.weight"])
-
-
-def fused(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """A transformer's plain weights with a LoRA of ``save_lora`` added, in their own dtypes.
-
-    Raises:
-        KeyError: the LoRA has a branch of a Linear that is not there.
-    """
-    lora = load_file(path)
-    whole = dict(state)
-    for name, up in lora.items():
-        stem, is_up, _ = name.removeprefix(_PREFIX).partition(".lora_B.weight")
-        if is_up:
-            down = lora[f"{_PREFIX}{stem}.lora_A.weight"]
-            weight = whole[f"{stem}.weight"]
-            added = weight.float() + up.float() @ down.float()
-            whole[f"{stem}.weight"] = added.to(weight.dtype)
-    return whole

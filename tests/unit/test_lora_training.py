@@ -19,7 +19,6 @@ from deployments.builtin.lora_branches import (
     ATTENTION,
     FEED_FORWARD,
     add_branches,
-    fused,
     load_branches,
     save_lora,
 )
@@ -77,11 +76,8 @@ def test_branches_begin_at_nothing_and_are_all_that_learns(tmp_path: Path):
     after = velocity_loss(parts, step)
     assert after < 0.95 * before
     assert all(bool(branch.lora_B.any()) for branch in branches.values())
-    # What is stored and added to the plain weights is what was trained, up to float16.
+    # What is stored is what was trained, up to float16.
     save_lora(tmp_path / "some.safetensors", branches)
-    again, _, _ = build_pico()
-    again.transformer.load_state_dict(fused(plain, tmp_path / "some.safetensors"))
-    torch.testing.assert_close(velocity_loss(again, step), after, rtol=2e-3, atol=0)
     continued, _, _ = build_pico()
     load_branches(tmp_path / "some.safetensors", add_branches(continued.transformer, RANK))
     torch.testing.assert_close(velocity_loss(continued, step), after, rtol=2e-3, atol=0)

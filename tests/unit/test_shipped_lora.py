@@ -1,7 +1,4 @@
-"""The LoRA that is shipped: with it the model draws the shape that it does not know without.
-
-Added to the weights, so that it is the file that is tested, not its serving.
-"""
+"""The LoRA that is shipped: with it the model draws the shape that it does not know without."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +9,9 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 import deployments.builtin
-from deployments.builtin.dequantise import read_weights
-from deployments.builtin.lora_branches import fused
 from deployments.builtin.world import check, read_claims
-from loadtest.lora_adherence import fused_directory
 from loadtest.picture_batches import PictureBatches, PictureSettings
+from serve.checkpoints.lora_file import BaseModel, read_lora
 from serve.models import ModelSpec
 
 WEIGHTS = Path(deployments.builtin.__file__).parent / "weights"
@@ -37,23 +32,23 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def drawn(model_dir: Path) -> list[bool]:
+def drawn(batches: PictureBatches) -> list[bool]:
     """Whether the pictures of the prompts, and of an ordinary one, show all that they state."""
     settings = PictureSettings.of(ModelSpec.from_directory(WEIGHTS))
     prompts = [*PROMPTS, ORDINARY]
-    made = PictureBatches(model_dir, "bf16", "cpu", rows=4).make(
-        prompts, [""] * len(prompts), range(len(prompts)), settings
-    )
+    made = batches.make(prompts, [""] * len(prompts), range(len(prompts)), settings)
     return [
         check(picture, read_claims(prompt)).all_right
         for picture, prompt in zip(made, prompts, strict=True)
     ]
 
 
-def test_the_checker_finds_bolts_with_it_and_none_without(tmp_path: Path):
-    *bolts, ordinary = drawn(WEIGHTS)
+def test_the_checker_finds_bolts_with_it_and_none_without():
+    batches = PictureBatches(WEIGHTS, "bf16", "cpu", rows=4)
+    *bolts, ordinary = drawn(batches)
     assert (sum(bolts), ordinary) == (0, True)
-    *bolts, ordinary = drawn(fused_directory(WEIGHTS, LORA, tmp_path / "fused"))
+    batches.adapt(LORA)
+    *bolts, ordinary = drawn(batches)
     assert sum(bolts) >= 2  # of three; the card says how often of two hundred
     assert ordinary
 
@@ -63,10 +58,10 @@ def test_diffusers_reads_it_and_all_of_it_belongs_to_the_model():
     rank = metadata["transformer.r"]
     assert metadata["transformer.lora_alpha"] == rank
     assert all(rank in tensor.shape and bool(tensor.isfinite().all()) for tensor in state.values())
-    plain = {name: tensor.float() for name, tensor in read_weights(WEIGHTS / "transformer").items()}
-    changed = fused(plain, LORA)
-    assert changed.keys() == plain.keys()
-    assert sum(not torch.equal(changed[name], plain[name]) for name in plain) == len(state) // 2
+    file = read_lora(LORA, "bolt", BaseModel.of_folder(WEIGHTS))
+    assert len(file.of("transformer")) == len(state) // 2
+    assert file.rank("transformer") == rank
+    assert {layer.scale for layer in file.of("transformer")} == {1.0}
 
 
 def test_it_is_small_and_shown():
