@@ -55,7 +55,8 @@ class Acceptance:
         check_schedule(resolved)
         if resolved.loras:
             await asyncio.to_thread(model.loras.uses, resolved)
-        live = self._live.values()
+        # What was given up is made elsewhere.
+        live = [job for job in self._live.values() if not job.is_given_up]
         refuse_if_full(self._models, model, resolved, live, share)
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved

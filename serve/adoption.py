@@ -48,8 +48,9 @@ class Adoption:
         return self._live.keys()
 
     def holds(self, job_id: str) -> bool:
-        """Return whether a job lives here."""
-        return job_id in self._live
+        """Return whether a job lives here, and has not been given up to another process."""
+        job = self._live.get(job_id)
+        return job is not None and not job.is_given_up
 
     async def resolved(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request of an orphan as it can be started now.

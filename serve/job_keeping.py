@@ -108,16 +108,20 @@ class JobKeeping:
     async def _began_anew(self, before: str, name: str) -> None:
         """Claim again, under the new lease, what nobody has taken meanwhile; give up the rest."""
         for job in self._jobs.live:
-            while not job.is_over and not job.is_given_up:
+            # One that is being written down has no claim yet, and gets the new name.
+            while job.is_started and not job.is_over and not job.is_given_up:
                 try:
                     newest = await self._claims.newest(job.id)
                     if newest.owner != name and not (
-                        newest.owner == before and await self._claims.take(job.id, newest, name)
+                        newest.owner in (before, None)
+                        and await self._claims.take(job.id, newest, name)
                     ):
                         job.give_up()
                     break
                 except StorageUnavailable:
                     await asyncio.sleep(_RECLAIM_PAUSE_S)
+        # Whoever took the rest may have died since.
+        self._takeover.list_soon()
 
 
 def lease_store(settings: Settings, records: RecordStore) -> RecordStore:

@@ -331,7 +331,9 @@ class Pipeline:
                     telemetry.mark_failed(span, job.error)
         finally:
             watch.cancel()
-            del self._live[job.id]
+            # One that was given up may have come back meanwhile.
+            if self._live.get(job.id) is job:
+                del self._live[job.id]
             self._keeping.room_again()
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)

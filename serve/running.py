@@ -70,6 +70,11 @@ class RunningJob:
         """True once the last event has been published."""
         return self.newest is not None and self.newest.is_last
 
+    @property
+    def is_started(self) -> bool:
+        """True once it is on record and its life has begun."""
+        return self._life is not None
+
     def start(self, life: Coroutine[Any, Any, None]) -> None:
         """Run the job's whole life, its end included, in a task that belongs to no request."""
         loop = asyncio.get_running_loop()

@@ -76,6 +76,10 @@ class Takeover:
         self._list_at = float("-inf")
         self._wake = asyncio.Event()
 
+    def list_soon(self) -> None:
+        """Say that there may be orphans that nobody's lease tells of."""
+        self._list_at = float("-inf")
+
     def wake(self) -> None:
         """Say that there is room again."""
         if self._orphans:

@@ -159,6 +159,47 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
     assert (await following)[-1].event == "failed"
 
 
+async def test_what_was_given_up_comes_back_when_its_taker_dies(
+    make: Callable[..., Pipeline], journal: JobJournal, store: ObjectStore
+):
+    stages = StandIn()
+    stages.gate.clear()
+    pipeline = make(stages)
+    waiting = asyncio.create_task(pipeline.generate(REQUEST))
+    await stages.at_gate.wait()
+    (job_id,) = await journal.pending()
+    custody, claims, leases = (
+        pipeline._keeping.custody,
+        pipeline._keeping._claims,
+        LeaseStore(store),
+    )
+    name = await custody.holding()
+    async with custody._busy:
+        assert await leases.end(name, (await leases.etags())[name])
+        assert await claims.take(job_id, await claims.newest(job_id), "other-1")
+        first = pipeline._live[job_id]
+    await until(lambda: _is(first.is_given_up))
+    stages.gate.set()
+    # "other-1" has no lease: it died at once.
+    assert (await waiting).id == job_id
+    assert (await claims.newest(job_id)).attempt == 3
+    assert pipeline._live == {}
+
+
+async def test_a_job_accepted_while_the_lease_is_lost_is_ones_own(
+    make: Callable[..., Pipeline], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = make(StandIn())
+    custody, leases = pipeline._keeping.custody, LeaseStore(store)
+    name = await custody.holding()
+    assert await leases.end(name, (await leases.etags())[name])
+    monkeypatch.setattr(type(custody), "is_held", property(lambda self: self.name != name))
+    # It finds out while it writes the job down.
+    result = await asyncio.wait_for(pipeline.generate(REQUEST), 20)
+    assert result.images
+    assert custody.name != name
+
+
 async def _is(condition: bool) -> bool:
     return condition
 
