@@ -133,7 +133,7 @@ class PoolBoard:
             job: A `DenoiseJob`; of anything else nothing is known.
         """
         try:
-            cool_s = self.sizes.cool_s(kind_of(job), job.num_inference_steps)
+            cool_s = self.sizes.cool_s(kind_of(job), job.steps_left)
             wants = {lora_key(use.name): _LORA_FETCHED_S for use in job.loras}
         except AttributeError:
             return RoutedWork()

@@ -1,5 +1,7 @@
 """The denoise stage: one call per picture, its progress streamed, its latents the last item.
 
+A replica that is asked to go ends all its streams at the next step, with what another one needs.
+
 The engine computes in a thread of its own and decides what shares a forward; this class carries
 its events onto the event loop and away.
 """
@@ -15,9 +17,10 @@ from typing import Any
 from cluster.pool_state import ReplicaState
 from cluster.work_keys import lora_key
 from deployments.forward_report import report_forwards
-from deployments.payloads import DenoiseJob, Latents, StepProgress
+from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
+from deployments.replica_stop import stop_signal
 from serve.config import ModelSettings, PoolSettings, StorageSettings, ThermalSettings
 from serve.heat_settings import GovernorSection
 from serve.lora_settings import LoraSettings
@@ -95,12 +98,16 @@ class Denoiser:
             ),
             latent_rgb=LatentRgb.of_model(model_dir),
             loras=self._loras,
+            checkpoint_every=pool.checkpoint_every_steps,
+            leaving=stop_signal() if pool.checkpoint_every_steps else None,
         )
         self._metrics = Metrics()
         self._statistics = Statistics(self._state)
 
-    async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
-        """Yield what happened since the last item; the last event of the last item is Latents.
+    async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
+        """Yield what happened since the last item.
+
+        The last event of the last item is Latents, or a Handover where this replica goes.
 
         Raises:
             KelvinError: As the engine says; others are its bugs.
@@ -108,22 +115,23 @@ class Denoiser:
         if job.loras and self._loras is not None:
             await asyncio.to_thread(self._loras.check, job.loras)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[StepProgress | Latents | BaseException] = asyncio.Queue()
+        events: asyncio.Queue[DenoiseEvent | BaseException] = asyncio.Queue()
 
-        def from_engine(event: StepProgress | Latents | BaseException) -> None:
+        def from_engine(event: DenoiseEvent | BaseException) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         ticket = self._engine.submit(job, from_engine)
         self._metrics.queue_length("denoise", self._engine.queue_length)
         try:
             async for together in _grouped(events):
-                yield self._with_load([self._stamped(job, event) for event in together])
+                newest = _with_newest_checkpoint(together)
+                yield self._with_load([self._stamped(job, event) for event in newest])
         finally:
             # Cancelled, disconnected or finished: an engine that is done takes no notice.
             ticket.cancel()
 
-    def _stamped(self, job: DenoiseJob, event: StepProgress | Latents) -> StepProgress | Latents:
-        if isinstance(event, StepProgress):
+    def _stamped(self, job: DenoiseJob, event: DenoiseEvent) -> DenoiseEvent:
+        if not isinstance(event, Latents):
             return event
         self._metrics.stage_seconds("denoise", event.stamp.seconds)
         self._metrics.queue_length("denoise", self._engine.queue_length)
@@ -135,10 +143,10 @@ class Denoiser:
         )
         return replace(event, stamp=stamp, cool_s=self._engine.cool_seconds(job))
 
-    def _with_load(
-        self, events: list[StepProgress | Latents]
-    ) -> tuple[StepProgress | Latents, ...]:
-        """Let each item of the stream carry this replica's load once."""
+    def _with_load(self, events: list[DenoiseEvent]) -> tuple[DenoiseEvent, ...]:
+        """Let each item of the stream carry this replica's load once; of who goes nobody asks."""
+        if isinstance(events[-1], Handover):
+            return tuple(events)
         return *events[:-1], replace(events[-1], load=self._state())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -184,14 +192,28 @@ class Denoiser:
         return {**replica.as_json(), "engine": self._engine.stats().as_json(), "loras": held}
 
 
+def _with_newest_checkpoint(events: list[DenoiseEvent]) -> list[DenoiseEvent]:
+    """Leave out all checkpoints but the last: nobody goes on from the others any more."""
+    kept: list[DenoiseEvent] = []
+    # What ends the stream needs none, or brings its own.
+    is_needed = isinstance(events[-1], StepProgress)
+    for event in reversed(events):
+        if isinstance(event, StepProgress) and event.checkpoint is not None:
+            kept.append(event if is_needed else replace(event, checkpoint=None))
+            is_needed = False
+        else:
+            kept.append(event)
+    return kept[::-1]
+
+
 async def _grouped(
-    events: asyncio.Queue[StepProgress | Latents | BaseException],
-) -> AsyncIterator[list[StepProgress | Latents]]:
-    """Yield events in order, those close in time together, up to and with the latents."""
+    events: asyncio.Queue[DenoiseEvent | BaseException],
+) -> AsyncIterator[list[DenoiseEvent]]:
+    """Yield events in order, those close in time together, up to and with the one that ends all."""
     sent_at = -_BETWEEN_ITEMS_S
     while True:
         together = [_raised(await events.get())]
-        while not isinstance(together[-1], Latents):
+        while isinstance(together[-1], StepProgress):
             remaining = sent_at + _BETWEEN_ITEMS_S - time.monotonic()
             try:
                 if remaining > 0:
@@ -202,12 +224,12 @@ async def _grouped(
                 break
             together.append(_raised(event))
         yield together
-        if isinstance(together[-1], Latents):
+        if not isinstance(together[-1], StepProgress):
             return
         sent_at = time.monotonic()
 
 
-def _raised(event: StepProgress | Latents | BaseException) -> StepProgress | Latents:
+def _raised(event: DenoiseEvent | BaseException) -> DenoiseEvent:
     if isinstance(event, BaseException):
         raise event
     return event

@@ -28,11 +28,12 @@ from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, Veloci
 from deployments.live_set import LiveSet
 from deployments.lora_shelf import LoraShelf
 from deployments.memory_budget import MemoryBudget, ModelMemory
-from deployments.payloads import DenoiseJob, Latents, Path, StepProgress
+from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, Path
 from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
 from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.previews import LatentRgb, Previewer
+from deployments.sd3.sampler_checkpoint import check_fits
 from deployments.step_costs import StepCosts
 from serve.errors import InvalidRequest, KelvinError, StageUnavailable
 
@@ -64,6 +65,8 @@ class Engine:
         usual: Shape of the model's usual pictures, by which cards are compared.
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
         loras: Of the model; None: it takes none.
+        checkpoint_every: Steps between two checkpoints of a request; 0: none.
+        leaving: Says at each turn whether to hand back all work instead; never if None.
         policy: Chooses whose rows go into the next forward.
         clock: Of all times, in seconds.
 
@@ -85,6 +88,8 @@ class Engine:
         usual: TokenShape | None = None,
         latent_rgb: LatentRgb | None = None,
         loras: LoraShelf | None = None,
+        checkpoint_every: int = 0,
+        leaving: Callable[[], bool] | None = None,
         policy: Policy = choose,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -96,6 +101,8 @@ class Engine:
         self._energy = EnergyShares(meter)
         self._prepared_rows = dict(prepared_rows or {})
         self._governor = governor or (lambda: FREE)
+        self._checkpoint_every = checkpoint_every
+        self._leaving = leaving or (lambda: False)
         self._allowance = FREE
         self._last_forward_s = 0.0
         self._load = LoadMeter(self.costs, clock, usual)
@@ -144,7 +151,7 @@ class Engine:
         return self._load.load(self._requests.tickets(), self.allowance.duty)
 
     def cool_seconds(self, job: DenoiseJob) -> float:
-        """Return what all of a job's steps take alone on the cool card."""
+        """Return what the steps that a job still needs take alone on the cool card."""
         return self._load.cool_seconds(job)
 
     @property
@@ -162,16 +169,20 @@ class Engine:
         Args:
             job: What to denoise.
             on_event: Called from the engine's thread with a StepProgress after each step, then
-                once with Latents, or once with the error that ended it. It must not block.
+                once with Latents, with a Handover, or with the error that ended it. It must not
+                block.
 
         Raises:
             InvalidRequest: A size that the model cannot draw or that can never fit in memory, or
                 LoRAs that cannot be used.
             StageFailed: Embeddings of the wrong shape or dtype.
+            CheckpointRefused: It cannot go on from `job.resume`.
             Overloaded: Too many requests wait already.
             StageUnavailable: The engine was closed.
         """
         self._limits.check(job)
+        if job.resume is not None:
+            check_fits(job.resume, job, self._model_memory.channels)
         self._memory.check(job, self._model_memory)
         if job.loras:
             if self._loras is None:
@@ -232,6 +243,9 @@ class Engine:
 
     def _turn(self) -> None:
         self._drop_ended()
+        if self._leaving():
+            self._hand_over()
+            return
         with self._watch.running(0.0):  # it copies to the card
             self._admit()
         self._allowance = self._governor()
@@ -245,7 +259,7 @@ class Engine:
     def _rest(self) -> None:
         """Pause as the governor wants it, asked again on the way; the ended go meanwhile."""
         rested = 0.0
-        while self.is_alive and self.queue_length:
+        while self.is_alive and self.queue_length and not self._leaving():
             left = self._allowance.pause_s(self._last_forward_s) - rested
             if left <= 0:
                 return
@@ -263,6 +277,14 @@ class Engine:
             if over is not None:
                 self._drop(ticket, over)
 
+    def _hand_over(self) -> None:
+        """End every request with what another engine needs to go on with it."""
+        live = {each.ticket.key: each for each in self._requests.live}
+        for ticket in self._requests.tickets():
+            running = live.get(ticket.key)
+            checkpoint = ticket.job.resume if running is None else running.checkpoint()
+            self._drop(ticket, Handover(checkpoint))
+
     def _admit(self) -> None:
         waiting, live = self._requests.counts
         now = self._clock()
@@ -271,7 +293,9 @@ class Engine:
             self._looked_at = now
         while (ticket := self._requests.next_to_admit(self._may_start())) is not None:
             try:
-                admitted = LiveRequest(ticket, self.model, self._pages(ticket))
+                admitted = LiveRequest(
+                    ticket, self.model, self._pages(ticket), self._checkpoint_every
+                )
             except Exception as error:
                 failure = caught(error)
             else:
@@ -369,7 +393,7 @@ class Engine:
         self._energy.settle()
         return live.result(self._clock(), self._energy.joules(live.ticket.key))
 
-    def _drop(self, ticket: Ticket, last: Latents | KelvinError) -> None:
+    def _drop(self, ticket: Ticket, last: Latents | Handover | KelvinError) -> None:
         self._recovery.forget(ticket)
         self._energy.forget(ticket.key)
         self._load.ended(ticket)
@@ -381,7 +405,7 @@ class Engine:
             self._energy.settle()
         self._tell(ticket, last)
 
-    def _tell(self, ticket: Ticket, event: StepProgress | Latents | KelvinError) -> None:
+    def _tell(self, ticket: Ticket, event: DenoiseEvent | KelvinError) -> None:
         try:
             ticket.on_event(event)
         except Exception:

@@ -68,8 +68,8 @@ class LoadMeter:
         self._accepted_s = 0.0
 
     def cool_seconds(self, job: DenoiseJob) -> float:
-        """Return what all of a job's steps take alone on the cool card."""
-        steps = job.num_inference_steps
+        """Return what the steps that a job still needs take alone on the cool card."""
+        steps = job.steps_left
         return self._seconds(token_shape(job), steps, steps * most_rows(job))
 
     def accepted(self, job: DenoiseJob) -> None:

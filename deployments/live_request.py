@@ -16,17 +16,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deployments.payloads import DenoiseJob, Latents, Path, Stamp, StepProgress
+from deployments.payloads import (
+    Checkpoint,
+    DenoiseEvent,
+    DenoiseJob,
+    Latents,
+    Path,
+    Stamp,
+    StepProgress,
+)
 from deployments.schedule import Work
 from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import PrecisionChoice
+from deployments.sd3.sampler_checkpoint import Checkpoints, restored
 from deployments.sd3.samplers import Sampler, SamplerState, start
 from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.wire import from_wire
 from deployments.step_costs import TokenShape
 from serve.errors import DeadlineExceeded, JobCancelled, KelvinError
 
-OnEvent = Callable[[StepProgress | Latents | BaseException], None]
+OnEvent = Callable[[DenoiseEvent | BaseException], None]
 Clock = Callable[[], float]  # seconds that never go back
 
 LATENT_PIXELS = 8  # a latent is an 8 x 8 square of pixels
@@ -158,13 +167,18 @@ class LiveRequest:
         ticket: What was submitted.
         model: That it will run on.
         pages: Of LoRAs that adapt its rows.
+        checkpoint_every: Steps between two checkpoints; 0: none.
 
     Raises:
         InvalidRequest: Unknown sampler or scheduler, or a shift that cannot be.
     """
 
     def __init__(
-        self, ticket: Ticket, model: VelocityModel, pages: tuple[PageUse, ...] = ()
+        self,
+        ticket: Ticket,
+        model: VelocityModel,
+        pages: tuple[PageUse, ...] = (),
+        checkpoint_every: int = 0,
     ) -> None:
         job = ticket.job
         self.pages = pages
@@ -175,8 +189,13 @@ class LiveRequest:
         self.bytes = live_bytes(job, model.in_channels, model.precision.compute_dtype)
         sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift)
         self.sampler = Sampler(job.sampler, sigmas)
-        state = start(job.seed, model.in_channels, self.shape.height, self.shape.width)
-        self.state = replace(state, latents=state.latents.to(model.device))
+        self._checkpoints = Checkpoints(job, self.sampler.steps, checkpoint_every)
+        if job.resume is None:
+            state = start(job.seed, model.in_channels, self.shape.height, self.shape.width)
+        else:
+            state = restored(job.resume)
+        previous = None if state.previous is None else state.previous.to(model.device)
+        self.state = replace(state, latents=state.latents.to(model.device), previous=previous)
         prompts = [job.negative, job.positive] if is_guided(job) else [job.positive]
         dtype = model.precision.compute_dtype
         *negative, self._positive = [
@@ -245,7 +264,14 @@ class LiveRequest:
             path: How it ran.
         """
         self.state = state
-        return StepProgress(state.step, self.sampler.steps, seconds, path=path)
+        checkpoint = self._checkpoints.after(state)
+        return StepProgress(
+            state.step, self.sampler.steps, seconds, path=path, checkpoint=checkpoint
+        )
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Return what another engine goes on from; None: it has not begun. Waits for the device."""
+        return self._checkpoints.now(self.state)
 
     def result(self, now: float, joules: float | None) -> Latents:
         """Return the finished latents, stamped.

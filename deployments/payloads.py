@@ -63,6 +63,33 @@ class PromptEmbedding:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Denoiser -> Pipeline -> another Denoiser: a picture between two of its steps.
+
+    All that the steps to come need beside the job itself: guidance depends on the step alone. At
+    1024x1024 it takes 1 MiB, and 2 MiB with a multistep sampler's history.
+    """
+
+    version: int  # of this type; who knows another one starts from the first step
+    step: int  # finished: 1 to steps - 1
+    steps: int
+    sampler: str
+    scheduler: str
+    shift: float
+    seed: int
+    latents: NDArray[np.float32]  # [channels, height / 8, width / 8]
+    previous: NDArray[np.float32] | None  # as latents: what a multistep sampler remembers
+    generator: NDArray[np.uint8]  # [bytes] state of torch's CPU generator: noise to come
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Denoiser -> Pipeline, instead of latents: this replica goes, the picture is to go on."""
+
+    checkpoint: Checkpoint | None  # None: it had not begun
+
+
+@dataclass(frozen=True)
 class DenoiseJob:
     """Pipeline -> Denoiser: one picture. `negative` is None when guidance_scale <= 1."""
 
@@ -86,6 +113,12 @@ class DenoiseJob:
     """Fractions of sampling: outside it the unconditional row's embeddings are zeros."""
     preview_every: int = 0  # steps; 0: no previews
     loras: tuple[LoraUse, ...] = ()  # those with a part for the transformer
+    resume: Checkpoint | None = None  # where it goes on; None: from pure noise
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that it still needs."""
+        return self.num_inference_steps - (self.resume.step if self.resume else 0)
 
 
 @dataclass(frozen=True)
@@ -98,17 +131,27 @@ class StepProgress:
     preview: NDArray[np.uint8] | None = None  # [height / 8, width / 8, 3] RGB
     path: Path = "eager"  # how this step's forward ran
     load: ReplicaState | None = None  # of the replica, once for each item of the stream
+    checkpoint: Checkpoint | None = None  # of an earlier step, every few steps
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Denoiser -> VaeDecoder (the last item of the stream): one denoised picture."""
+    """Denoiser -> VaeDecoder (the last item of the stream): one denoised picture.
+
+    `moves` and `steps_repeated` are the Pipeline's, who alone knows of all denoisers.
+    """
 
     latents: NDArray[np.float32]  # [channels, height / 8, width / 8], as the model samples them
     stamp: Stamp
     joules: float | None = None  # this picture's share of the card's energy; None: not known
     load: ReplicaState | None = None  # of the replica, then
-    cool_s: float | None = None  # all its work, alone on the cool card; None: not known
+    cool_s: float | None = None  # its work here, alone on the cool card; None: not known
+    moves: int = 0  # times that it went on with another denoiser
+    steps_repeated: int = 0  # because they came after the checkpoint it went on from
+
+
+DenoiseEvent = StepProgress | Latents | Handover
+"""What a denoiser streams; all but StepProgress ends the stream."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.engine import Engine
-from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp, StepProgress
+from deployments.payloads import (
+    DenoiseEvent,
+    DenoiseJob,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+)
 from deployments.sd3.mmdit import Mmdit
 from deployments.step_costs import StepCosts
 from loadtest.arrivals import TEXT_TOKENS, Arrival
@@ -60,7 +66,7 @@ class Replay:
         began = time.monotonic()
 
         def listener(key: int) -> Any:
-            def on_event(event: StepProgress | Latents | BaseException) -> None:
+            def on_event(event: DenoiseEvent | BaseException) -> None:
                 if isinstance(event, StepProgress):
                     return
                 if isinstance(event, BaseException):

@@ -20,7 +20,7 @@ from cluster.thermal import HeatSource, Reading
 from deployments.engine import Engine
 from deployments.governed_heat import GovernedHeat
 from deployments.heat_watch import HeatWatch
-from deployments.payloads import Latents, StepProgress
+from deployments.payloads import DenoiseEvent, Latents, StepProgress
 from deployments.sd3.mmdit import Mmdit
 from deployments.step_costs import StepCosts
 from loadtest import command_line
@@ -103,12 +103,12 @@ class Bench:
         arrival = Arrival(self._number, 0.0, square(self._side), 2, _STEPS)
         self._engine.submit(replay_job(arrival, self._prompt), self._heard)
 
-    def _heard(self, event: StepProgress | Latents | BaseException) -> None:
+    def _heard(self, event: DenoiseEvent | BaseException) -> None:
         if isinstance(event, StepProgress):
             self._row_steps += 2
         elif isinstance(event, Latents):
             self._send()
-        elif not self._closing.is_set():
+        elif isinstance(event, BaseException) and not self._closing.is_set():
             self.failed.append(event)
 
     def _sample(self, at: float) -> Sample:

@@ -22,7 +22,7 @@ from deployments.vae_decoder import VaeDecoder
 from serve.config import ModelEntry, PoolSettings, Settings
 from serve.errors import ConfigurationError, Overloaded
 from serve.further_models import ModelFacts, further_model
-from serve.graceful_shutdown import graceful_shutdown_s
+from serve.graceful_shutdown import graceful_shutdown_s, pipeline_graceful_shutdown_s
 from serve.heat_settings import AutoscalingSettings, Section
 from serve.model_card import ModelCard
 from serve.model_dir import model_name, resolve_model_dir
@@ -204,8 +204,6 @@ def _pipeline_options(settings: Settings, defaults: Defaults) -> dict[str, Any]:
             "status_code": Overloaded.status,
             "retry_after_s": _RETRY_AFTER_S,
         },
-        "graceful_shutdown_timeout_s": max(
-            graceful_shutdown_s("denoise", pool, defaults) for pool in settings.denoiser
-        ),
+        "graceful_shutdown_timeout_s": pipeline_graceful_shutdown_s(settings.denoiser, defaults),
         "ray_actor_options": {"num_cpus": pipeline.num_cpus},
     }

@@ -89,6 +89,12 @@ class PoolSettings(Section):
         description="denoiser only: rows of the forwards that start-up makes fast and measures, as "
         "far as more rows still pay; chosen by device if empty",
     )
+    checkpoint_every_steps: int = Field(
+        5,
+        ge=0,
+        description="denoiser only: the most steps that are done again where a replica dies; 0: "
+        "pictures do not move, they start again, and a replica that is to go ends them first",
+    )
     decode_tiling: Literal["auto", "always", "off"] = Field(
         "auto",
         description="vae_decoder only: `auto` decodes in tiles what would not fit its memory whole",

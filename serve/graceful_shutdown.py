@@ -3,9 +3,14 @@
 Ray Serve stops a replica once its calls are done, or at the end of this time whatever they are at.
 So it must be longer than all that a replica may hold takes, and is: an idle one goes at once. A job
 of POST /v1/jobs is no call: one that outlives its Pipeline is taken over by another.
+
+A denoiser hands its work over after the step under way. A Pipeline waits for the pictures of its
+callers, and so does a denoiser whose requests do not move.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from cluster.card_kinds import H100_STEP_S
 from cluster.pool_state import Stage
@@ -24,15 +29,32 @@ _MEASURED_PIXELS = 1024 * 1024
 def graceful_shutdown_s(stage: Stage, pool: PoolSettings, defaults: Defaults) -> float:
     """Return Serve's `graceful_shutdown_timeout_s` of a pool.
 
-    Of a denoiser on a card: all the requests that it may hold, of the model's usual size and steps,
-    one after the other at the speed of its kind, twice.
-
     Args:
         stage: Of the pool.
         pool: Its settings.
         defaults: Of the model.
     """
-    if stage != "denoise" or not pool.num_gpus:
+    if stage != "denoise" or pool.checkpoint_every_steps:
+        return _LEAST_S
+    return _denoising_s(pool, defaults)
+
+
+def pipeline_graceful_shutdown_s(denoisers: Sequence[PoolSettings], defaults: Defaults) -> float:
+    """Return Serve's `graceful_shutdown_timeout_s` of the Pipeline.
+
+    Args:
+        denoisers: The pools of the denoise stage.
+        defaults: Of the model.
+    """
+    return max(_denoising_s(pool, defaults) for pool in denoisers)
+
+
+def _denoising_s(pool: PoolSettings, defaults: Defaults) -> float:
+    """Return what all requests that a denoiser may hold take, twice.
+
+    Of the model's usual size and steps, one after the other at the speed of its kind of card.
+    """
+    if not pool.num_gpus:
         return _LEAST_S
     step_s = H100_STEP_S / estimated_speed(pool)
     step_s *= defaults.width * defaults.height / _MEASURED_PIXELS

@@ -115,7 +115,7 @@ class PoolChoice:
         """Take what a picture cost there."""
         if latents.cool_s is not None:
             sizes = self._boards[pool].sizes
-            sizes.learn(kind_of(job), job.num_inference_steps, latents.cool_s)
+            sizes.learn(kind_of(job), job.steps_left, latents.cool_s)
 
     def _load(self, pool: PoolSettings, own: RoutedWork, speed: float) -> PoolLoad:
         board = self._boards[pool.name]

@@ -241,6 +241,8 @@ class StageReport(BaseModel):
     joules: float | None = Field(
         None, description="denoise: this picture's share of its card's energy, where known"
     )
+    moves: int = Field(0, description="denoise: times that the picture went on in another replica")
+    steps_repeated: int = Field(0, description="denoise: steps done again because of that")
 
 
 class GenerateResult(BaseModel):

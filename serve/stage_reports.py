@@ -28,7 +28,8 @@ def denoise_report(latents: Latents, paths: set[ForwardPath], image: int) -> Sta
     """Return what denoising a picture took, and how its forwards ran."""
     path: ForwardPath | None = next(iter(paths)) if len(paths) == 1 else "mixed" if paths else None
     told = report("denoise", latents.stamp, image)
-    return told.model_copy(update={"path": path, "joules": latents.joules})
+    way = {"moves": latents.moves, "steps_repeated": latents.steps_repeated}
+    return told.model_copy(update={"path": path, "joules": latents.joules, **way})
 
 
 def sum_of(joules: list[float | None]) -> float | None:

@@ -24,14 +24,23 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.pool_state import ReplicaState, Stage
 from deployments.payloads import (
+    DenoiseEvent,
     DenoiseJob,
+    Handover,
     Latents,
     Pixels,
     PromptEmbedding,
     StepProgress,
     TextJob,
 )
-from serve.errors import KelvinError, Overloaded, StageFailed, StageUnavailable
+from serve.errors import (
+    KelvinError,
+    Overloaded,
+    StageFailed,
+    StageUnavailable,
+)
+from serve.move_errors import ReplicaLeaving
+from serve.moves import Journey
 from serve.waking import Waking
 
 _log = logging.getLogger("ray.serve")
@@ -109,33 +118,37 @@ class Stages:
     async def denoise(
         self, job: DenoiseJob, on_progress: Callable[[StepProgress], None]
     ) -> Latents:
-        """Denoise one picture; after the death of a replica it starts again from step 1.
+        """Denoise one picture; where a replica dies or goes it goes on from the last checkpoint.
 
         Args:
             job: Its deadline_s counts from this call.
-            on_progress: Called with each step's progress, from step 1 again after a death.
+            on_progress: Called with each step's progress; steps come again that were done after the
+                checkpoint which the picture goes on from.
         """
         began = monotonic()
+        journey = Journey(job)
 
         async def attempt() -> Latents:
-            sent = _with_time_left(job, monotonic() - began)
-            with self._choice.sending("denoise", sent, job) as pool:
+            sent = _with_time_left(journey.next_job(), monotonic() - began)
+            with self._choice.sending("denoise", sent, sent) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
                     async for events in _items(stream, lambda: self._choice.is_vain(pool)):
                         for event in events:
+                            if isinstance(event, Handover):
+                                raise journey.handed_over(event)
                             self._choice.heard(pool, event.load)
                             if isinstance(event, Latents):
-                                self._choice.learnt(pool, job, event)
-                                return event
-                            on_progress(event)
+                                self._choice.learnt(pool, sent, event)
+                                return journey.arrived(event)
+                            on_progress(journey.stepped(event))
                 except BaseException:
                     # The replica stops at its next step; else it would finish for nobody.
                     stream.cancel()
                     raise
             raise StageUnavailable("The denoiser's stream ended without latents.")
 
-        return await self._retried("denoise", attempt)
+        return await self._retried("denoise", attempt, journey.failed)
 
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture."""
@@ -148,7 +161,12 @@ class Stages:
 
         return await self._retried("decode", attempt)
 
-    async def _retried(self, stage: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _retried(
+        self,
+        stage: str,
+        attempt: Callable[[], Awaitable[_Result]],
+        failed: Callable[[KelvinError], KelvinError] = lambda error: error,
+    ) -> _Result:
         tries_left = self._retries
         while True:
             try:
@@ -156,11 +174,13 @@ class Stages:
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and _asked_to_stop():
                     raise
-                typed = typed_error(error, stage)
-                if not isinstance(typed, StageUnavailable) or not tries_left:
+                typed = failed(typed_error(error, stage))
+                # Whoever is asked to go has done nothing wrong, and neither has its work.
+                costs_a_try = not isinstance(typed, ReplicaLeaving)
+                if not isinstance(typed, StageUnavailable) or (costs_a_try and not tries_left):
                     raise typed from None
                 _log.warning("Stage %s: %s Trying again.", stage, typed.message)
-            tries_left -= 1
+            tries_left -= costs_a_try
             await asyncio.sleep(_PAUSE_BEFORE_RETRY_S)
 
 
@@ -221,7 +241,7 @@ async def _answer(response: Any) -> Any:
 
 async def _items(
     stream: Any, is_vain: Callable[[], bool]
-) -> AsyncIterator[tuple[StepProgress | Latents, ...]]:
+) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
     """Yield items; while none has come it is asked whether to wait is vain.
 
     Raises:

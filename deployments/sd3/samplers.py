@@ -172,3 +172,6 @@ _STEPS: dict[str, Callable[[Sequence[float], SamplerState, Tensor], SamplerState
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2m_sde": _dpmpp_2m_sde,
 }
+
+HAS_HISTORY = frozenset({"dpmpp_2m", "dpmpp_2m_sde"})
+"""Samplers whose state has `previous` from the first step on."""

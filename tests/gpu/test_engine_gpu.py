@@ -14,7 +14,15 @@ import deployments.builtin
 from deployments.energy import EnergyMeter
 from deployments.engine import Engine
 from deployments.memory_budget import MemoryBudget
-from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp, StepProgress, TextJob
+from deployments.payloads import (
+    DenoiseEvent,
+    DenoiseJob,
+    Latents,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+    TextJob,
+)
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.text import TextEncoders
@@ -41,7 +49,7 @@ TEXTS = (
 )
 SIDE = 32  # latents of 256 x 256 pixels
 WAIT_S = 120
-Event = StepProgress | Latents | BaseException
+Event = DenoiseEvent | BaseException
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

@@ -21,7 +21,15 @@ from deployments.builtin.pico import write_pico
 from deployments.engine import Engine
 from deployments.input_limits import InputLimits
 from deployments.live_request import LiveRequest
-from deployments.payloads import DenoiseJob, Latents, PromptEmbedding, Stamp, StepProgress, TextJob
+from deployments.payloads import (
+    DenoiseEvent,
+    DenoiseJob,
+    Latents,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+    TextJob,
+)
 from deployments.schedule import TokenShape, Work
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.text import TextEncoders
@@ -34,7 +42,7 @@ WAIT_S = 60
 TEXT_LENGTH = 16
 NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
 PROMPTS = ("a red circle", "two blue squares left of a star", "", "green")
-Event = StepProgress | Latents | BaseException
+Event = DenoiseEvent | BaseException
 
 
 @dataclass

@@ -280,6 +280,7 @@ async def test_the_denoiser_makes_room_where_there_are_loras_and_says_what_it_ho
         latents.append(last.latents)
     assert np.abs(latents[0] - latents[1]).max() > 0.05
     assert denoiser.status()["loras"] == {"held": ("styles/s3",), "ranks": 128}
+    assert isinstance(last, Latents)
     assert last.load is not None  # it travels with the work, and routing goes by it
     assert "lora:styles/s3" in last.load.holds
 

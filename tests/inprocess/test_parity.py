@@ -19,6 +19,7 @@ from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.pico import write_pico
 from deployments.engine import Engine
 from deployments.payloads import (
+    DenoiseEvent,
     DenoiseJob,
     Latents,
     PromptEmbedding,
@@ -69,7 +70,7 @@ class Both:
             positive=positive,
             negative=negative if guidance_scale > 1 else None,
         )
-        events: queue.Queue[StepProgress | Latents | BaseException] = queue.Queue()
+        events: queue.Queue[DenoiseEvent | BaseException] = queue.Queue()
         engine = Engine(self.mmdit, max_waiting=1)
         try:
             engine.submit(job, events.put)

@@ -17,7 +17,9 @@ from deployments.denoiser import Denoiser
 from deployments.engine import Engine
 from deployments.engine_load import EngineLoad
 from deployments.payloads import (
+    Checkpoint,
     DenoiseJob,
+    Handover,
     Latents,
     PromptEmbedding,
     Stamp,
@@ -209,6 +211,32 @@ async def test_fast_steps_travel_together_and_none_is_lost(
     assert rest[-1].cool_s is not None
     assert rest[-1].cool_s > 0
     assert "arithmetic" in rest[-1].stamp.precision
+
+
+async def test_of_checkpoints_that_travel_together_the_newest_goes_and_a_handover_ends_the_stream(
+    denoiser: Denoiser,
+):
+    array = LATENTS.latents
+    taken = [
+        Checkpoint(1, n, 40, "euler", "normal", 3.0, 0, array, None, np.zeros(1, np.uint8))
+        for n in (1, 2, 3)
+    ]
+    stream = denoiser.denoise(JOB)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    engine: Any = denoiser._engine
+    engine.tell(StepProgress(1, 40, 0.1))
+    await first
+    for checkpoint in taken:
+        engine.tell(StepProgress(checkpoint.step + 1, 40, 0.1, checkpoint=checkpoint))
+    item = await anext(stream)
+    assert [each.checkpoint for each in item if isinstance(each, StepProgress)] == [
+        None,
+        None,
+        taken[2],
+    ]
+    engine.tell(Handover(taken[2]))
+    assert [item async for item in stream] == [(Handover(taken[2]),)]
 
 
 def test_a_denoiser_whose_engine_has_ended_is_replaced(

@@ -194,14 +194,15 @@ async def test_the_denoiser_starts_again_on_another_replica():
     denoiser = FakeHandle(first, second)
     seen: list[int] = []
     made = await stages(denoiser=denoiser).denoise(JOB, lambda progress: seen.append(progress.step))
-    assert made is LATENTS
+    assert made == replace(LATENTS, moves=1, steps_repeated=1)
     assert seen == [1, 1, 2]
     assert denoiser.responses[0].is_cancelled
 
 
 async def test_a_stream_without_latents_is_not_taken_for_a_picture():
     denoiser = FakeHandle([(StepProgress(1, 2, 0.1),)], [(LATENTS,)])
-    assert await stages(denoiser=denoiser).denoise(JOB, lambda _: None) is LATENTS
+    made = await stages(denoiser=denoiser).denoise(JOB, lambda _: None)
+    assert made.latents is LATENTS.latents
 
 
 async def test_who_starts_again_has_less_time(monkeypatch: pytest.MonkeyPatch):
@@ -247,7 +248,7 @@ async def test_work_goes_to_the_chosen_pool_and_each_try_chooses_again():
     choice = FakeChoice("fast", "slow")
     pools = {"text": {}, "denoise": {"fast": fast, "slow": slow}, "decode": {}}
     made = Stages(pools, choice, retries=1)  # type: ignore[arg-type]
-    assert await made.denoise(JOB, lambda _: None) is LATENTS
+    assert (await made.denoise(JOB, lambda _: None)).latents is LATENTS.latents
     assert len(fast.responses) == len(slow.responses) == 1
     assert choice.pictures == [("slow", JOB, LATENTS)]
 

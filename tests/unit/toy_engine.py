@@ -10,7 +10,15 @@ import torch
 
 from deployments.engine import Engine
 from deployments.live_request import Ticket
-from deployments.payloads import DenoiseJob, Latents, Path, PromptEmbedding, Stamp, StepProgress
+from deployments.payloads import (
+    DenoiseEvent,
+    DenoiseJob,
+    Latents,
+    Path,
+    PromptEmbedding,
+    Stamp,
+    StepProgress,
+)
 from deployments.schedule import TokenShape, Work
 from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import choose_precision
@@ -18,7 +26,7 @@ from deployments.step_costs import StepCosts
 
 WAIT_S = 20
 NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
-Event = StepProgress | Latents | BaseException
+Event = DenoiseEvent | BaseException
 
 
 @dataclass(frozen=True)
