@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.pool_state import Stage
 from serve.checkpoints.fingerprint import fingerprint
-from serve.config import ModelEntry, PoolSettings, Settings
+from serve.config import ModelEntry, ModelSettings, PoolSettings, Settings
 from serve.errors import ConfigurationError
-from serve.model_dir import model_name, resolve_model_dir
+from serve.loras import FOLDER
+from serve.model_dir import lora_roots, model_name, resolve_model_dir
 from serve.models import ModelSpec
 
 SECTIONS: Mapping[Stage, str] = {
@@ -82,6 +84,8 @@ def further_model(service: Settings, entry: ModelEntry) -> ModelFacts:
         for stage in may_be_shared
         if not stated[stage]
         and fingerprint(folder, stage) == fingerprint(resolve_model_dir(service.model), stage)
+        # A LoRA's part for text encoders is found by its name, in the folders of their own model.
+        and (stage != "text" or _lora_folders(entry.model) == _lora_folders(service.model))
     }
     pools = {
         SECTIONS[stage]: service.pools[stage]
@@ -135,6 +139,11 @@ def refuse_taken_pools(facts: ModelFacts, taken: Iterable[str]) -> None:
             value=name,
             allowed="a name of its own for each pool of all models",
         )
+
+
+def _lora_folders(model: ModelSettings) -> list[Path]:
+    folders = (root / FOLDER for root in lora_roots(model))
+    return [folder.resolve() for folder in folders if folder.is_dir()]
 
 
 def like_the_services(service: Settings, stage: Stage, model: str) -> PoolSettings:

@@ -87,6 +87,15 @@ def test_configurations_count_and_notes_in_them_do_not(own: Path, other: Path):
     assert further_model(service_of(own), entry(other)).shared == set()
 
 
+def test_encoders_are_not_shared_with_loras_that_others_do_not_find(own: Path, other: Path):
+    (other / "loras").mkdir()
+    assert further_model(service_of(own), entry(other)).shared == {"decode"}
+    (other / "loras").rmdir()
+    (own / "loras").mkdir()
+    (other / "loras").symlink_to(own / "loras")
+    assert further_model(service_of(own), entry(other)).shared == {"text", "decode"}
+
+
 def test_single_files_of_the_same_parts_are_the_same(tmp_path: Path, own: Path, other: Path):
     folders = []
     for name, model in (("one", own), ("two", other)):
