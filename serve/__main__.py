@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.command_options import Json, ModelsDir
+from serve.command_options import ApiKey, Json, ModelsDir
 from serve.commands.output import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -22,6 +22,7 @@ from serve.commands.output import (
     write_error,
 )
 from serve.errors import InvalidRequest, KelvinError
+from serve.keys_command import keys_app
 from serve.models_command import models_app
 
 _EXAMPLES = """
@@ -54,6 +55,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models_app)
+app.add_typer(keys_app)
 
 
 def _integer(text: str) -> Any:
@@ -148,6 +150,7 @@ def generate(
     url: Annotated[
         str, typer.Option(envvar="KELVIN_URL", help="The server.")
     ] = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
     remake: Annotated[
         Path | None,
         typer.Option("--from", help="Make this picture again; other options change it."),
@@ -250,12 +253,12 @@ def generate(
     from serve.commands.generate import generate as run
 
     options = dict(locals())
-    for name in ("output", "url", "remake", "as_json", "run", "prompt"):
+    for name in ("output", "url", "api_key", "remake", "as_json", "run", "prompt"):
         options.pop(name)
     given = {name: value for name, value in options.items() if value is not None}
     if prompt:
         given["prompt"] = " ".join(prompt)
-    return run(url=url, given=given, output=output, remake=remake, as_json=as_json)
+    return run(url=url, given=given, output=output, remake=remake, as_json=as_json, api_key=api_key)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from serve.client_errors import (
     UnexpectedAnswer,
     error_from_body,
 )
+from serve.keys import is_key, without_keys
 from serve.loopback import is_loopback
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
 
@@ -41,6 +42,7 @@ class KelvinClient:
 
     Args:
         url: Base URL of the server.
+        api_key: Where the server asks for one; it goes there and nowhere else.
         timeout_s: Longest silence accepted on any one answer or progress stream.
         first_pause_s: Pause before a progress stream is opened again; it doubles each time.
 
@@ -53,6 +55,7 @@ class KelvinClient:
         self,
         url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
         timeout_s: float = 300.0,
         first_pause_s: float = _FIRST_PAUSE_S,
     ) -> None:
@@ -61,14 +64,18 @@ class KelvinClient:
             raise errors.InvalidRequest(
                 "The server's URL is not an http URL.",
                 field="url",
-                value=url,
+                value=without_keys(url),
                 allowed=f"e.g. {DEFAULT_URL}",
             )
-        self.url = url.rstrip("/")
+        base = url.rstrip("/")
+        self.url = without_keys(base)
         self._first_pause_s = first_pause_s
         self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         self._http = httpx.Client(
-            base_url=self.url, timeout=self._timeout, trust_env=not is_loopback(url)
+            base_url=base,
+            headers=_authorization(api_key),
+            timeout=self._timeout,
+            trust_env=not is_loopback(url),
         )
 
     def __enter__(self) -> KelvinClient:
@@ -274,6 +281,16 @@ class KelvinClient:
                 value=self.url,
                 allowed="the URL of a Kelvin server",
             )
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {}
+    if not is_key(api_key):
+        raise errors.InvalidRequest(
+            "The API key is none.", field="api_key", allowed="what `kelvin keys create` has shown"
+        )
+    return {"authorization": f"Bearer {api_key}"}
 
 
 def _body(request: GenerateRequest) -> bytes:

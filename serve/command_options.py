@@ -11,3 +11,12 @@ ModelsDir = Annotated[
     str | None,
     typer.Option("--models-dir", help="ComfyUI's models folder, where MODEL is.", metavar="FOLDER"),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="KELVIN_API_KEY",
+        help="Where the server asks for one; better by the variable: ps shows options.",
+        show_default=False,
+    ),
+]

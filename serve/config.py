@@ -26,6 +26,8 @@ from pydantic_settings import (
 )
 
 from cluster.pool_state import Stage
+from serve.access_settings import HttpSettings as HttpSettings
+from serve.access_settings import KeySettings
 from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
 from serve.journal_settings import JournalSettings
@@ -196,15 +198,6 @@ class EmbeddedStoreSettings(Section):
     data_dir: str = Field("kelvin-data", description="folder that survives restarts")
 
 
-class HttpSettings(Section):
-    """Where the front doors listen."""
-
-    host: str = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 is open to all, without a login"
-    )
-    port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port")
-
-
 class TelemetrySettings(Section):
     """OpenTelemetry; off until an endpoint is given."""
 
@@ -254,6 +247,7 @@ class Settings(Section):
     spool: SpoolSettings = SpoolSettings()
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
+    keys: KeySettings = KeySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     routing: RoutingSection = RoutingSection()

@@ -115,11 +115,46 @@ class PayloadTooLarge(KelvinError):
     code = "payload_too_large"
 
 
+class BodyTooSlow(KelvinError):
+    """The request body takes too long to arrive."""
+
+    status = 408
+    code = "body_too_slow"
+
+
 class UnsupportedMediaType(KelvinError):
     """A content type is present and is not JSON."""
 
     status = 415
     code = "unsupported_media_type"
+
+
+class Unauthenticated(KelvinError):
+    """The request needs an API key, and has none or a wrong one."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(KelvinError):
+    """The API key does not allow this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ForeignOrigin(KelvinError):
+    """A browser sends this for a page from elsewhere, or under a name that is not ours."""
+
+    status = 403
+    code = "foreign_origin"
+
+
+class KeyNotFound(KelvinError):
+    """No API key has this id."""
+
+    status = 404
+    code = "key_not_found"
 
 
 class ModelNotFound(InvalidRequest):

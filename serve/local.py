@@ -22,7 +22,9 @@ from ray.serve.api import RunTarget
 from serve.config import Settings
 from serve.embedded_store import EmbeddedStore
 from serve.errors import ConfigurationError, StorageUnavailable
+from serve.exposure import refuse_open_door
 from serve.further_models import ModelFacts, further_models
+from serve.key_store import KEYS_FILE
 from serve.local_ray import joins_cluster, running_ray
 from serve.model_applications import application_of, is_running, model_states
 from serve.model_dir import model_name, resolve_model_dir
@@ -69,6 +71,7 @@ class LocalKelvin:
         try:
             self._choose_port()
             self._start_store()
+            refuse_open_door(self.settings)
             self._further = further_models(self.settings, _own_name(self.settings))
             self._cleanup.enter_context(running_ray(self.settings, self._further))
             self._check_reach_of_store()
@@ -107,7 +110,11 @@ class LocalKelvin:
             self._cleanup.enter_context(store)
             self._embedded = store
             storage = store.storage_settings(self.settings.storage)
-            self.settings = self.settings.model_copy(update={"storage": storage})
+            keys = self.settings.keys
+            if keys.file is None:
+                keys = keys.model_copy(update={"file": str(store.data_dir / KEYS_FILE)})
+            update = {"storage": storage, "keys": keys}
+            self.settings = self.settings.model_copy(update=update)
         if self._embedded is None or self.settings.journal.storage is not None:
             _probe(self.settings)
 

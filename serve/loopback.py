@@ -9,7 +9,14 @@ from urllib.parse import urlsplit
 def is_loopback(url: str | None) -> bool:
     """Return whether a URL's host is this machine; False for None and for what is no URL."""
     try:
-        host = urlsplit(url or "").hostname or ""
+        return is_loopback_host(urlsplit(url or "").hostname or "")
+    except ValueError:
+        return False
+
+
+def is_loopback_host(host: str) -> bool:
+    """Return whether a name or address, without brackets, is this machine."""
+    try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

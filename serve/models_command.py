@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from serve.command_options import Json, ModelsDir
+from serve.command_options import ApiKey, Json, ModelsDir
 
 _MODELS_EXAMPLES = """
 [bold]Examples[/]
@@ -33,11 +33,13 @@ Url = Annotated[str, typer.Option(envvar="KELVIN_URL", help="The server.")]
 
 
 @models_app.command("list")
-def models_list(url: Url = "http://127.0.0.1:8000", as_json: Json = False) -> int:
+def models_list(
+    url: Url = "http://127.0.0.1:8000", api_key: ApiKey = None, as_json: Json = False
+) -> int:
     """Show every model: its name, whether it takes requests, its defaults."""
     from serve.commands.models import list_models
 
-    return list_models(url, as_json=as_json)
+    return list_models(url, as_json=as_json, api_key=api_key)
 
 
 @models_app.command("load")

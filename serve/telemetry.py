@@ -62,11 +62,10 @@ def span_processors() -> list[SpanProcessor]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    return [
-        BatchSpanProcessor(
-            OTLPSpanExporter(timeout=_SEND_TIMEOUT_S), schedule_delay_millis=_SEND_EVERY_MS
-        )
-    ]
+    from serve.trace_redaction import WithoutKeys
+
+    exporter = WithoutKeys(OTLPSpanExporter(timeout=_SEND_TIMEOUT_S))
+    return [BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS)]
 
 
 @contextmanager

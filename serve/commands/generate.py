@@ -27,6 +27,7 @@ def generate(
     output: Path | None,
     remake: Path | None,
     as_json: bool,
+    api_key: str | None = None,
 ) -> int:
     """Make pictures and save them; print their paths, or one JSON object.
 
@@ -36,6 +37,7 @@ def generate(
         output: File to write, replacing it; named after the job if None.
         remake: A picture made by Kelvin whose request is sent again, under `given`.
         as_json: Print one JSON object on stdout instead of paths.
+        api_key: Where the server asks for one.
 
     Raises:
         KelvinError: Bad input, no server, or a failed job.
@@ -43,7 +45,7 @@ def generate(
     from serve.client import KelvinClient
 
     request = request_from(given, output=output, remake=remake)
-    with KelvinClient(url) as client:
+    with KelvinClient(url, api_key=api_key) as client:
         with progress_bar() as show:
             previews = PreviewFiles(output, request.num_images)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cluster.pool_state import Stage
 
 
-def list_models(url: str, *, as_json: bool) -> int:
+def list_models(url: str, *, as_json: bool, api_key: str | None = None) -> int:
     """Show every model of the service at a URL.
 
     Raises:
@@ -30,7 +30,7 @@ def list_models(url: str, *, as_json: bool) -> int:
     """
     from serve.client import KelvinClient
 
-    with KelvinClient(url) as client:
+    with KelvinClient(url, api_key=api_key) as client:
         models = client.models()
     if as_json:
         write_json({"models": models})

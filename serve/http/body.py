@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from email.message import Message
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from serve.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
+# Whoever sends a byte now and then would hold one of the Pipeline's places for ever.
+_ARRIVES_WITHIN_S = 30.0
 _JSON = "application/json, or no content type at all"
 
 
@@ -23,6 +26,7 @@ async def read_json(request: Request, largest_bytes: int) -> Any:
     Raises:
         UnsupportedMediaType: A content type is present and is not JSON in UTF-8.
         PayloadTooLarge: More than `largest_bytes`.
+        BodyTooSlow: It takes too long to arrive.
         InvalidRequest: Not UTF-8, or not JSON.
     """
     _check_content_type(request.headers.get("content-type"))
@@ -78,10 +82,18 @@ async def _read(request: Request, largest_bytes: int) -> bytes:
         raise _too_large(int(announced[:20]), largest_bytes)
     data = bytearray()
     try:
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > largest_bytes:
-                raise _too_large(len(data), largest_bytes)
+        async with asyncio.timeout(_ARRIVES_WITHIN_S):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > largest_bytes:
+                    raise _too_large(len(data), largest_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(
+            "The body did not arrive in time.",
+            field="body",
+            value=len(data),
+            allowed=f"all of it within {_ARRIVES_WITHIN_S:g} seconds",
+        ) from None
     except ClientDisconnect:
         raise InvalidRequest("The body ended early.", field="body") from None
     return bytes(data)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve.errors import KelvinError, Overloaded
+from serve.keys import without_keys
 
 _log = logging.getLogger("ray.serve")
 
@@ -41,7 +42,7 @@ def error_response(error: KelvinError) -> JSONResponse:
     headers: dict[str, str] = {}
     if error.status == 503 or isinstance(error, Overloaded):
         headers["Retry-After"] = str(_RETRY_AFTER_S)
-    if error.status == 413:
+    if error.status in (408, 413):
         # What is left of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
@@ -59,7 +60,7 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
         allow = (getattr(error, "headers", None) or {}).get("Allow", "")
         response = error_response(
             MethodNotAllowed(
-                f"{request.url.path} does not take {request.method}.",
+                f"{without_keys(request.url.path)} does not take {request.method}.",
                 field="method",
                 value=request.method,
                 allowed=allow or "see /openapi.json",
@@ -73,7 +74,7 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
             RouteNotFound(
                 "There is no such route.",
                 field="path",
-                value=request.url.path,
+                value=without_keys(request.url.path),
                 allowed="see /openapi.json",
             )
         )
@@ -83,5 +84,6 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    path = without_keys(request.url.path)
+    _log.error("%s %s failed", request.method, path, exc_info=error)
     return error_response(KelvinError("Internal error; the server's log has the details."))

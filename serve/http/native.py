@@ -11,8 +11,11 @@ from pydantic import BaseModel
 from serve.errors import InvalidRequest
 from serve.http.body import read_json
 from serve.http.errors import install_error_handlers
+from serve.http.gate import Gate, is_known
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.server_sent_events import event_response
+from serve.key_ring import KeyRing
+from serve.key_store import key_store
 from serve.requests import GenerateRequest, GenerateResult, JobRecord
 
 if TYPE_CHECKING:
@@ -63,6 +66,9 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
     )
     install_error_handlers(app)
+    app.add_middleware(
+        Gate, http=pipeline.settings.http, keys=KeyRing(key_store(pipeline.settings))
+    )
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
     async def read_request(request: Request) -> GenerateRequest:
@@ -130,10 +136,11 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/readyz", responses={503: {"description": "a stage or the store does not answer"}})
-    async def readyz() -> JSONResponse:
+    async def readyz(request: Request) -> JSONResponse:
         """Answer 200 when a job sent now would be taken, else 503 and what is missing."""
         found = await pipeline.ready()
-        return JSONResponse(found, status_code=200 if found["ready"] else 503)
+        told = found if is_known(request) else {"ready": found["ready"]}
+        return JSONResponse(told, status_code=200 if found["ready"] else 503)
 
     return app
 

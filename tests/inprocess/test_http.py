@@ -42,7 +42,7 @@ class StandIn:
 
 def client(pipeline: StandIn) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(build_app(pipeline), raise_app_exceptions=False)  # type: ignore[arg-type]
-    return httpx.AsyncClient(transport=transport, base_url="http://kelvin")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), StageUnavailable("gone")])
@@ -154,6 +154,29 @@ async def test_reading_stops_once_too_much_has_come():
         await read_json(request, 1000)
     assert caught.value.field == "body"
     assert chunks_taken == 11
+
+
+async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serve.http.body._ARRIVES_WITHIN_S", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async with client(StandIn()) as http:
+        answer = await http.post("/v1/generate", content=trickle())
+    assert answer.status_code == 408
+    assert answer.json()["error"]["code"] == "body_too_slow"
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '{"prompt": ['])
+async def test_json_nested_too_deeply_is_refused(opening: str):
+    async with client(StandIn()) as http:
+        answer = await http.post("/v1/generate", content=opening * 50_000)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_request"
 
 
 async def test_silence_is_filled_with_heartbeats():

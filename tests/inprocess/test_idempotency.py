@@ -48,7 +48,7 @@ def other(stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyP
 
 def client(pipeline: Pipeline) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(build_app(pipeline))
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 async def test_all_who_send_one_key_at_once_get_one_job(

@@ -84,7 +84,7 @@ async def test_a_running_job_is_cancelled_and_deleted(
     following = asyncio.create_task(follow(pipeline, job_id))
     await stages.at_gate.wait()
     transport = httpx.ASGITransport(build_app(pipeline))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         for wrong in ("yes", "", "1"):
             answer = await http.delete(f"/v1/jobs/{job_id}", params={"purge": wrong})
             assert (answer.status_code, answer.json()["error"]["field"]) == (400, "purge")

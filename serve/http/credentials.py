@@ -1,0 +1,76 @@
+"""The API key of a request: where clients may put it, and how it is taken out.
+
+Each source is a function of the ASGI scope. What the scope says afterwards holds no key in its
+path, so nothing that comes later, logs included, can write one down.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any, Final
+
+from serve.keys import is_key
+
+_PATH_PREFIX = "/k/"
+
+Scope = dict[str, Any]
+
+
+def presented_key(scope: Scope) -> str | None:
+    """Return the key that a request shows, "" being a wrong one; None: it shows none.
+
+    Args:
+        scope: Of the request; a key in its path is taken out of it.
+    """
+    shown = [key for source in _SOURCES if (key := source(scope)) is not None]
+    return shown[0] if shown else None
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a header's value, several joined by a comma; None: there is none.
+
+    Args:
+        scope: Of the request.
+        name: Of the header, in lower case.
+    """
+    values = [value for key, value in scope["headers"] if key.lower() == name]
+    return b",".join(values).decode("latin-1") if values else None
+
+
+def _of_path(scope: Scope) -> str | None:
+    """Take `/k/{key}` from the path, for clients that can set a URL but no header."""
+    root = scope.get("root_path", "")
+    path = scope["path"]
+    inner = path[len(root) :] if path.startswith(root) else path
+    if not inner.startswith(_PATH_PREFIX):
+        return None
+    key, slash, rest = inner.removeprefix(_PATH_PREFIX).partition("/")
+    scope["path"] = f"{root}/{rest}"
+    if scope.get("raw_path") is not None:
+        raw: bytes = scope["raw_path"]
+        _, _, behind = raw[raw.find(_PATH_PREFIX.encode()) + len(_PATH_PREFIX) :].partition(b"/")
+        scope["raw_path"] = root.encode() + b"/" + behind
+    return key if is_key(key) and slash else ""
+
+
+def _of_authorization(scope: Scope) -> str | None:
+    """Return a Bearer token or a Basic password, RFC 6750 and 7617; user names do not matter."""
+    value = header(scope, b"authorization")
+    if value is None:
+        return None
+    scheme, _, credentials = value.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() == "basic":
+        try:
+            _, _, password = base64.b64decode(credentials, validate=True).partition(b":")
+            return password.decode("ascii")
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+# All are asked, so that each takes its key out; of several the first counts.
+_SOURCES: Final[tuple[Callable[[Scope], str | None], ...]] = (_of_path, _of_authorization)

@@ -1,0 +1,158 @@
+"""The one gate in front of every door: who comes in, and as whom.
+
+It wraps the whole ASGI app, so a door added later is behind it without doing anything. Doors learn
+who asks from `caller_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from starlette.requests import HTTPConnection
+
+from serve.access_settings import HttpSettings
+from serve.errors import Forbidden, KelvinError, Unauthenticated
+from serve.http.credentials import Scope, header, presented_key
+from serve.http.errors import error_response
+from serve.http.origin import refuse_foreign_host, refuse_foreign_page
+from serve.key_ring import KeyRing
+from serve.loopback import is_loopback_host
+from serve.tenants import TRUSTED, Caller, Role
+
+_CALLER = "kelvin.caller"
+
+PUBLIC: Final = frozenset({"/healthz", "/readyz"})
+"""What probes ask; to who shows no key `/readyz` says yes or no and no more."""
+ADMIN: Final = frozenset({"/v1/status"})
+"""What tells of other tenants or of the machines."""
+_READING = ("GET", "HEAD")
+
+# Set by proxies: who sends them is not on this machine, wherever the connection comes from.
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"via")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Receive, Send], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+        app: What is behind it.
+        http: Where the service listens, and who needs no key.
+        keys: The API keys.
+    """
+
+    def __init__(self, app: App, http: HttpSettings, keys: KeyRing) -> None:
+        self._app = app
+        self._http = http
+        self._keys = keys
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Let a request in with its caller, or answer it with a typed error."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        scope = dict(scope)
+        try:
+            scope[_CALLER] = await self._caller(scope)
+        except KelvinError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _caller(self, scope: Scope) -> Caller | None:
+        key = presented_key(scope)
+        refuse_foreign_page(scope, self._http.allowed_hosts)
+        if key is not None:
+            record = await self._keys.find(key)
+            if record is None:
+                raise _unauthenticated("The API key is wrong or was revoked.")
+            _check_role(record.caller, scope)
+            return record.caller
+        if self._needs_no_key(scope):
+            loopback = not self._http.open_to_all
+            refuse_foreign_host(scope, self._http.allowed_hosts, loopback=loopback)
+            return TRUSTED
+        if _path(scope) in PUBLIC:
+            return None
+        raise _unauthenticated("An API key is needed.")
+
+    def _needs_no_key(self, scope: Scope) -> bool:
+        if self._http.open_to_all:
+            return True
+        # Serve may listen elsewhere than these settings say: each connection is looked at.
+        ends = (scope.get("server"), scope.get("client"))
+        return (
+            is_loopback_host(self._http.host)
+            and all(end is not None and is_loopback_host(end[0] or "") for end in ends)
+            and all(header(scope, name) is None for name in _FORWARDED)
+        )
+
+    async def _refuse(self, error: KelvinError, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            return
+        response = error_response(error)
+        if error.status == Unauthenticated.status:
+            response.headers.append("WWW-Authenticate", 'Bearer realm="kelvin"')
+            response.headers.append("WWW-Authenticate", 'Basic realm="kelvin", charset="UTF-8"')
+        await response(scope, receive, send)
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Return who asks.
+
+    Raises:
+        Unauthenticated: Nobody said; so are all who do not come through the gate.
+    """
+    caller: Caller | None = connection.scope.get(_CALLER)
+    if caller is None:
+        raise _unauthenticated("An API key is needed.")
+    return caller
+
+
+def is_known(connection: HTTPConnection) -> bool:
+    """Return whether who asks has shown a key or needs none."""
+    return connection.scope.get(_CALLER) is not None
+
+
+def needed_role(method: str, path: str) -> Role | None:
+    """Return the role that a route takes; None: any key will do.
+
+    Args:
+        method: In capitals.
+        path: Without a key.
+    """
+    if path in ADMIN:
+        return "admin"
+    return None if method in _READING else "generate"
+
+
+def _check_role(caller: Caller, scope: Scope) -> None:
+    role = needed_role(scope.get("method", ""), _path(scope))
+    if role is not None and role not in caller.roles:
+        raise Forbidden(
+            f"This takes an API key with the role {role}.",
+            field="role",
+            value=", ".join(sorted(caller.roles)),
+            allowed=role,
+        )
+
+
+def _path(scope: Scope) -> str:
+    root = scope.get("root_path", "")
+    path: str = scope["path"]
+    return path.removeprefix(root) or "/"
+
+
+def _unauthenticated(message: str) -> Unauthenticated:
+    return Unauthenticated(
+        message,
+        field="authorization",
+        allowed="Authorization: Bearer KEY, the password of Basic, or the path /k/KEY/...; "
+        "`kelvin keys create` makes keys",
+    )

@@ -1,0 +1,292 @@
+"""Nobody comes in who should not: every route of the app, tried with every wrong key."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import Route
+
+from serve import key_ring
+from serve.config import StorageSettings, load_settings
+from serve.http.gate import PUBLIC, needed_role
+from serve.http.native import build_app
+from serve.job_ids import new_job_id
+from serve.key_store import FileKeys
+from serve.keys import KeyRecord, new_key
+from serve.pipeline import Pipeline
+from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+
+JOB = {"prompt": "a", "seed": 5}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> FileKeys:
+    return FileKeys(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def pipeline(
+    keys: FileKeys, tmp_path: Path, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> Pipeline:
+    """One that listens to others, so that everybody needs a key."""
+    monkeypatch.setattr(key_ring, "REVOKED_WITHIN_S", 0.0)
+    monkeypatch.setattr(key_ring, "_NEW_WITHIN_S", 0.0)
+    return with_http(storage, monkeypatch, tmp_path, host="0.0.0.0")
+
+
+def with_http(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, folder: Path, **http: Any
+) -> Pipeline:
+    settings = load_settings(overrides={"http": http, "keys": {"file": str(folder / "keys.json")}})
+    sections: dict[str, Any] = {"http": settings.http, "keys": settings.keys}
+    return new_pipeline(StandIn(), storage, monkeypatch, **sections)
+
+
+async def made(keys: FileKeys, tenant: str = "acme", *roles: Any) -> tuple[str, KeyRecord]:
+    key, record = new_key(tenant, roles or ("generate",))
+    await keys.add(record)
+    return key, record
+
+
+def client(
+    app: FastAPI, key: str | None = None, peer: str = "10.1.2.3", base: str = "http://10.0.0.1"
+) -> httpx.AsyncClient:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(peer, 5))
+    return httpx.AsyncClient(transport=transport, base_url=base, headers=headers)
+
+
+def calls(app: FastAPI, job_id: str) -> Iterator[tuple[str, str]]:
+    """Yield (method, path) of all that the app has; one of a kind unknown here fails."""
+    for route in app.routes:
+        assert isinstance(route, APIRoute | Route), f"{route}: say here how it is called"
+        for method in route.methods or ():
+            path = route.path.replace("{job_id}", job_id)
+            assert "{" not in path, f"{path}: say here what stands in its place"
+            yield method, path
+
+
+def is_refusal(answer: httpx.Response, status: int) -> bool:
+    if answer.request.method == "HEAD":
+        return answer.status_code == status
+    error = answer.json()["error"]
+    return answer.status_code == status and set(error) == {
+        "type",
+        "code",
+        "message",
+        "field",
+        "value",
+        "allowed",
+    }
+
+
+async def test_every_route_needs_a_key_that_counts(pipeline: Pipeline, keys: FileKeys):
+    app = build_app(pipeline)
+    good, _ = await made(keys)
+    revoked, record = await made(keys)
+    async with client(app, revoked) as http:
+        assert (await http.get("/v1/models")).status_code == 200
+    await keys.remove(record.digest)
+    wrong = [None, "", "guess", new_key("acme", ("admin",))[0], good[:-1], good.upper(), revoked]
+    tried = 0
+    for method, path in calls(app, new_job_id()):
+        for key in wrong:
+            async with client(app, key) as http:
+                answer = await http.request(method, path, json=JOB)
+                through_path = await http.request(method, f"/k/{key}{path}", json=JOB)
+                basic = await http.request(method, path, auth=("kelvin", key or ""), json=JOB)
+            if key is None and path in PUBLIC:
+                assert answer.status_code in (200, 503)
+                assert set(answer.json()) <= {"status", "ready"}
+            else:
+                assert is_refusal(answer, 401), (method, path, key)
+                assert len(answer.headers.get_list("www-authenticate")) == 2
+            assert is_refusal(through_path, 401), (method, path, key)
+            assert is_refusal(basic, 401), (method, path, key)
+            tried += 1
+    assert tried >= 70
+    assert not pipeline._live
+
+
+async def test_what_tells_of_the_whole_service_is_for_admins(pipeline: Pipeline, keys: FileKeys):
+    app = build_app(pipeline)
+    generates, administers = await made(keys), await made(keys, "acme", "admin")
+    job_id = new_job_id()
+    for method, path in calls(app, job_id):
+        role = needed_role(method, path)
+        for (key, _), has in ((generates, "generate"), (administers, "admin")):
+            async with client(app, key) as http:
+                answer = await http.request(method, path, content=b"{")
+            if role not in (None, has):
+                assert is_refusal(answer, 403), (method, path, has)
+            else:
+                assert answer.status_code not in (401, 403, 500), (method, path, has)
+    assert needed_role("GET", "/v1/status") == "admin"
+
+
+async def test_a_key_is_taken_wherever_a_client_can_put_it(pipeline: Pipeline, keys: FileKeys):
+    app = build_app(pipeline)
+    key, _ = await made(keys)
+    async with client(app) as http:
+        for answer in (
+            await http.get("/v1/models", headers={"authorization": f"Bearer {key}"}),
+            await http.get("/v1/models", headers={"authorization": f"bearer  {key} "}),
+            await http.get("/v1/models", auth=("anybody", key)),
+            await http.get(f"/k/{key}/v1/models"),
+        ):
+            assert answer.status_code == 200
+        posted = await http.post(f"/k/{key}/v1/generate", json=JOB)
+        assert posted.status_code == 200
+        no_slash = await http.get(f"/k/{key}")
+        assert is_refusal(no_slash, 401)
+        bad = base64.b64encode(b"\xff:\xfe").decode()
+        assert is_refusal(
+            await http.get("/v1/models", headers={"authorization": f"Basic {bad}"}), 401
+        )
+
+
+async def test_a_key_in_the_path_is_written_down_nowhere(
+    pipeline: Pipeline,
+    keys: FileKeys,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def broken() -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(pipeline, "models", broken)
+    app = build_app(pipeline)
+    key, _ = await made(keys)
+    said: list[str] = []
+    with caplog.at_level(logging.DEBUG):
+        async with client(app) as http:
+            for path in ("/v1/models", "/v1/nothing", "/v1/generate", f"/K/{key}/x", "/v1/jobs/"):
+                answer = await http.get(f"/k/{key}{path}")
+                said += [answer.text, str(answer.headers)]
+                said += [(await http.get(f"//k/{key}{path}")).text]
+    # httpx, the client of this test, says what it was asked for.
+    said += [record.getMessage() for record in caplog.records if record.name != "httpx"]
+    assert any("failed" in text for text in said)
+    assert key[10:30] not in "\n".join(said)
+
+
+FOREIGN: list[dict[str, str]] = [
+    {"origin": "https://evil.example"},
+    {"origin": "http://127.0.0.1:9000"},
+    {"origin": "https://127.0.0.1:8443"},
+    {"origin": "http://127.0.0.1@evil.example"},
+    {"origin": "http://127.0.0.1.evil.example"},
+    {"origin": "null"},
+    {"origin": ""},
+    {"origin": "http://127.0.0.1, http://evil.example"},
+    {"sec-fetch-site": "cross-site"},
+    {"host": "evil.example", "origin": "http://evil.example"},  # DNS rebinding
+    {"host": "evil.example"},
+    {"host": "evil.example:80"},
+    {"host": "127.0.0.1.evil.example"},
+    {"host": "192.168.1.7"},
+    {"host": ""},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+async def test_a_web_page_elsewhere_cannot_post_to_loopback(
+    headers: dict[str, str],
+    storage: StorageSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pipeline = with_http(storage, monkeypatch, tmp_path)
+    app = build_app(pipeline)
+    async with client(app, peer="127.0.0.1", base="http://127.0.0.1") as http:
+        for method, path in calls(app, new_job_id()):
+            if method in ("POST", "DELETE"):
+                answer = await http.request(method, path, json=JOB, headers=headers)
+                assert is_refusal(answer, 403), (method, path)
+                assert answer.json()["error"]["code"] == "foreign_origin"
+    assert not pipeline._live
+
+
+async def test_loopback_needs_no_key(
+    storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    app = build_app(with_http(storage, monkeypatch, tmp_path))
+    own: list[tuple[str, dict[str, str]]] = [
+        ("http://127.0.0.1", {}),
+        ("http://localhost:8000", {"origin": "http://localhost:8000"}),
+        ("http://[::1]:8000", {"origin": "http://[::1]:8000", "sec-fetch-site": "same-origin"}),
+    ]
+    for base, headers in own:
+        async with client(app, peer="::1", base=base) as http:
+            assert (await http.post("/v1/jobs", json=JOB, headers=headers)).status_code == 202
+            assert (await http.get("/v1/status")).status_code == 200
+    forwarded = [{"x-forwarded-for": "9.9.9.9"}, {"forwarded": "for=9.9.9.9"}, {"via": "1.1 x"}]
+    async with client(app, peer="127.0.0.1", base="http://127.0.0.1") as http:
+        for headers in forwarded:
+            assert is_refusal(await http.get("/v1/models", headers=headers), 401)
+    async with client(app, peer="10.0.0.9", base="http://127.0.0.1") as http:
+        assert is_refusal(await http.get("/v1/models"), 401)
+    async with client(app, peer="127.0.0.1", base="http://10.0.0.1") as http:
+        assert is_refusal(await http.get("/v1/models"), 401)
+
+
+async def test_open_to_all_is_open_but_not_to_pages_elsewhere(
+    storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    app = build_app(
+        with_http(
+            storage,
+            monkeypatch,
+            tmp_path,
+            host="0.0.0.0",
+            open_to_all=True,
+            allowed_hosts=["Kelvin.example"],
+        )
+    )
+    async with client(app) as http:
+        for host in ("10.0.0.1:8000", "kelvin", "kelvin.example", "[fe80::1]:8000"):
+            answer = await http.post("/v1/generate", json=JOB, headers={"host": host})
+            assert answer.status_code == 200, host
+        for headers in (
+            {"host": "evil.example"},
+            {"origin": "https://evil.example"},
+            {"sec-fetch-site": "cross-site"},
+        ):
+            assert is_refusal(await http.post("/v1/jobs", json=JOB, headers=headers), 403)
+        behind_a_proxy = {"host": "10.0.0.1", "origin": "https://kelvin.example"}
+        answer = await http.post("/v1/generate", json=JOB, headers=behind_a_proxy)
+        assert answer.status_code == 200
+
+
+async def test_a_browser_with_a_key_is_bound_to_its_own_page(pipeline: Pipeline, keys: FileKeys):
+    app = build_app(pipeline)
+    key, _ = await made(keys)
+    async with client(app) as http:
+        own = {"host": "kelvin.example", "origin": "https://kelvin.example"}
+        answer = await http.post("/v1/jobs", json=JOB, headers=own, auth=("x", key))
+        assert answer.status_code == 202
+        foreign = {"host": "kelvin.example", "origin": "https://evil.example"}
+        answer = await http.post("/v1/jobs", json=JOB, headers=foreign, auth=("x", key))
+        assert is_refusal(answer, 403)
+
+
+async def test_a_socket_without_a_key_is_closed_before_it_opens(pipeline: Pipeline):
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "client": ("9.9.9.9", 1)}
+    await build_app(pipeline)(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
