@@ -1,9 +1,10 @@
 """Decoding compiled for the sizes that are usual, before the first request.
 
 `torch.compile` joins group norms, activations and copies between convolutions, which takes an H100
-from 90 ms to 38 at 1024x1024 (`loadtest.decode_bench`). It takes half a minute a size, so it happens at start-up; a size that was
-not prepared is decoded as ever, and nothing compiles while a request waits. Every prepared size is
-compared with plain decoding and timed against it, and kept only if it is right and quicker.
+from 90 ms to 38 at 1024x1024 (`loadtest.decode_bench`). It takes half a minute a size, so it
+happens at start-up; a size that was not prepared is decoded as ever, and nothing compiles while a
+request waits. Every prepared size is compared with plain decoding and timed against it, and kept
+only if it is right and quicker.
 """
 
 from __future__ import annotations
