@@ -36,6 +36,7 @@ class World:
     """The store, the Kelvin on it, and a client."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.store = EmbeddedStore(folder / "store", "pictures")
         self.store.start()
         self.kelvin: LocalKelvin | None = None
@@ -61,6 +62,7 @@ class World:
                 # Short, for tests wait for it; long enough for processes that get no processor.
                 "journal": {"lease_s": 6.0},
                 "spool": {"directory": str(self.store.data_dir.parent / "spool")},
+                "lora": {"s3_prefix": "loras/", "cache_dir": str(self.folder / "loras")},
                 **overrides,
             }
         )
