@@ -13,6 +13,7 @@ from serve.jobs import JobJournal
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModels
+from serve.tenants import checked_tenant
 from serve.uploads import Uploads
 
 
@@ -61,28 +62,33 @@ class Acceptance:
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
 
-    async def accept(self, request: GenerateRequest) -> RunningJob | str:
+    async def accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
         """Write a job down, to be started now; or return the id of the one that its key stands for.
+
+        Args:
+            request: As it was sent.
+            tenant: Who sent it.
 
         Raises:
             KelvinError: It is not accepted.
         """
-        known = await self._idempotency.find(request)
+        known = await self._idempotency.find(request, checked_tenant(tenant))
         if known is not None and await self._is_on_record(known.job_id):
             return known.job_id
         resolved = await self.admit(request.model_copy(update={"idempotency_key": None}))
         job_id = new_job_id()
         if request.idempotency_key is not None:
-            known = await self._idempotency.remember(request, job_id, resolved.seed or 0)
+            seed = resolved.seed or 0
+            known = await self._idempotency.remember(request, job_id, seed, tenant)
             if await self._is_on_record(known.job_id):
                 return known.job_id
             job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
         if job_id in self._live:
             return job_id  # the same key, sent twice at the same time
-        job = RunningJob(job_id, resolved)
+        job = RunningJob(job_id, resolved, tenant=tenant)
         self._live[job_id] = job  # before it is on record, or it would be taken for an orphan
         try:
-            is_new = await self._journal.accept(job_id, resolved, await self._owner())
+            is_new = await self._journal.accept(job_id, resolved, await self._owner(), tenant)
         except JobConflict:
             # The same key, resolved by another Pipeline with other defaults, a moment earlier.
             is_new = False

@@ -64,7 +64,7 @@ class Adoption:
             raise Overloaded("As many orphans as may be are under way.")
         return await self._admit(request, _SHARE_OF_ROOM)
 
-    def adopt(self, job_id: str, resolved: GenerateRequest) -> None:
-        """Start an orphan."""
+    def adopt(self, job_id: str, resolved: GenerateRequest, tenant: str) -> None:
+        """Start an orphan of a tenant."""
         self._adopted.add(job_id)
-        self._start(RunningJob(job_id, resolved, accepted_seconds_ago(job_id)))
+        self._start(RunningJob(job_id, resolved, accepted_seconds_ago(job_id), tenant))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from serve.client_errors import error_from_body
 from serve.custody import Custody
@@ -89,7 +89,7 @@ class Endings:
             _log.exception("Job %s failed in a way nobody foresaw.", job.id)
             ended = _failed(job, KelvinError(_UNFORESEEN))
         else:
-            ended = JobRecord(id=job.id, status="succeeded", request=job.request, result=result)
+            ended = _record(job, status="succeeded", result=result)
         return await self._answered(job, lambda job: self._published(job, ended))
 
     async def _published(self, job: RunningJob, ended: JobRecord) -> JobRecord:
@@ -144,7 +144,11 @@ class Endings:
 
 def _failed(job: RunningJob, error: KelvinError) -> JobRecord:
     job.error = error
-    return JobRecord(id=job.id, status="failed", request=job.request, error=error.body())
+    return _record(job, status="failed", error=error.body())
+
+
+def _record(job: RunningJob, **ended: Any) -> JobRecord:
+    return JobRecord(id=job.id, tenant=job.tenant, request=job.request, **ended)
 
 
 async def outcome(events: AsyncIterator[JobEvent]) -> GenerateResult:

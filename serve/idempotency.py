@@ -1,7 +1,7 @@
 """Idempotency keys: who sends the same request twice under one key gets one job.
 
-    idempotency/{sha256 of the key}.json    put if absent: the job's id, its seed and a digest of
-                                            what was asked
+    idempotency/{sha256 of tenant and key}.json    put if absent: the job's id, its seed and a
+                                                   digest of what was asked
 
 It is written before the job is, so that two who send at the same time, to two Pipelines, agree on
 the id; who finds a key without its job accepts the job under that id. Of keys only digests are
@@ -18,6 +18,7 @@ from serve.errors import IdempotencyConflict, RecordUnreadable
 from serve.job_ids import is_job_id
 from serve.record_store import RecordStore
 from serve.requests import LARGEST_SEED, GenerateRequest
+from serve.tenants import DEFAULT_TENANT
 
 _JSON = "application/json"
 
@@ -39,7 +40,9 @@ class Idempotency:
     def __init__(self, store: RecordStore) -> None:
         self._store = store
 
-    async def find(self, request: GenerateRequest) -> Remembered | None:
+    async def find(
+        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+    ) -> Remembered | None:
         """Return what a request's key stands for; None: it has none, or a new one.
 
         Raises:
@@ -48,7 +51,7 @@ class Idempotency:
         """
         if request.idempotency_key is None:
             return None
-        key = _key(request.idempotency_key)
+        key = _key(request.idempotency_key, tenant)
         data = await self._store.get(key)
         if data is None:
             return None
@@ -62,13 +65,16 @@ class Idempotency:
             )
         return found
 
-    async def remember(self, request: GenerateRequest, job_id: str, seed: int) -> Remembered:
+    async def remember(
+        self, request: GenerateRequest, job_id: str, seed: int, tenant: str = DEFAULT_TENANT
+    ) -> Remembered:
         """Let a request's key stand for a job, unless it stands for one already.
 
         Args:
             request: As it was sent, with its key.
             job_id: For it, if it is new.
             seed: Drawn for it, if it is new.
+            tenant: Whose keys are meant: others' mean other jobs.
 
         Returns:
             What the key stands for now and for ever.
@@ -79,10 +85,10 @@ class Idempotency:
         mine = Remembered(job_id, seed)
         body = {"id": job_id, "seed": seed, "request_sha256": _digest(request)}
         data = json.dumps(body).encode()
-        key = _key(request.idempotency_key or "")
+        key = _key(request.idempotency_key or "", tenant)
         if await self._store.put(key, data, _JSON, if_absent=True):
             return mine
-        return await self.find(request) or mine
+        return await self.find(request, tenant) or mine
 
     def _parsed(self, data: bytes, key: str) -> tuple[Remembered, str]:
         try:
@@ -100,8 +106,10 @@ class Idempotency:
         )
 
 
-def _key(idempotency_key: str) -> str:
-    return f"idempotency/{hashlib.sha256(idempotency_key.encode()).hexdigest()}.json"
+def _key(idempotency_key: str, tenant: str) -> str:
+    # Keys are printable, so no key of one tenant is another's.
+    whose = "" if tenant == DEFAULT_TENANT else f"{tenant}\0"
+    return f"idempotency/{hashlib.sha256(f'{whose}{idempotency_key}'.encode()).hexdigest()}.json"
 
 
 def _digest(request: GenerateRequest) -> str:

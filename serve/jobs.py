@@ -7,7 +7,8 @@ Keys, relative to the store's prefix:
     jobs/{id}/attempts/{n}.json     who took it over; `serve.claims`
     jobs/{id}/cancel.json           somebody wants it cancelled
     jobs/{id}/result.json           how it ended; put if absent: the one moment of truth
-    images/{id}/{index}-{sha256}.{ext}   a late loser cannot overwrite what a winner published
+    images/{id}/{index}-{sha256}.{ext}   a late loser cannot overwrite what a winner published;
+    images/{tenant}/{id}/...             those of a tenant other than the default one
     pending/{shard}/{id}            accepted and not ended: what a restart must look at, and who
                                     accepted it
     leases/{pipeline}.json          which Pipelines live; `serve.leases`
@@ -29,6 +30,7 @@ from serve.record_store import RecordStore
 from serve.removal import DELETED
 from serve.requests import GenerateRequest, JobRecord
 from serve.storage import ObjectStore
+from serve.tenants import DEFAULT_TENANT, pictures_prefix
 
 _JSON = "application/json"
 _EMPTY = b"{}\n"
@@ -51,13 +53,20 @@ class JobJournal:
         self._pictures = pictures
         self._is_durable = isinstance(store, ObjectStore)
 
-    async def accept(self, job_id: str, request: GenerateRequest, owner: str | None = None) -> bool:
+    async def accept(
+        self,
+        job_id: str,
+        request: GenerateRequest,
+        owner: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> bool:
         """Write a job down; once this returns, no crash loses it.
 
         Args:
             job_id: From `serve.job_ids.new_job_id`.
             request: Fully resolved, with its seed: a takeover must make the same pictures.
             owner: Lease of the Pipeline that accepts it; None: whoever finds it may take it.
+            tenant: Whose it is.
 
         Returns:
             True if the job is this owner's to do, False if it was accepted before.
@@ -67,13 +76,17 @@ class JobJournal:
             StorageUnavailable: The job is not accepted.
         """
         record = JobRecord(
-            id=checked(job_id), status="pending", request=request, durable=self._is_durable
+            id=checked(job_id),
+            tenant=tenant,
+            status="pending",
+            request=request,
+            durable=self._is_durable,
         )
         data = record.model_dump_json().encode()
         is_known = not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True)
         if is_known:
             known = await self._load(_request_key(job_id))
-            if known is None or known.request != request:
+            if known is None or (known.request, known.tenant) != (request, tenant):
                 raise JobConflict("This job id is taken.", field="id", value=job_id)
         # After the request: whoever finds a pending key finds what to do.
         body = _EMPTY if owner is None else json.dumps({"pipeline": owner}).encode()
@@ -182,7 +195,9 @@ class JobJournal:
         return sorted(filter(is_job_id, (key.rsplit("/", 1)[-1] for key in keys)))
 
     @staticmethod
-    def image_key(job_id: str, index: int, sha256: str, ext: str) -> str:
+    def image_key(
+        job_id: str, index: int, sha256: str, ext: str, tenant: str = DEFAULT_TENANT
+    ) -> str:
         """Return the key of picture `index`, whose bytes have this hash.
 
         Args:
@@ -190,12 +205,13 @@ class JobJournal:
             index: From 0.
             sha256: Hexadecimal, of the stored bytes.
             ext: png, jpg or webp.
+            tenant: Whose job it is.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise ValueError(f"not a sha256: {sha256[:80]!r}")
         if index < 0 or not (ext.isascii() and ext.isalnum()):
             raise ValueError(f"not a picture's index and extension: {index}, {ext[:80]!r}")
-        return f"images/{checked(job_id)}/{index}-{sha256}.{ext}"
+        return f"{pictures_prefix(tenant)}{checked(job_id)}/{index}-{sha256}.{ext}"
 
     async def _decide_cancelled(self, accepted: JobRecord) -> JobRecord:
         ended = accepted.model_copy(update={"status": "cancelled"})

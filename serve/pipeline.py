@@ -39,6 +39,7 @@ from serve.served_models import ServedModels
 from serve.spool import spool_of
 from serve.storage import ObjectStore
 from serve.storage_errors import shown_endpoint
+from serve.tenants import DEFAULT_TENANT
 from serve.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ _FOREIGN_JOB_POLL_S = 1.0
 
 class Pipeline:
     """Plain class; the builder makes it a deployment. Every method may be called by handle.
+
+    Who calls by handle is trusted to say which tenant they call for, the default one if none; a
+    job of another tenant is not found.
 
     Args:
         settings: All of them.
@@ -106,7 +110,9 @@ class Pipeline:
 
         return build_app(self)
 
-    async def generate(self, request: GenerateRequest) -> GenerateResult:
+    async def generate(
+        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+    ) -> GenerateResult:
         """Make pictures and wait for them; cancelling the call cancels the job.
 
         Not so with an idempotency key: whoever has it may ask for the job again.
@@ -115,9 +121,9 @@ class Pipeline:
             KelvinError: Every failure, typed.
         """
         request = GenerateRequest.model_validate(request)
-        job = await self._accept(request)
+        job = await self._accept(request, tenant)
         if isinstance(job, str):
-            return await outcome(self.events(job))
+            return await outcome(self.events(job, tenant))
         try:
             return await job.result()
         finally:
@@ -125,7 +131,9 @@ class Pipeline:
                 # Nobody else knows of it; a job that is over takes no notice.
                 job.cancel()
 
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[JobEvent]:
+    async def stream(
+        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+    ) -> AsyncIterator[JobEvent]:
         """Make pictures and yield the job's events; `.cancel()` on the stream cancels the job.
 
         Not so with an idempotency key: whoever has it may ask for the job again. Through a handle
@@ -136,9 +144,9 @@ class Pipeline:
             KelvinError: The request is not accepted. Later failures are the last event.
         """
         request = GenerateRequest.model_validate(request)
-        job = await self._accept(request)
+        job = await self._accept(request, tenant)
         if isinstance(job, str):
-            async for event in self.events(job):
+            async for event in self.events(job, tenant):
                 yield event
             return
         try:
@@ -149,18 +157,18 @@ class Pipeline:
                 # Nobody else knows of it; a job that is over takes no notice.
                 job.cancel()
 
-    async def submit(self, request: GenerateRequest) -> JobRecord:
+    async def submit(self, request: GenerateRequest, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Accept a job and return at once; with an idempotency key that is known, its job.
 
         Raises:
             KelvinError: The request is not accepted.
         """
-        job = await self._accept(GenerateRequest.model_validate(request))
+        job = await self._accept(GenerateRequest.model_validate(request), tenant)
         if isinstance(job, str):
-            return await self.job(job)
+            return await self.job(job, tenant)
         return job.record("pending", durable=self.settings.journal.enabled)
 
-    async def job(self, job_id: str) -> JobRecord:
+    async def job(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Return what is known of a job: from here if it lives here, else from the store.
 
         Raises:
@@ -168,20 +176,23 @@ class Pipeline:
             StorageUnavailable: The store, which alone knows, does not answer.
         """
         live = self._live.get(job_id)
+        record: JobRecord | None
         if live is not None and not live.is_over:
-            return live.record("running", durable=self.settings.journal.enabled)
-        record = await self._journal.read(job_id)
-        if record is None:
+            record = live.record("running", durable=self.settings.journal.enabled)
+        else:
+            record = await self._journal.read(job_id)
+        if record is None or record.tenant != tenant:
             raise not_found(job_id)
         return record
 
-    async def cancel(self, job_id: str) -> JobRecord:
+    async def cancel(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Cancel a job, wherever it runs; a job cancelled already stays so.
 
         Raises:
             JobNotFound: No job has this id.
             JobConflict: It has succeeded or failed.
         """
+        await self.job(job_id, tenant)  # not found, where it is somebody else's
         record = await self._journal.request_cancel(job_id)
         if record.status != "cancelled":
             raise JobConflict(
@@ -195,7 +206,7 @@ class Pipeline:
             live.cancel()
         return record
 
-    async def delete(self, job_id: str) -> JobRecord:
+    async def delete(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Delete a job, its pictures included; one that has not ended is cancelled first.
 
         Returns:
@@ -204,14 +215,15 @@ class Pipeline:
         Raises:
             JobNotFound: No job has this id.
         """
+        await self.job(job_id, tenant)  # not found, where it is somebody else's
         record = await self._journal.request_cancel(job_id)
         live = self._live.get(job_id)
         if live is not None:
             live.cancel()
-        await self._removal.delete(job_id)
+        await self._removal.delete(job_id, record.tenant)
         return record
 
-    async def events(self, job_id: str) -> AsyncIterator[JobEvent]:
+    async def events(self, job_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[JobEvent]:
         """Yield a job's events from its first, up to its last; leaving early disturbs nothing.
 
         A job of another process, or of before a restart, is followed through the store: its
@@ -221,20 +233,20 @@ class Pipeline:
             JobNotFound: No job has this id.
         """
         job = self._live.get(job_id) or self._ended.get(job_id)
-        if job is not None:
+        if job is not None and job.tenant == tenant:
             was_over = job.is_over
             async for event in job.follow():
                 if event.event == "stored" and was_over:
                     # Asked of the store, for URLs that have not expired. Other ends stay as they
                     # were told: where the store was gone, it does not know of them.
-                    event = last_event(await self.job(job_id))
+                    event = last_event(await self.job(job_id, tenant))
                 yield event
             return
-        record = await self.job(job_id)
+        record = await self.job(job_id, tenant)
         yield JobEvent(event="queued", id=job_id)
         while not record.is_over:
             await asyncio.sleep(_FOREIGN_JOB_POLL_S)
-            record = await self.job(job_id)
+            record = await self.job(job_id, tenant)
         yield last_event(record)
 
     async def status(self) -> dict[str, Any]:
@@ -306,9 +318,9 @@ class Pipeline:
         """Undo `close_model`, and learn anew which models there are."""
         self._models.reopen(name)
 
-    async def _accept(self, request: GenerateRequest) -> RunningJob | str:
+    async def _accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
         """Return a new job, started, or the id of the one that the request's key stands for."""
-        job = await self._acceptance.accept(request)
+        job = await self._acceptance.accept(request, tenant)
         if isinstance(job, RunningJob):
             self._start(job)
         return job

@@ -242,7 +242,8 @@ class Production:
     ) -> tuple[ImageRef, bytes]:
         request = job.request
         data, sha256 = await asyncio.to_thread(_file, pixels, request, seed)
-        key = JobJournal.image_key(job.id, index, sha256, EXTENSIONS[request.output_format])
+        ext = EXTENSIONS[request.output_format]
+        key = JobJournal.image_key(job.id, index, sha256, ext, job.tenant)
         height, width, _ = pixels.shape
         ref = ImageRef(
             index=index,

@@ -12,6 +12,7 @@ import asyncio
 from serve.job_ids import checked
 from serve.record_store import RecordStore
 from serve.storage import ObjectStore
+from serve.tenants import pictures_prefix
 
 DELETED = b'{"deleted": true}\n'
 _JSON = "application/json"
@@ -33,15 +34,15 @@ class Removal:
         self._records = records
         self._pictures = pictures
 
-    async def delete(self, job_id: str) -> int:
-        """Delete a job that has ended, and return how many pictures it had."""
+    async def delete(self, job_id: str, tenant: str) -> int:
+        """Delete a tenant's job that has ended, and return how many pictures it had."""
         folder = f"jobs/{checked(job_id)}/"
         mark = f"{folder}result.json"
         await self._records.put(mark, DELETED, _JSON)
         # It stays too: whoever works on the job looks for it, and stops.
         kept = {mark, f"{folder}cancel.json"}
         records = [key for key in await self._records.list_keys(folder) if key not in kept]
-        pictures = await self._pictures.list_keys(f"images/{job_id}/")
+        pictures = await self._pictures.list_keys(f"{pictures_prefix(tenant)}{job_id}/")
         await delete_all(self._pictures, pictures)
         await delete_all(self._records, records)
         return len(pictures)

@@ -19,6 +19,7 @@ from pydantic import (
 from serve.errors import InvalidRequest, NotSupportedYet
 from serve.intervals import Interval
 from serve.lora_choice import Loras
+from serve.tenants import DEFAULT_TENANT
 
 Sampler = Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
 Scheduler = Literal["normal", "simple", "sgm_uniform", "beta"]
@@ -165,7 +166,7 @@ class GenerateRequest(BaseModel):
 
     init_image: Any = Field(None, description=_RESERVED)
     strength: Any = Field(None, description=_RESERVED)
-    tenant: Any = Field(None, description=_RESERVED)
+    tenant: Any = Field(None, description="the API key says it; leave it out")
 
     RESERVED: ClassVar[tuple[str, ...]] = (
         "init_image",
@@ -202,7 +203,7 @@ class GenerateRequest(BaseModel):
                     f"Field {name!r} is not supported yet.",
                     field=name,
                     value=value,
-                    allowed=_RESERVED,
+                    allowed=cls.allowed()[name],
                 )
         return request
 
@@ -299,6 +300,7 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    tenant: str = Field(DEFAULT_TENANT, description="whose it is; nobody else finds it")
     status: JobStatus
     request: GenerateRequest | None = Field(
         None, description="resolved; null only where it was on record and cannot be read any more"

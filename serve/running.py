@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from serve.detached import detached_context
 from serve.errors import DeadlineExceeded, KelvinError
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord, JobStatus
+from serve.tenants import DEFAULT_TENANT
 
 _Result = TypeVar("_Result")
 
@@ -29,10 +30,18 @@ class RunningJob:
         job_id: Its id.
         request: Resolved.
         age_s: Seconds since it was accepted, where another process accepted it.
+        tenant: Whose it is.
     """
 
-    def __init__(self, job_id: str, request: GenerateRequest, age_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        request: GenerateRequest,
+        age_s: float = 0.0,
+        tenant: str = DEFAULT_TENANT,
+    ) -> None:
         self.id = job_id
+        self.tenant = tenant
         self.request = request
         self.accepted_at = time.monotonic() - age_s
         """Seconds of this process's monotonic clock; the deadline counts from here."""
@@ -187,6 +196,7 @@ class RunningJob:
         """Return what `GET /v1/jobs/{id}` answers while the job lives here."""
         return JobRecord(
             id=self.id,
+            tenant=self.tenant,
             status=status,
             request=self.request,
             progress=self.newest,

@@ -164,8 +164,9 @@ class Sweep:
 async def _by_job(store: ObjectStore, prefix: str) -> dict[str, list[Listed]]:
     found: dict[str, list[Listed]] = defaultdict(list)
     for entry in await store.list_entries(prefix):
-        job_id = entry.key.removeprefix(prefix).split("/", 1)[0]
-        if is_job_id(job_id):
+        # Pictures lie beneath a tenant's name, which is no id.
+        job_id = next(filter(is_job_id, entry.key.removeprefix(prefix).split("/")[:2]), None)
+        if job_id is not None:
             found[job_id].append(entry)
     return found
 

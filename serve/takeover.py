@@ -189,7 +189,7 @@ class Takeover:
             self._owners[job_id] = await self._claims.newest(job_id)
             return True
         self._owners[job_id] = claim
-        self._hands.adopt(job_id, resolved)
+        self._hands.adopt(job_id, resolved, record.tenant)
         return True
 
     def _may_pass(self, job_id: str, error: KelvinError) -> bool:

@@ -16,8 +16,9 @@ Role = Literal["generate", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 DEFAULT_TENANT = "default"
-TENANT_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
-TENANT_ALLOWED = "1 to 63 lower-case letters, digits and hyphens, no hyphen first"
+# Shorter than a job's id, beside which it stands in the keys of pictures.
+TENANT_NAME = r"[a-z0-9][a-z0-9-]{0,30}"
+TENANT_ALLOWED = "1 to 31 lower-case letters, digits and hyphens, no hyphen first"
 _NAME = re.compile(TENANT_NAME)
 
 
@@ -51,6 +52,6 @@ def checked_tenant(name: object) -> str:
     )
 
 
-def tenant_prefix(tenant: str) -> str:
+def pictures_prefix(tenant: str) -> str:
     """Return what the keys of a tenant's pictures begin with, within the store's own prefix."""
-    return "" if tenant == DEFAULT_TENANT else f"tenants/{checked_tenant(tenant)}/"
+    return "images/" if tenant == DEFAULT_TENANT else f"images/{checked_tenant(tenant)}/"

@@ -70,7 +70,9 @@ class Uploads:
         Raises:
             SpooledPictureLost: It waited, and was lost on this machine's disk.
         """
-        key = _key(job_id, made)
+        key = self._store.key_of(made.ref.s3_uri)
+        if key is None:
+            raise ValueError(f"not a picture of this store: {made.ref.s3_uri}")
         content_type = CONTENT_TYPES[made.ref.output_format]
         if not self.is_in_trouble:
             try:
@@ -98,9 +100,12 @@ class Uploads:
         if spooled is None:
             return None
         made = spooled.made
+        key = self._store.key_of(made.ref.s3_uri)
+        if key is None:
+            return None  # made for another bucket, before the settings changed
         content_type = CONTENT_TYPES[made.ref.output_format]
         try:
-            await self._when_stored(_key(job_id, made), content_type, spooled, None)
+            await self._when_stored(key, content_type, spooled, None)
         except SpooledPictureLost:
             return None
         return made
@@ -206,8 +211,3 @@ class Uploads:
 def picture_bytes(request: GenerateRequest) -> int:
     """Return an upper bound of a finished picture's size: that of its bare pixels, and metadata."""
     return 3 * (request.width or 0) * (request.height or 0) + _METADATA_BYTES
-
-
-def _key(job_id: str, made: MadePicture) -> str:
-    extension = made.ref.s3_uri.rsplit(".", 1)[-1]
-    return JobJournal.image_key(job_id, made.ref.index, made.ref.sha256, extension)

@@ -115,6 +115,11 @@ def caller_of(connection: HTTPConnection) -> Caller:
     return caller
 
 
+def tenant_of(connection: HTTPConnection) -> str:
+    """Return whose jobs who asks may see and make; raises as `caller_of`."""
+    return caller_of(connection).tenant
+
+
 def is_known(connection: HTTPConnection) -> bool:
     """Return whether who asks has shown a key or needs none."""
     return connection.scope.get(_CALLER) is not None

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from serve.errors import InvalidRequest
 from serve.http.body import read_json
 from serve.http.errors import install_error_handlers
-from serve.http.gate import Gate, is_known
+from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.server_sent_events import event_response
 from serve.key_ring import KeyRing
@@ -79,7 +79,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     @app.post("/v1/generate", response_model=GenerateResult, responses=_ERRORS, openapi_extra=_BODY)
     async def generate(request: Request) -> Response:
         """Make pictures and wait for them; hanging up cancels the job."""
-        return _json(await pipeline.generate(await read_request(request)))
+        return _json(await pipeline.generate(await read_request(request), tenant_of(request)))
 
     @app.post(
         "/v1/jobs",
@@ -90,18 +90,18 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     )
     async def submit(request: Request) -> Response:
         """Accept a job, durably, and return at once; 200 if its key's job has ended already."""
-        record = await pipeline.submit(await read_request(request))
+        record = await pipeline.submit(await read_request(request), tenant_of(request))
         response = _json(record, status=200 if record.is_over else 202)
         response.headers["Location"] = f"/v1/jobs/{record.id}"
         return response
 
     @app.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
-    async def job(job_id: str) -> Response:
+    async def job(request: Request, job_id: str) -> Response:
         """Return what is known of a job, through any proxy and after any restart."""
-        return _json(await pipeline.job(job_id))
+        return _json(await pipeline.job(job_id, tenant_of(request)))
 
     @app.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
-    async def cancel(job_id: str, purge: str = "false") -> Response:
+    async def cancel(request: Request, job_id: str, purge: str = "false") -> Response:
         """Cancel a job that has not ended; with `purge=true` delete it, ended or not."""
         if purge not in ("true", "false"):
             raise InvalidRequest(
@@ -111,13 +111,13 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
                 allowed="true or false",
             )
         if purge == "true":
-            return _json(await pipeline.delete(job_id))
-        return _json(await pipeline.cancel(job_id))
+            return _json(await pipeline.delete(job_id, tenant_of(request)))
+        return _json(await pipeline.cancel(job_id, tenant_of(request)))
 
     @app.get("/v1/jobs/{job_id}/events", response_class=Response, responses=_ERRORS | _STREAM)
-    async def events(job_id: str) -> Response:
+    async def events(request: Request, job_id: str) -> Response:
         """Follow a job: queued, text, step, decode, then stored, failed or cancelled."""
-        following = pipeline.events(job_id)
+        following = pipeline.events(job_id, tenant_of(request))
         return event_response(await anext(following), following)
 
     @app.get("/v1/status")

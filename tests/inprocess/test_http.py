@@ -26,13 +26,13 @@ class StandIn:
         self.settings = Settings()
         self.error = error
 
-    async def generate(self, request: Any) -> Any:
+    async def generate(self, request: Any, tenant: str) -> Any:
         raise self.error or RuntimeError("the secret cause")
 
-    async def job(self, job_id: str) -> Any:
+    async def job(self, job_id: str, tenant: str) -> Any:
         raise JobNotFound("No job has this id.", field="id", value=job_id)
 
-    async def events(self, job_id: str) -> AsyncIterator[JobEvent]:
+    async def events(self, job_id: str, tenant: str) -> AsyncIterator[JobEvent]:
         raise JobNotFound("No job has this id.", field="id", value=job_id)
         yield
 
