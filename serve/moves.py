@@ -23,6 +23,7 @@ class Journey:
         self._job = job
         self._checkpoint = job.resume
         self._began = self._step = _step_of(self._checkpoint)
+        self._is_moving = False
         self._moves = 0
         self._steps_repeated = 0
 
@@ -34,6 +35,9 @@ class Journey:
     def stepped(self, progress: StepProgress) -> StepProgress:
         """Take a step's news and return what is left of them for others."""
         self._step = progress.step
+        # Until then it may have met more who go.
+        self._moves += self._is_moving
+        self._is_moving = False
         if progress.checkpoint is None:
             return progress
         self._checkpoint = progress.checkpoint
@@ -56,7 +60,7 @@ class Journey:
             self._steps_repeated += self._began
             return StageUnavailable(error.message)
         if isinstance(error, StageUnavailable) and self._step:
-            self._moves += 1
+            self._is_moving = True
             self._steps_repeated += self._step - _step_of(self._checkpoint)
         return error
 
