@@ -21,6 +21,7 @@ from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, St
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
 from deployments.replica_stop import stop_signal
+from deployments.turns import Turns
 from serve.config import ModelSettings, PoolSettings, StorageSettings, ThermalSettings
 from serve.heat_settings import GovernorSection
 from serve.lora_settings import LoraSettings
@@ -101,11 +102,12 @@ class Denoiser:
             checkpoint_every=pool.checkpoint_every_steps,
             leaving=stop_signal() if pool.checkpoint_every_steps else None,
         )
+        self._turns = Turns()
         self._metrics = Metrics()
         self._statistics = Statistics(self._state)
 
     async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
-        """Yield what happened since the last item.
+        """Yield what happened since the last item; an empty item once a job that asks is alone.
 
         The last event of the last item is Latents, or a Handover where this replica goes.
 
@@ -120,15 +122,18 @@ class Denoiser:
         def from_engine(event: DenoiseEvent | BaseException) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        ticket = self._engine.submit(job, from_engine)
-        self._metrics.queue_length("denoise", self._engine.queue_length)
-        try:
-            async for together in _grouped(events):
-                newest = _with_newest_checkpoint(together)
-                yield self._with_load([self._stamped(job, event) for event in newest])
-        finally:
-            # Cancelled, disconnected or finished: an engine that is done takes no notice.
-            ticket.cancel()
+        async with self._turns.turn(alone=job.alone):
+            if job.alone:
+                yield ()  # from now on it is alone
+            ticket = self._engine.submit(job, from_engine)
+            self._metrics.queue_length("denoise", self._engine.queue_length)
+            try:
+                async for together in _grouped(events):
+                    newest = _with_newest_checkpoint(together)
+                    yield self._with_load([self._stamped(job, event) for event in newest])
+            finally:
+                # Cancelled, disconnected or finished: an engine that is done takes no notice.
+                ticket.cancel()
 
     def _stamped(self, job: DenoiseJob, event: DenoiseEvent) -> DenoiseEvent:
         if not isinstance(event, Latents):

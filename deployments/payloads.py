@@ -112,6 +112,7 @@ class DenoiseJob:
     negative_prompt_range: tuple[float, float] = (0.0, 1.0)
     """Fractions of sampling: outside it the unconditional row's embeddings are zeros."""
     preview_every: int = 0  # steps; 0: no previews
+    alone: bool = False  # with no other job in the replica: one died while it worked on this
     loras: tuple[LoraUse, ...] = ()  # those with a part for the transformer
     resume: Checkpoint | None = None  # where it goes on; None: from pure noise
 

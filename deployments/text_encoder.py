@@ -18,6 +18,7 @@ from deployments.embedding_cache import EmbeddingCache
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
+from deployments.turns import Turns
 from serve.config import ModelSettings, PoolSettings, StorageSettings
 from serve.lora_settings import LoraSettings
 from serve.loras import LoraLibrary
@@ -59,12 +60,21 @@ class TextEncoder:
         self._under_way: dict[TextJob, asyncio.Future[PromptEmbedding]] = {}
         self._metrics = Metrics()
         self._meter = CallMeter()
+        self._turns = Turns()
         self._statistics = Statistics(self._state)
         self._worker: asyncio.Task[None] | None = None
 
-    async def encode(self, jobs: tuple[TextJob, ...]) -> tuple[PromptEmbedding, ...]:
-        """Encode prompts; equal ones, in the cache or under way, are computed once."""
-        embeddings = await asyncio.gather(*(self._encode(job) for job in jobs))
+    async def encode(
+        self, jobs: tuple[TextJob, ...], alone: bool = False
+    ) -> tuple[PromptEmbedding, ...]:
+        """Encode prompts; equal ones, in the cache or under way, are computed once.
+
+        Args:
+            jobs: The prompts.
+            alone: With no other call in this replica: one died while it worked on these.
+        """
+        async with self._turns.turn(alone=alone):
+            embeddings = await asyncio.gather(*(self._encode(job) for job in jobs))
         load = self._state()
         return tuple(replace(embedding, load=load) for embedding in embeddings)
 

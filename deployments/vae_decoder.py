@@ -13,6 +13,7 @@ from deployments.forward_report import LATENT_PIXELS, report_decoding
 from deployments.payloads import Latents, Pixels, Stamp
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
+from deployments.turns import Turns
 from serve.config import ModelSettings, PoolSettings
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
@@ -39,10 +40,15 @@ class VaeDecoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._metrics = Metrics()
         self._meter = CallMeter()
+        self._turns = Turns()
         self._statistics = Statistics(self._state)
 
-    async def decode(self, latents: Latents) -> Pixels:
-        """Decode one picture off the event loop."""
+    async def decode(self, latents: Latents, alone: bool = False) -> Pixels:
+        """Decode one picture off the event loop; alone, if a replica died while it did that."""
+        async with self._turns.turn(alone=alone):
+            return await self._decoded(latents)
+
+    async def _decoded(self, latents: Latents) -> Pixels:
         arrived = time.monotonic()
         self._meter.came()
         self._tell_queue()

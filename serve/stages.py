@@ -41,6 +41,7 @@ from serve.errors import (
 )
 from serve.move_errors import ReplicaLeaving
 from serve.moves import Journey
+from serve.suspicion import Suspicion
 from serve.waking import Waking
 
 _log = logging.getLogger("ray.serve")
@@ -105,15 +106,17 @@ class Stages:
 
         async def attempt() -> tuple[PromptEmbedding, ...]:
             with self._choice.sending("text", jobs) as pool:
+                suspicion.began()
                 encoded: tuple[PromptEmbedding, ...] = await _answer(
-                    self.pools["text"][pool].encode.remote(jobs)
+                    self.pools["text"][pool].encode.remote(jobs, **_alone_if(suspicion))
                 )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
             return encoded
 
+        suspicion = Suspicion("text")
         self._waking.wake(("denoise", "decode"))
-        return await self._retried("text", attempt)
+        return await self._retried("text", attempt, suspicion)
 
     async def denoise(
         self, job: DenoiseJob, on_progress: Callable[[StepProgress], None]
@@ -127,13 +130,16 @@ class Stages:
         """
         began = monotonic()
         journey = Journey(job)
+        suspicion = Suspicion("denoise")
 
         async def attempt() -> Latents:
             sent = _with_time_left(journey.next_job(), monotonic() - began)
+            sent = replace(sent, alone=suspicion.is_suspect)
             with self._choice.sending("denoise", sent, sent) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
                     async for events in _items(stream, lambda: self._choice.is_vain(pool)):
+                        suspicion.began()
                         for event in events:
                             if isinstance(event, Handover):
                                 raise journey.handed_over(event)
@@ -148,23 +154,28 @@ class Stages:
                     raise
             raise StageUnavailable("The denoiser's stream ended without latents.")
 
-        return await self._retried("denoise", attempt, journey.failed)
+        return await self._retried("denoise", attempt, suspicion, journey.failed)
 
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture."""
+        suspicion = Suspicion("decode")
 
         async def attempt() -> Pixels:
             with self._choice.sending("decode", latents) as pool:
-                pixels: Pixels = await _answer(self.pools["decode"][pool].decode.remote(latents))
+                suspicion.began()
+                pixels: Pixels = await _answer(
+                    self.pools["decode"][pool].decode.remote(latents, **_alone_if(suspicion))
+                )
             self._choice.heard(pool, pixels.load)
             return pixels
 
-        return await self._retried("decode", attempt)
+        return await self._retried("decode", attempt, suspicion)
 
     async def _retried(
         self,
         stage: str,
         attempt: Callable[[], Awaitable[_Result]],
+        suspicion: Suspicion,
         failed: Callable[[KelvinError], KelvinError] = lambda error: error,
     ) -> _Result:
         tries_left = self._retries
@@ -175,13 +186,35 @@ class Stages:
                 if isinstance(error, asyncio.CancelledError) and _asked_to_stop():
                     raise
                 typed = failed(typed_error(error, stage))
-                # Whoever is asked to go has done nothing wrong, and neither has its work.
-                costs_a_try = not isinstance(typed, ReplicaLeaving)
+                has_crashed = is_crash(error)
+                if has_crashed and (proven := suspicion.replica_crashed()) is not None:
+                    raise proven from None
+                suspicion.left()
+                # Whoever is asked to go has done nothing wrong, and neither has its work; nor has
+                # who was there when a replica died.
+                costs_a_try = not (isinstance(typed, ReplicaLeaving) or has_crashed)
                 if not isinstance(typed, StageUnavailable) or (costs_a_try and not tries_left):
                     raise typed from None
                 _log.warning("Stage %s: %s Trying again.", stage, typed.message)
             tries_left -= costs_a_try
             await asyncio.sleep(_PAUSE_BEFORE_RETRY_S)
+
+
+def is_crash(error: BaseException) -> bool:
+    """Return whether a replica's process died by itself, neither asked to nor with its node."""
+    # Ray tells why an actor died in words only. NODE_OUT_OF_MEMORY is a choice of Ray's, which
+    # takes the process that it thinks will be missed least.
+    return (
+        isinstance(error, ray_exceptions.ActorDiedError)
+        # Else the replica lives, and tells of another actor's death.
+        and not isinstance(error, ray_exceptions.RayTaskError)
+        and not error.preempted
+        and "SYSTEM_ERROR" in str(error)
+    )
+
+
+def _alone_if(suspicion: Suspicion) -> dict[str, bool]:
+    return {"alone": True} if suspicion.is_suspect else {}
 
 
 def _with_time_left(job: DenoiseJob, gone_s: float) -> DenoiseJob:
