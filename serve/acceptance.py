@@ -13,6 +13,7 @@ from serve.jobs import JobJournal
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModels
+from serve.tenant_book import TenantBook
 from serve.tenants import checked_tenant
 from serve.uploads import Uploads
 
@@ -27,6 +28,7 @@ class Acceptance:
         uploads: Of finished pictures.
         live: All jobs of this process by id; accepted ones are added.
         owner: Returns the lease under which a job may be accepted.
+        book: Of tenants.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Acceptance:
         uploads: Uploads,
         live: dict[str, RunningJob],
         owner: Callable[[], Awaitable[str | None]],
+        book: TenantBook,
     ) -> None:
         self._models = models
         self._journal = journal
@@ -44,9 +47,17 @@ class Acceptance:
         self._uploads = uploads
         self._live = live
         self._owner = owner
+        self._book = book
 
-    async def admit(self, request: GenerateRequest, share: float = 1.0) -> GenerateRequest:
+    async def admit(
+        self, request: GenerateRequest, share: float = 1.0, tenant: str | None = None
+    ) -> GenerateRequest:
         """Return a request resolved, if it can be done and fits into this share of the room.
+
+        Args:
+            request: As it was sent.
+            share: Of the room, that may be taken up in all.
+            tenant: Who leaves room for others; None: nobody asks.
 
         Raises:
             KelvinError: Why not.
@@ -58,7 +69,7 @@ class Acceptance:
             await asyncio.to_thread(model.loras.uses, resolved)
         # What was given up is made elsewhere.
         live = [job for job in self._live.values() if not job.is_given_up]
-        refuse_if_full(self._models, model, resolved, live, share)
+        refuse_if_full(self._models, model, resolved, live, share, tenant)
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
 
@@ -75,7 +86,9 @@ class Acceptance:
         known = await self._idempotency.find(request, checked_tenant(tenant))
         if known is not None and await self._is_on_record(known.job_id):
             return known.job_id
-        resolved = await self.admit(request.model_copy(update={"idempotency_key": None}))
+        resolved = await self.admit(
+            request.model_copy(update={"idempotency_key": None}), tenant=tenant
+        )
         job_id = new_job_id()
         if request.idempotency_key is not None:
             seed = resolved.seed or 0
@@ -85,6 +98,7 @@ class Acceptance:
             job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
         if job_id in self._live:
             return job_id  # the same key, sent twice at the same time
+        self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
         self._live[job_id] = job  # before it is on record, or it would be taken for an orphan
         try:
@@ -94,11 +108,13 @@ class Acceptance:
             is_new = False
         except BaseException as error:
             del self._live[job_id]
+            self._book.give_back(tenant, resolved.num_images)
             job.refuse(error)
             raise
         if not is_new:
             # Another Pipeline was quicker with the same key.
             del self._live[job_id]
+            self._book.give_back(tenant, resolved.num_images)
             return job_id
         return job
 

@@ -14,6 +14,7 @@ from serve.errors import Overloaded
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModel, ServedModels
+from serve.tenants import DEFAULT_TENANT
 
 
 def check_schedule(request: GenerateRequest) -> None:
@@ -32,8 +33,13 @@ def refuse_if_full(
     request: GenerateRequest,
     live: Collection[RunningJob],
     share: float = 1.0,
+    tenant: str | None = None,
 ) -> None:
     """Refuse pictures that a stage of their model has no place for.
+
+    Where there are several tenants, each may take up as much as it leaves free, so one alone gets
+    half of the room, two a third each (Choudhury and Hahne 1998, "Dynamic Queue Length
+    Thresholds"), and who comes later always finds some.
 
     Args:
         models: Of the service.
@@ -41,17 +47,19 @@ def refuse_if_full(
         request: Resolved.
         live: Jobs of this process; those of other models count where they share a stage's pools.
         share: Of the room, that may be taken up.
+        tenant: Whose request it is; None: nobody leaves room for others.
 
     Raises:
         Overloaded: Says how many there may be.
     """
     for stage, pools in model.facts.settings.pools.items():
         stage_pools = model.stages.pools[stage].keys()
-        pictures = 0
+        pictures = own = 0
         for job in live:
             other = models.met(job.request.model)
             if other is not None and other.stages.pools[stage].keys() == stage_pools:
                 pictures += job.request.num_images
+                own += job.request.num_images if job.tenant == tenant else 0
         most = sum(map(_capacity, pools))
         if pictures and pictures + request.num_images > share * most:
             raise Overloaded(
@@ -59,6 +67,16 @@ def refuse_if_full(
                 field="num_images",
                 value=request.num_images,
                 allowed=f"at most {most} at once; Retry-After says when to try",
+            )
+        is_shared = tenant is not None and (
+            tenant != DEFAULT_TENANT or any(job.tenant != tenant for job in live)
+        )
+        if is_shared and own and own + request.num_images > share * most - pictures:
+            raise Overloaded(
+                f"{own} pictures of this tenant are being made or wait, {pictures} of all.",
+                field="num_images",
+                value=request.num_images,
+                allowed=f"no more than are left free of {most}; Retry-After says when to try",
             )
 
 

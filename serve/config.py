@@ -35,6 +35,7 @@ from serve.lora_settings import LoraSettings
 from serve.model_settings import ModelSettings as ModelSettings
 from serve.spool_settings import SpoolSettings
 from serve.storage_settings import StorageSettings as StorageSettings
+from serve.tenant_settings import TenantSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
 
@@ -250,6 +251,7 @@ class Settings(Section):
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     keys: KeySettings = KeySettings()
+    tenants: TenantSettings = TenantSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     routing: RoutingSection = RoutingSection()

@@ -22,6 +22,7 @@ class KelvinError(Exception):
         field: Name of the offending field, dotted if nested.
         value: The value that was sent; shown shortened.
         allowed: What would have been right, in words.
+        retry_after_s: Seconds after which the same may work, where that is known.
     """
 
     status: ClassVar[int] = 500
@@ -34,7 +35,9 @@ class KelvinError(Exception):
         field: str | None = None,
         value: Any = None,
         allowed: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
+        self.retry_after_s = retry_after_s
         self.message = _encodable(message)
         super().__init__(self.message)
         self.field = None if field is None else _shorten_text(field)
@@ -43,7 +46,8 @@ class KelvinError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword-only arguments need help to cross process boundaries.
-        return _rebuild, (type(self), self.message, self.field, self.value, self.allowed)
+        told = (self.message, self.field, self.value, self.allowed, self.retry_after_s)
+        return _rebuild, (type(self), *told)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body that every route answers with."""
@@ -213,6 +217,13 @@ class Overloaded(KelvinError):
     code = "overloaded"
 
 
+class LimitReached(Overloaded):
+    """The tenant has reached one of its limits; Retry-After says when it may go on."""
+
+    status = 429
+    code = "limit_reached"
+
+
 class StorageUnavailable(KelvinError):
     """The object store does not answer, or refuses what Kelvin needs of it."""
 
@@ -256,9 +267,14 @@ class ConfigurationError(KelvinError):
 
 
 def _rebuild(
-    cls: type[KelvinError], message: str, field: str | None, value: Any, allowed: str | None
+    cls: type[KelvinError],
+    message: str,
+    field: str | None,
+    value: Any,
+    allowed: str | None,
+    retry_after_s: float | None,
 ) -> KelvinError:
-    return cls(message, field=field, value=value, allowed=allowed)
+    return cls(message, field=field, value=value, allowed=allowed, retry_after_s=retry_after_s)
 
 
 def _shorten(value: Any) -> Any:

@@ -30,6 +30,7 @@ class Metrics:
     kelvin_queue_length{stage}: what waits inside this replica.
     kelvin_images_total: pictures stored.
     kelvin_energy_joules_total: energy of denoising stored pictures, where cards tell it.
+    kelvin_gpu_seconds_total{tenant}: seconds of work of the stages, by `serve.tenant_book`.
     kelvin_jobs_total{status}, kelvin_job_seconds{status}: jobs ended, from acceptance.
     kelvin_replica_work_seconds{state}: cool seconds of work, waiting or running, in a denoiser.
     kelvin_replica_rows: of a denoiser's last forward; 0 while it has nothing to do.
@@ -65,6 +66,11 @@ class Metrics:
         """Count the energy of one picture."""
         if joules > 0 and (made := self._instruments()) is not None:
             made.joules.inc(joules)
+
+    def gpu_seconds(self, tenant: str, seconds: float) -> None:
+        """Count the stages' work for one job of a tenant."""
+        if seconds > 0 and (made := self._instruments()) is not None:
+            made.gpu_seconds.inc(seconds, tags={"tenant": tenant})
 
     def job_ended(self, event: EventName, seconds: float | None = None) -> None:
         """Count one job by its last event, and its seconds since acceptance where known."""
@@ -112,6 +118,7 @@ class _Instruments:
     queue_length: Gauge
     images: Counter
     joules: Counter
+    gpu_seconds: Counter
     jobs: Counter
     job_seconds: Histogram
     work: Gauge
@@ -134,6 +141,9 @@ class _Instruments:
         self.images = Counter("kelvin_images_total", "Pictures stored.")
         self.joules = Counter(
             "kelvin_energy_joules_total", "Joules of denoising the pictures stored."
+        )
+        self.gpu_seconds = Counter(
+            "kelvin_gpu_seconds_total", "Seconds of work of the stages.", ("tenant",)
         )
         self.jobs = Counter("kelvin_jobs_total", "Jobs ended.", ("status",))
         self.job_seconds = Histogram(

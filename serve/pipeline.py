@@ -39,6 +39,7 @@ from serve.served_models import ServedModels
 from serve.spool import spool_of
 from serve.storage import ObjectStore
 from serve.storage_errors import shown_endpoint
+from serve.tenant_book import TenantBook
 from serve.tenants import DEFAULT_TENANT
 from serve.uploads import Uploads
 
@@ -84,6 +85,7 @@ class Pipeline:
         )
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+        self._book = TenantBook(settings.tenants, settings.pipeline.num_replicas, self._metrics)
         self._acceptance = Acceptance(
             self._models,
             self._journal,
@@ -91,6 +93,7 @@ class Pipeline:
             self._uploads,
             self._live,
             lambda: self._keeping.owner(),
+            self._book,
         )
         self._keeping = JobKeeping(
             Adoption(
@@ -264,6 +267,7 @@ class Pipeline:
             },
             "further_models": await shown_further(self._models, self._identity.application),
             "loras": await asyncio.to_thread(shown_loras, self._models.own.loras),
+            "tenants": self._book.as_json(),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "journal": self._keeping.as_json(),
             "spool": await self._uploads.as_json(),
@@ -273,6 +277,10 @@ class Pipeline:
                 "prefix": self.settings.storage.prefix,
             },
         }
+
+    async def usage(self, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+        """Return what a tenant has used through this Pipeline since it started."""
+        return {**self._book.usage(tenant), "pipeline": self._identity.replica}
 
     async def ready(self) -> dict[str, Any]:
         """Return `{"ready": bool, "checks": [...]}`: every stage answers and the store does."""
@@ -349,6 +357,7 @@ class Pipeline:
             self._keeping.room_again()
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
+        self._book.ended(job, last.event)
         self._ended[job.id] = job
         kept = sum(ended.num_events for ended in self._ended.values())
         while kept > _ENDED_EVENTS_KEPT:

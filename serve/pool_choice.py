@@ -106,6 +106,12 @@ class PoolChoice:
         ]
         return choose_pool(loads, work, self._random, self._settings)
 
+    def estimated_s(self, job: DenoiseJob) -> float:
+        """Return about how many cool seconds of an H100 denoising takes."""
+        pools = self._pools["denoise"]
+        known = self._in_general(pools, job, self._speeds("denoise")).cool_s
+        return self._settings.usual_s if known is None else known
+
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         """Take what one of a pool's replicas told of itself."""
         if load is not None:

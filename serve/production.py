@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from deployments.payloads import (
     TextJob,
 )
 from serve import telemetry
+from serve.fair_share import FairShare
 from serve.jobs import JobJournal
 from serve.loras import LoraLibrary, LoraUses
 from serve.pictures import EXTENSIONS, encode_picture, prompts_fit
@@ -86,7 +87,9 @@ class Production:
         identity: PipelineIdentity,
         loras: LoraLibrary,
         uploads: Uploads,
+        share: FairShare,
     ) -> None:
+        self._share = share
         self._stages = stages
         self._loras = loras
         self._store = store
@@ -110,6 +113,7 @@ class Production:
         if request.loras:
             loras = await asyncio.to_thread(self._loras.uses, request)
         positive, negative = await self._encode(request, loras)
+        job.gpu_s += sum(each.stamp.seconds for each in (positive, negative) if each is not None)
         job.publish(JobEvent(event="text", id=job.id))
         try:
             async with asyncio.TaskGroup() as group:
@@ -209,6 +213,8 @@ class Production:
 
         def on_progress(progress: StepProgress) -> None:
             paths.add(progress.path)
+            begun()
+            spent.append(progress.seconds)
             job.publish(
                 JobEvent(
                     event="step",
@@ -221,14 +227,24 @@ class Production:
                 )
             )
 
-        with telemetry.span("kelvin.denoise", **{"kelvin.image": index}) as span:
-            latents = await self._stages.denoise(
-                _denoise_job(job, index, seed, positive, negative, loras), on_progress
-            )
-            if latents.joules is not None:
-                span.set_attribute("kelvin.joules", latents.joules)
+        denoise_job = _denoise_job(job, index, seed, positive, negative, loras)
+        spent: list[float] = []
+        cost_s = self._stages.estimated_s(denoise_job)
+        try:
+            async with self._share.turn(job.tenant, cost_s, request.priority) as begun:
+                # Its deadline counts from here, and it may have waited.
+                denoise_job = replace(denoise_job, deadline_s=job.seconds_left)
+                with telemetry.span("kelvin.denoise", **{"kelvin.image": index}) as span:
+                    latents = await self._stages.denoise(denoise_job, on_progress)
+                    if latents.joules is not None:
+                        span.set_attribute("kelvin.joules", latents.joules)
+            if latents.cool_s is not None:
+                spent = [latents.cool_s]
+        finally:
+            job.gpu_s += sum(spent)
         with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
             pixels = await self._stages.decode(latents)
+        job.gpu_s += pixels.stamp.seconds
         job.publish(JobEvent(event="decode", id=job.id, image=index))
         ref, data = await self._encoded(job, index, seed, pixels.pixels)
         reports = (

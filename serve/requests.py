@@ -29,6 +29,7 @@ ForwardPath = Literal["graph", "eager", "mixed"]
 LONGEST_PROMPT = 10_000
 LARGEST_SEED = 2**64 - 1
 HIGHEST_PRIORITY = 10
+LARGEST_NUM_IMAGES = 16
 
 # Jobs journalled when priority was a reserved field say null.
 Priority = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
@@ -109,7 +110,12 @@ class GenerateRequest(BaseModel):
         description=f"an integer from 0 to {LARGEST_SEED}; drawn at acceptance if absent; "
         "picture i of a request takes seed + i, modulo 2**64",
     )
-    num_images: int = Field(1, ge=1, le=16, description="an integer from 1 to 16")
+    num_images: int = Field(
+        1,
+        ge=1,
+        le=LARGEST_NUM_IMAGES,
+        description=f"an integer from 1 to {LARGEST_NUM_IMAGES}",
+    )
     output_format: OutputFormat = Field("png", description="one of: png, jpeg, webp")
     quality: int = Field(90, ge=1, le=100, description="jpeg and webp quality, 1 to 100")
     model: str | None = Field(

@@ -45,6 +45,8 @@ class RunningJob:
         self.request = request
         self.accepted_at = time.monotonic() - age_s
         """Seconds of this process's monotonic clock; the deadline counts from here."""
+        self.gpu_s = 0.0
+        """Seconds of work of the stages so far, for whom it is made: `serve.tenant_book`."""
         self.is_given_up = False
         """True once another Pipeline process has taken it over."""
         self._life: asyncio.Task[None] | None = None

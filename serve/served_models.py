@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve import telemetry
 from serve.errors import ModelLoading, StageUnavailable
+from serve.fair_share import FairShare
 from serve.further_models import ModelFacts
 from serve.loras import LoraLibrary
 from serve.model_applications import ModelState, application_of, model_states
@@ -308,7 +309,15 @@ class ServedModels:
         return ServedModel(
             facts,
             stages,
-            Production(stages, self._store, self._metrics, self._identity, loras, self._uploads),
+            Production(
+                stages,
+                self._store,
+                self._metrics,
+                self._identity,
+                loras,
+                self._uploads,
+                FairShare(settings.tenants),
+            ),
             Readiness(stages, self._store, may_be_empty),
             loras,
             deployed_at,

@@ -70,6 +70,9 @@ class Choice(Protocol):
     def is_asleep(self, stage: Stage) -> bool:
         """Whether a stage has no replica, as far as is known here, and starts on demand."""
 
+    def estimated_s(self, job: DenoiseJob) -> float:
+        """Return about how many cool seconds of an H100 denoising takes."""
+
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         """Take what one of a pool's replicas told of itself."""
 
@@ -155,6 +158,10 @@ class Stages:
             raise StageUnavailable("The denoiser's stream ended without latents.")
 
         return await self._retried("denoise", attempt, suspicion, journey.failed)
+
+    def estimated_s(self, job: DenoiseJob) -> float:
+        """Return about how many cool seconds of an H100 denoising takes."""
+        return self._choice.estimated_s(job)
 
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture."""

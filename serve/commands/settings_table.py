@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from serve.config import ModelEntry, ModelSettings, PoolSettings, Settings, StorageSettings
+from serve.tenant_settings import NamedTenant
 
 _BEGIN = "<!-- settings: python -m serve.commands.settings_table README.md -->"
 _END = "<!-- /settings -->"
@@ -78,6 +79,7 @@ def _words(annotation: Any) -> str:
         PoolSettings: "pool, as `denoiser`",
         StorageSettings: "as section `storage`",
         ModelSettings: "as section `model`",
+        NamedTenant: "{name, and what a tenant has}",
     }
     return names.get(annotation, str(annotation))
 

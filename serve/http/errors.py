@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -41,7 +42,8 @@ def error_response(error: KelvinError) -> JSONResponse:
     """Return the response that a typed error stands for."""
     headers: dict[str, str] = {}
     if error.status == 503 or isinstance(error, Overloaded):
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
+        known_s = error.retry_after_s
+        headers["Retry-After"] = str(_RETRY_AFTER_S if known_s is None else math.ceil(known_s))
     if error.status in (408, 413):
         # What is left of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

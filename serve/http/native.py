@@ -125,6 +125,11 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         """Return the model, its limits, the store and every replica of every stage."""
         return await pipeline.status()
 
+    @app.get("/v1/usage")
+    async def usage(request: Request) -> dict[str, Any]:
+        """Return what the caller's tenant has used through one Pipeline, the one that answers."""
+        return await pipeline.usage(tenant_of(request))
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Return every model with its state: loading, loaded, failed or unloading."""

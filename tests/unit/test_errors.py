@@ -36,6 +36,7 @@ _STATUS = {
     "JobConflict": 409,
     "JobCancelled": 409,
     "Overloaded": 429,
+    "LimitReached": 429,
     "IdempotencyConflict": 409,
     "RecordUnreadable": 500,
     "StorageUnavailable": 503,

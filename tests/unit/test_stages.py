@@ -115,6 +115,9 @@ class FakeChoice:
     def is_asleep(self, stage: Stage) -> bool:
         return stage in self.asleep
 
+    def estimated_s(self, job: DenoiseJob) -> float:
+        return 1.0
+
     def heard(self, pool: str, load: ReplicaState | None) -> None:
         if load is not None:
             self.told.append((pool, load))
