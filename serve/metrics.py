@@ -31,6 +31,8 @@ class Metrics:
     kelvin_images_total: pictures stored.
     kelvin_energy_joules_total: energy of denoising stored pictures, where cards tell it.
     kelvin_gpu_seconds_total{tenant}: seconds of work of the stages, by `serve.tenant_book`.
+    kelvin_moves_total, kelvin_steps_repeated_total: pictures that went on in another denoiser, and
+    what that cost.
     kelvin_jobs_total{status}, kelvin_job_seconds{status}: jobs ended, from acceptance.
     kelvin_replica_work_seconds{state}: cool seconds of work, waiting or running, in a denoiser.
     kelvin_replica_rows: of a denoiser's last forward; 0 while it has nothing to do.
@@ -71,6 +73,13 @@ class Metrics:
         """Count the stages' work for one job of a tenant."""
         if seconds > 0 and (made := self._instruments()) is not None:
             made.gpu_seconds.inc(seconds, tags={"tenant": tenant})
+
+    def moved(self, moves: int, steps_repeated: int) -> None:
+        """Count a picture's moves from one denoiser to another, and the steps done again."""
+        if moves > 0 and (made := self._instruments()) is not None:
+            made.moves.inc(moves)
+            if steps_repeated > 0:
+                made.steps_repeated.inc(steps_repeated)
 
     def job_ended(self, event: EventName, seconds: float | None = None) -> None:
         """Count one job by its last event, and its seconds since acceptance where known."""
@@ -119,6 +128,8 @@ class _Instruments:
     images: Counter
     joules: Counter
     gpu_seconds: Counter
+    moves: Counter
+    steps_repeated: Counter
     jobs: Counter
     job_seconds: Histogram
     work: Gauge
@@ -145,6 +156,8 @@ class _Instruments:
         self.gpu_seconds = Counter(
             "kelvin_gpu_seconds_total", "Seconds of work of the stages.", ("tenant",)
         )
+        self.moves = Counter("kelvin_moves_total", "Pictures that went on in another denoiser.")
+        self.steps_repeated = Counter("kelvin_steps_repeated_total", "Steps done again for that.")
         self.jobs = Counter("kelvin_jobs_total", "Jobs ended.", ("status",))
         self.job_seconds = Histogram(
             "kelvin_job_seconds", "Seconds from acceptance to the end.", _SECONDS, ("status",)

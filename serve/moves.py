@@ -68,10 +68,16 @@ class Journey:
         """Return finished latents with what is to be told of the way."""
         if not self._moves:
             return latents
-        # Of the last denoiser's part, joules would pass for the whole.
-        joules = None if self._began else latents.joules
+        steps = self._job.num_inference_steps
+        cool_s = latents.cool_s
         return replace(
-            latents, joules=joules, moves=self._moves, steps_repeated=self._steps_repeated
+            latents,
+            # Of the last denoiser's part, they would pass for the whole.
+            joules=None if self._began else latents.joules,
+            # All steps once: who waits for a picture does not pay for its replica's end.
+            cool_s=None if cool_s is None else cool_s * steps / (steps - self._began),
+            moves=self._moves,
+            steps_repeated=self._steps_repeated,
         )
 
 

@@ -238,10 +238,12 @@ class Production:
                     latents = await self._stages.denoise(denoise_job, on_progress)
                     if latents.joules is not None:
                         span.set_attribute("kelvin.joules", latents.joules)
+                    span.set_attribute("kelvin.moves", latents.moves)
             if latents.cool_s is not None:
                 spent = [latents.cool_s]
         finally:
             job.gpu_s += sum(spent)
+        self._metrics.moved(latents.moves, latents.steps_repeated)
         with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
             pixels = await self._stages.decode(latents)
         job.gpu_s += pixels.stamp.seconds

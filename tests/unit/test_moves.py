@@ -26,7 +26,7 @@ from tests.unit.test_stages import DEAD, FakeChoice, FakeHandle
 
 ARRAY = np.zeros((16, 2, 2), np.float32)
 STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
-LATENTS = Latents(ARRAY, STAMP, joules=3.0)
+LATENTS = Latents(ARRAY, STAMP, joules=3.0, cool_s=1.5)
 PROMPT = PromptEmbedding(ARRAY[0], ARRAY[0, 0], (), STAMP)
 JOB = DenoiseJob("1", 0, 16, 16, 20, 1.0, "euler", "normal", 3.0, 0, PROMPT, None)
 
@@ -75,8 +75,9 @@ async def test_after_a_death_it_goes_on_from_the_last_checkpoint():
     assert all(each.checkpoint is None for each in denoisers.told)
     told = denoise_report(latents, set(), 0)
     assert (told.moves, told.steps_repeated) == (1, 5)
-    ((_, learnt, _),) = denoisers.choice.pictures
-    assert learnt.steps_left == 10, "a picture's cost is learnt by the steps that it took"
+    ((_, learnt, at_cost),) = denoisers.choice.pictures
+    assert (learnt.steps_left, at_cost.cool_s) == (10, 1.5), "learnt by the steps that it took"
+    assert latents.cool_s == 3.0, "a tenant's seconds are those of all steps once"
 
 
 async def test_who_goes_hands_over_and_no_step_is_repeated_and_no_try_is_used_up():
