@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from serve import errors
+from serve.__main__ import main
 from serve.client import KelvinClient
 from serve.client_errors import PictureCorrupt, ServerUnreachable, UnexpectedAnswer
+from serve.keys import new_key
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent
 
 PICTURE = b"the bytes of a picture"
@@ -31,6 +33,7 @@ class FakeKelvin:
     url: str = ""
     answers: dict[tuple[str, str], list[Callable[[Any], None]]] = field(default_factory=dict)
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
+    authorized: list[tuple[str, str | None]] = field(default_factory=list)
 
     def on(self, method: str, path: str, *answers: Callable[[Any], None]) -> None:
         self.answers[method, path] = list(answers)
@@ -81,6 +84,7 @@ def kelvin() -> Iterator[FakeKelvin]:
         def _any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             fake.seen.append((self.command, self.path, body))
+            fake.authorized.append((self.path, self.headers.get("authorization")))
             fake.take(self.command, self.path)(self)
 
         do_GET = do_POST = do_DELETE = _any
@@ -333,3 +337,60 @@ def test_what_json_would_turn_into_a_default_is_refused_and_never_sent(kelvin, u
     assert refused.value.field == field
     assert refused.value.body() == by_waiting.value.body() == by_handle.value.body()
     assert kelvin.seen == []
+
+
+def test_a_key_goes_to_the_server_and_to_nobody_else(kelvin: FakeKelvin) -> None:
+    key, _ = new_key("acme", ("generate",))
+    kelvin.on("GET", f"/v1/jobs/{JOB}", sends(200, {"id": JOB, "status": "pending"}))
+    kelvin.on("GET", "/picture?signature=secret", sends(200, PICTURE, "image/png"))
+    with KelvinClient(kelvin.url, api_key=key) as client:
+        client.job(JOB)
+        client.download(image(kelvin))
+    assert kelvin.authorized == [
+        (f"/v1/jobs/{JOB}", f"Bearer {key}"),
+        ("/picture?signature=secret", None),
+    ]
+
+
+def test_a_wrong_key_is_told_as_the_server_tells_it(kelvin: FakeKelvin) -> None:
+    error = errors.Unauthenticated("The API key is wrong or was revoked.", allowed="another")
+    kelvin.on("GET", "/v1/models", sends(401, error.body()))
+    with KelvinClient(kelvin.url) as client, pytest.raises(errors.Unauthenticated):
+        client.models()
+
+
+@pytest.mark.parametrize("key", ["", "kelvin_short", "secret\r\nx: y", "ключ"])
+def test_what_is_no_key_is_refused_and_not_repeated(kelvin: FakeKelvin, key: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        KelvinClient(kelvin.url, api_key=key)
+    assert caught.value.field == "api_key"
+    assert caught.value.value is None
+    assert "secret" not in str(caught.value.body())
+
+
+def test_a_key_in_the_url_is_in_no_error(unused_url: str) -> None:
+    key, _ = new_key("acme", ("generate",))
+    with (
+        KelvinClient(f"{unused_url}/k/{key}") as client,
+        pytest.raises(ServerUnreachable) as caught,
+    ):
+        client.models()
+    assert key[10:30] not in json.dumps(caught.value.body())
+    assert key[10:30] not in client.url
+
+
+def test_the_command_takes_the_key_from_its_variable(
+    kelvin: FakeKelvin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, _ = new_key("acme", ("generate",))
+    kelvin.on("GET", "/v1/models", sends(200, {"models": []}))
+    error = errors.Forbidden("no")
+    kelvin.on("POST", "/v1/jobs", sends(403, error.body()))
+    monkeypatch.setenv("KELVIN_API_KEY", key)
+    monkeypatch.setenv("KELVIN_URL", kelvin.url)
+    assert main(["models", "list", "--json"]) == 0
+    assert main(["generate", "a circle", "--json"]) == 2
+    assert main(["generate", "--help"]) == 0
+    assert [told for _, told in kelvin.authorized] == [f"Bearer {key}"] * 2
+    said = capsys.readouterr()
+    assert key[10:30] not in said.out + said.err
