@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from serve.admission import check_schedule, refuse_if_full
-from serve.errors import IdempotencyConflict, JobConflict
+from serve.errors import IdempotencyConflict, JobConflict, Overloaded
 from serve.idempotency import Idempotency
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
@@ -69,7 +69,11 @@ class Acceptance:
             await asyncio.to_thread(model.loras.uses, resolved)
         # What was given up is made elsewhere.
         live = [job for job in self._live.values() if not job.is_given_up]
-        refuse_if_full(self._models, model, resolved, live, share, tenant)
+        try:
+            refuse_if_full(self._models, model, resolved, live, share, tenant)
+        except Overloaded as full:
+            full.retry_after_s = self._book.until_one_ends(live)
+            raise
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
 

@@ -68,7 +68,7 @@ class TenantBook:
         self._began = time.time()
         self._buckets: dict[str, TokenBucket] = {}
         self._usage: dict[str, Usage] = {}
-        self._job_s: dict[str, float] = {}
+        self._job_s: dict[str | None, float] = {}  # None: of all tenants
 
     def take(self, tenant: str, images: int, live: Collection[RunningJob]) -> None:
         """Count pictures that are about to be accepted.
@@ -91,7 +91,7 @@ class TenantBook:
                     field="max_jobs",
                     value=len(own) + 1,
                     allowed=f"at most {most} at a time here, of {limits.max_jobs} in all",
-                    retry_after_s=self._until_one_ends(tenant, own),
+                    retry_after_s=self.until_one_ends(own, tenant),
                 )
         if limits.images_per_minute is not None:
             rate = limits.images_per_minute / self._pipelines
@@ -124,8 +124,9 @@ class TenantBook:
             usage.images += job.request.num_images
             usage.joules += (result.joules if result is not None else None) or 0.0
             took_s = time.monotonic() - job.accepted_at
-            mean_s = self._job_s.setdefault(job.tenant, took_s)
-            self._job_s[job.tenant] = mean_s + (took_s - mean_s) / _MEAN_OF
+            for whose in (job.tenant, None):
+                mean_s = self._job_s.setdefault(whose, took_s)
+                self._job_s[whose] = mean_s + (took_s - mean_s) / _MEAN_OF
         elif last == "cancelled":
             usage.jobs_cancelled += 1
         else:
@@ -140,8 +141,13 @@ class TenantBook:
         """Return what every tenant has used."""
         return [self.usage(tenant) for tenant in sorted(self._usage)]
 
-    def _until_one_ends(self, tenant: str, own: Collection[RunningJob]) -> float:
-        """Return seconds, by how long this tenant's jobs usually take."""
+    def until_one_ends(self, jobs: Collection[RunningJob], tenant: str | None = None) -> float:
+        """Return the seconds after which the first of these jobs ends, if they take as usual.
+
+        Args:
+            jobs: Under way.
+            tenant: Whose jobs tell what is usual; None: everybody's.
+        """
         usual_s = self._job_s.get(tenant, 0.0)
-        ages = [time.monotonic() - job.accepted_at for job in own]
+        ages = [time.monotonic() - job.accepted_at for job in jobs]
         return max(_LEAST_RETRY_S, usual_s - max(ages, default=0.0))

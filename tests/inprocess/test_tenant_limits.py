@@ -148,6 +148,23 @@ async def test_one_tenant_never_fills_the_room(
     await until(lambda: not pipeline._live)
 
 
+async def test_who_finds_no_room_is_told_when_a_job_usually_ends(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    stages = StandIn()
+    pipeline = with_limits(stages, storage, monkeypatch)
+    pipeline._book.ended(RunningJob("1", REQUEST, age_s=40.0), "stored")
+    stages.gate.clear()
+    await pipeline.submit(images(16))
+    transport = httpx.ASGITransport(build_app(pipeline))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        refused = await http.post("/v1/jobs", json={"prompt": "a", "num_images": 16})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+    assert 30 <= int(refused.headers["retry-after"]) <= 40
+    stages.gate.set()
+    await until(lambda: not pipeline._live)
+
+
 class OneByOne(StandIn):
     """A denoiser that does a picture for each ticket, the first step included."""
 
