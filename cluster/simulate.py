@@ -109,7 +109,7 @@ def compare(
     report = run_suite(names or shipped, seeds, _processes(processes), told, held_out)
     report["targets"] |= times.pop("targets")
     return {
-        "command": f"kelvin simulate --suite{' --held-out' if held_out else ''} --json",
+        "command": _suite_command(names, seeds, held_out),
         "took_s": round(time.perf_counter() - begun, 1),
         "policy_times": times,
         **report,
@@ -161,6 +161,13 @@ def draw(report: dict[str, Any], series: dict[str, Series], path: Path) -> None:
             value=str(path),
             allowed=allowed,
         ) from error
+
+
+def _suite_command(names: Sequence[str], seeds: int | None, held_out: bool) -> str:
+    given = ["--held-out"] if held_out else []
+    given += [f"--scenario {name}" for name in names]
+    given += [] if seeds is None else [f"--seeds {seeds}"]
+    return " ".join(["kelvin simulate --suite", *given, "--json"])
 
 
 def _processes(given: int | None) -> int:

@@ -14,9 +14,9 @@ _PLAN = PlanSettings()
 
 
 class Section(BaseModel):
-    """One section of the settings: frozen, and without names that nobody knows."""
+    """One section of the settings: frozen, finite, and without names that nobody knows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AutoscalingSettings(Section):

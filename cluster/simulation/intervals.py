@@ -27,7 +27,7 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(t.ppf(_LEVEL, number - 1)) * spread / math.sqrt(number)
 
 
-def summary(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
+def summary(values: Sequence[float], digits: int = 6) -> dict[str, Any]:
     """Return mean, interval and the values themselves, as JSON."""
     mean, half = mean_and_half(values)
     return {
@@ -37,7 +37,7 @@ def summary(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
     }
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], digits: int = 4) -> dict[str, Any]:
+def paired(ours: Sequence[float], theirs: Sequence[float], digits: int = 6) -> dict[str, Any]:
     """Return the mean difference ours - theirs, seed by seed, with its interval.
 
     Raises:

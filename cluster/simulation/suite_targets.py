@@ -1,4 +1,8 @@
-"""What Kelvin has to reach in the comparison, and whether it does."""
+"""What Kelvin has to reach in the comparison, and whether it does.
+
+Verdicts are of the figures seed by seed: means and intervals that are shown are rounded, and a sum
+of two of them may be 0 where what it stands for is not.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.simulation.equal_service import MOST_HOURS
+from cluster.simulation.intervals import mean_and_half
 
 HOT = ("failed-cooling", "hot-aisle")
 _LEAST_ATTAINMENT = 0.95
 _MOST_THROTTLED = 0.10  # of queue-only's
+_DIGITS = 6
+_NOTHING = 1e-9  # what sums of floats are off by
 
 Cells = Mapping[str, Mapping[Any, Mapping[str, Mapping[str, Any]]]]
 
@@ -26,25 +33,22 @@ def targets(
     """
     found: dict[str, Any] = {}
     for name, policies in cells.items():
-        attained = policies["kelvin"]["slo_attainment"]["mean"]
+        attained = _mean(policies["kelvin"]["slo_attainment"])
         if name in HOT:
             found[f"{name}: slo attainment"] = _at_least(_LEAST_ATTAINMENT, attained)
         for rival, figures in differences[name].items():
-            less = figures["slo_attainment"]
-            half = less["half_of_95_percent_interval"] or 0.0
+            less, half = mean_and_half(figures["slo_attainment"]["by_seed"])
+            most = less + (half or 0.0)
             if name in HOT:
                 found[f"{name}: slo attainment above {rival}'s"] = {
                     "above": 0.0,
-                    "is": less["mean"],
-                    "interval": half,
-                    "met": less["mean"] > 0,
+                    "is": round(less, _DIGITS),
+                    "interval": round(half or 0.0, _DIGITS),
+                    "met": less > _NOTHING,
                 }
             else:
-                found[f"{name}: slo attainment not below {rival}'s beyond the interval"] = {
-                    "at_least": 0.0,
-                    "is": round(less["mean"] + half, 5),
-                    "met": less["mean"] + half >= 0,
-                }
+                key = f"{name}: slo attainment not below {rival}'s beyond the interval"
+                found[key] = _at_least(0.0, most)
         found |= _against_queue_only(name, policies, equal.get(name))
     return found
 
@@ -54,9 +58,9 @@ def _against_queue_only(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     theirs, ours = policies["queue-only"], policies["kelvin"]
-    throttled = theirs["throttled_gpu_s"]["mean"]
+    throttled = _mean(theirs["throttled_gpu_s"])
     if throttled > 0:
-        share = round(ours["throttled_gpu_s"]["mean"] / throttled, 4)
+        share = _mean(ours["throttled_gpu_s"]) / throttled
         found[f"{name}: throttled time of queue-only's"] = _at_most(_MOST_THROTTLED, share)
     if equal is None:
         return found
@@ -66,14 +70,19 @@ def _against_queue_only(
         words = "no setting of queue-only attains as much"
         found[hours] = {"at_most": MOST_HOURS, "is": None, "met": True, "why": words}
     else:
-        ratio = round(equal["kelvin"]["gpu_hours"] / row["gpu_hours"], 4)
+        ratio = equal["kelvin"]["gpu_hours"] / row["gpu_hours"]
         found[hours] = _at_most(MOST_HOURS, ratio)
     return found
 
 
+def _mean(figure: Mapping[str, Any]) -> float:
+    mean, _ = mean_and_half(figure["by_seed"])
+    return mean
+
+
 def _at_least(bound: float, value: float) -> dict[str, Any]:
-    return {"at_least": bound, "is": value, "met": value >= bound}
+    return {"at_least": bound, "is": round(value, _DIGITS), "met": value >= bound - _NOTHING}
 
 
 def _at_most(bound: float, value: float) -> dict[str, Any]:
-    return {"at_most": bound, "is": value, "met": value <= bound}
+    return {"at_most": bound, "is": round(value, _DIGITS), "met": value <= bound + _NOTHING}

@@ -138,6 +138,10 @@ def test_unrelated_variables_are_left_alone(monkeypatch):
         ("denoiser: [{}]", "denoiser.0.name"),
         ("autoscaling: {policy: temperature}", "autoscaling.policy"),
         ("autoscaling: {target_utilisation: 1.5}", "autoscaling.target_utilisation"),
+        # The plan divides by these: infinite ones would make it no number.
+        ("autoscaling: {fast_s: .inf}", "autoscaling.fast_s"),
+        ("autoscaling: {target_wait_s: .inf}", "autoscaling.target_wait_s"),
+        ("denoiser: [{name: a, start_s: .inf}]", "denoiser.0.start_s"),
         ("routing: {policy: random}", "routing.policy"),
         ("governor: {below_limit_c: -1}", "governor.below_limit_c"),
         ("denoiser: [{name: Ä}]", "denoiser.0.name"),

@@ -47,6 +47,17 @@ def test_elsewhere_it_may_not_be_worse_beyond_the_interval():
     assert not _found("steady", [0.90, 0.91], [0.99, 0.99])[key]
 
 
+def test_a_verdict_is_not_of_rounded_figures():
+    # Bursts as they were: mean and interval are 2.56 points both, and yet it is worse beyond it.
+    ours = [0.96643, 0.95285, 0.94224, 0.96368, 0.99072]
+    theirs = [0.994, 0.99342, 0.98981, 0.98077, 0.98608]
+    key = "burst: slo attainment not below queue-only's beyond the interval"
+    assert not _found("burst", ours, theirs)[key]
+    assert not _found("hot-aisle", [0.94999] * 2, [0.9] * 2)["hot-aisle: slo attainment"]
+    share = "steady: throttled time of queue-only's"
+    assert not _found("steady", [1, 1], [1, 1], throttled=(100.02, 1000.0))[share]
+
+
 def test_throttled_time_is_a_tenth_at_most():
     key = "steady: throttled time of queue-only's"
     assert _found("steady", [1, 1], [1, 1], throttled=(100.0, 1000.0))[key]
