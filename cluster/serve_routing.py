@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
@@ -29,6 +30,7 @@ from cluster.process_boards import PoolBoard, board_of
 # The best alone, then these together: Serve takes the shortest queue of a rank, and messages to
 # replicas that may be full go out at once.
 _SECOND_RANK = 3
+_LAST_RANK = 2
 _MOST_EXPECTED = 4096
 _BETWEEN_COMPLAINTS_S = 60.0
 
@@ -42,6 +44,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
         self._most_held: float = 0
         self._expected: OrderedDict[str, str] = OrderedDict()  # request -> where it should go
         self._complained_at = float("-inf")
+        self._by_name: dict[str, Any] = {}  # of all replicas; a thousand take long to be named
 
     def initialize_state(self, pipelines: int = 1, max_queued: int = 0, **_: Any) -> None:
         """Take the `request_router_kwargs` of the deployment; called by Serve before all else.
@@ -79,40 +82,45 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
 
     def _stays_outside(self, pending: Any | None) -> bool:
         """Whether no replica should have it yet."""
-        if pending is None or not self._board.has_heard:
+        board = self._board
+        if pending is None or not board.has_heard:
             return False
         if self.num_pending_requests > self._most_held:
             return False
-        self._board.forget_old_speeds()
-        work = self._board.work(pending.args[0] if pending.args else None)
-        full = self._board.loads.is_full(work, self._board.clock())
+        board.forget_old_speeds()
+        work = board.work(pending.args[0] if pending.args else None)
+        full = board.loads.is_full(work, board.clock())
         if full:
             pending.routing_context.should_backoff = True
         return full
 
     def _ranks(self, candidates: list[Any], pending: Any | None) -> list[list[Any]]:
-        if pending is None or not self._board.has_heard or pending.metadata.multiplexed_model_id:
+        board = self._board
+        if pending is None or not board.has_heard or pending.metadata.multiplexed_model_id:
             return []
-        self._board.forget_old_speeds()
-        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
-        work = self._board.work(pending.args[0] if pending.args else None)
-        now = self._board.clock()
-        ranked = self._board.loads.ranked(work, now, most=1 + _SECOND_RANK)
+        board.forget_old_speeds()
+        by_id = self._by_name
+        if len(candidates) != len(by_id):
+            by_id = _by_name(candidates)
+        work = board.work(pending.args[0] if pending.args else None)
+        now = board.clock()
+        ranked = board.loads.ranked(work, now, most=1 + _SECOND_RANK)
         best, *others = [by_id[name] for name in ranked if name in by_id]
         request = pending.metadata.internal_request_id
         if request not in self._expected:  # it may come again, where there was no room
             name = best.replica_id.unique_id
-            self._board.loads.sent(name, work, now)
+            board.loads.sent(name, work, now)
             self._expected[request] = name
             if pending.args:
-                self._board.outside.went(id(pending.args[0]))
+                board.outside.went(id(pending.args[0]))
             if len(self._expected) > _MOST_EXPECTED:  # of requests given up before they were sent
                 self._expected.popitem(last=False)
         # Without this Serve would ask again at once, and for ever, where nobody has room.
         pending.routing_context.should_backoff = True
-        rest = [replica for name, replica in by_id.items() if name not in ranked]
+        drawn = random.sample(candidates, min(_LAST_RANK + len(ranked), len(candidates)))
+        rest = [each for each in drawn if each.replica_id.unique_id not in ranked]
         # Those last are for when the best have no room: nobody waits while somebody has.
-        return [[best], others, random.sample(rest, min(2, len(rest)))]
+        return [[best], others, rest[:_LAST_RANK]]
 
     def update_replicas(self, replicas: list[Any]) -> None:
         """Take over which replicas there are; called by Serve."""
@@ -151,7 +159,8 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
 
     def _keep(self) -> None:
         try:
-            self._board.keep([each.unique_id for each in self.curr_replicas])
+            self._by_name = _by_name(self.curr_replicas.values())
+            self._board.keep(list(self._by_name))
         except Exception:
             self._complain()
 
@@ -160,3 +169,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
         if now >= self._complained_at + _BETWEEN_COMPLAINTS_S:
             self._complained_at = now
             logging.getLogger("ray.serve").exception("routing by load failed; by queues instead")
+
+
+def _by_name(replicas: Iterable[Any]) -> dict[str, Any]:
+    return {replica.replica_id.unique_id: replica for replica in replicas}

@@ -20,6 +20,17 @@ def board(*names: str, settings: RoutingSettings = EXACT) -> LoadBoard:
     return made
 
 
+@pytest.mark.parametrize("most", [1, 4, 49, 50, 51, None])
+def test_the_first_of_a_ranking_are_those_of_all(most: int | None) -> None:
+    random = Random(3)
+    names = [f"r{number}" for number in range(50)]
+    backlogs = {name: random.uniform(0.0, 30.0) for name in names}
+    made = board(*names)
+    for name in names:
+        made.report(ReplicaLoad(name, backlogs[name]), 0.0)
+    assert made.ranked(WORK, 0.0, most) == sorted(names, key=backlogs.__getitem__)[:most]
+
+
 def test_own_work_counts_at_once_and_is_worked_off_as_time_passes() -> None:
     made = board("a", "b")
     for name in "ab":

@@ -105,6 +105,26 @@ async def test_who_has_the_lora_comes_first_unless_it_has_more_to_do_than_fetchi
     assert named(await router.choose_replicas(replicas, pending(work)))[0] == [first]
 
 
+async def test_of_many_the_best_are_ranked_and_two_others_stand_by():
+    names = [f"r{number}" for number in range(200)]
+    router, board, replicas = new_router(*names)
+    for number, name in enumerate(names):
+        board.heard(told(name, waiting_s=2.0 * number))
+    best, others, last = named(await router.choose_replicas(replicas, pending(JOB)))
+    assert best == ["r0"]
+    assert sorted(others) == ["r1", "r2", "r3"]
+    assert len(set(last)) == 2
+    assert not {*best, *others} & set(last)
+    # Serve may offer fewer than there are: nobody else is named then.
+    offered = replicas[1:4]
+    ranks = named(await router.choose_replicas(offered, pending(JOB)))
+    assert sorted(itertools.chain(*ranks)) == ["r1", "r2", "r3"]
+    router.on_replica_actor_died(replicas[1].replica_id)
+    left = [replicas[0], *replicas[2:]]
+    for _ in range(20):
+        assert "r1" not in itertools.chain(*named(await router.choose_replicas(left, pending(JOB))))
+
+
 async def test_a_burst_goes_everywhere_before_any_of_it_is_sent():
     router, board, replicas = new_router("a", "b", "c", "d")
     board.heard(told("a"))
