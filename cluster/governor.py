@@ -143,7 +143,8 @@ class Governor:
         target = self._target(limit_c)
         average = self._averaged(temperature_c, elapsed)
         spare = None if average is None or limit_c is None else limit_c - average
-        is_held = self._protect(throttled, spare, elapsed)
+        is_far_below = self._is_far_below(temperature_c, limit_c)
+        is_held = self._protect(throttled, spare, is_far_below, elapsed)
         if average is None or target is None:
             duty, reason = 1.0, FREE.reason
         else:
@@ -179,10 +180,21 @@ class Governor:
             self._average_c += (temperature_c - self._average_c) * new
         return self._average_c
 
-    def _protect(self, throttled: bool, spare_c: float | None, elapsed: float) -> bool:
+    def _is_far_below(self, temperature_c: float | None, limit_c: float | None) -> bool:
+        """Whether average and present reading are both far below the limit.
+
+        Out of the cold a die is at its limit long before its average is.
+        """
+        if temperature_c is None or limit_c is None or self._average_c is None:
+            return False
+        return limit_c - max(self._average_c, temperature_c) > _ROOM_TO_SPARE_C
+
+    def _protect(
+        self, throttled: bool, spare_c: float | None, is_far_below: bool, elapsed: float
+    ) -> bool:
         """Lower or raise the ceiling; return whether the card holds itself at its limit now."""
         is_cool = spare_c is not None and spare_c > _ROOM_TO_SPARE_C
-        believed = throttled and (self._was_throttled or not is_cool)
+        believed = throttled and (self._was_throttled or not is_far_below)
         self._was_throttled = throttled
         if believed:
             # The first reading of it cuts at once, whatever time has passed.
