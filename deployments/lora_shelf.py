@@ -131,7 +131,8 @@ class LoraShelf:
                     held.append(_key(use))
                     self._files.move_to_end(_key(use))
             else:
-                if len(held) < len(uses) or not all(self._files[key].is_there for key in held):
+                keys = {_key(use) for use in uses}
+                if len(held) < len(keys) or not all(self._files[key].is_there for key in held):
                     self._changed.notify_all()
                     return False
             return True

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import InvalidRequest, StorageUnavailable
+from serve.lora_choice import SUFFIX
 from serve.lora_settings import LoraSettings
 from serve.storage import ObjectStore
 
-SUFFIX = ".safetensors"
 _LISTED_AGAIN_S = 10.0
 _LISTED_AGAIN_FOR_UNKNOWN_S = 1.0
 _KEPT_S = 600.0  # since its last use: whoever was told where it is reads it well before

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+SUFFIX = ".safetensors"
 MOST_LORAS = 8
 LARGEST_WEIGHT = 10.0
 
@@ -28,7 +29,8 @@ def _choices(value: Any) -> Any:
 
 
 def _each_once(choices: tuple[LoraChoice, ...]) -> tuple[LoraChoice, ...]:
-    if len({choice.name for choice in choices}) < len(choices):
+    # A name with its suffix is the same LoRA, and a LoRA has one weight.
+    if len({choice.name.removesuffix(SUFFIX) for choice in choices}) < len(choices):
         raise PydanticCustomError("lora_twice", "The same LoRA is named twice")
     return choices
 

@@ -22,7 +22,8 @@ from serve.checkpoints.key_names import Kind
 from serve.checkpoints.lora_file import MOST_RANKS, BaseModel, LoraFile, read_lora
 from serve.config import ModelSettings, StorageSettings
 from serve.errors import ConfigurationError, InvalidRequest, KelvinError, StorageUnavailable
-from serve.lora_cache import SUFFIX, LoraCache
+from serve.lora_cache import LoraCache
+from serve.lora_choice import SUFFIX
 from serve.lora_settings import LoraSettings
 from serve.model_dir import lora_roots, resolve_model_dir
 from serve.requests import GenerateRequest

@@ -78,7 +78,7 @@ def read_notes(files: TensorFiles, tensors: Mapping[str, StoredTensor], prefix: 
     full, read_as = set(), {}
     for module, note in stated.items():
         form = note.get("format") if isinstance(note, dict) else note
-        if form not in _FORMATS:
+        if not isinstance(form, str) or form not in _FORMATS:
             raise _refusal(files, f"holds layer {module!r} quantised as {str(form)[:60]!r}")
         if isinstance(note, dict) and note.get("full_precision_matrix_mult"):
             full.add(module)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ READABLE = ("F32", "F16", "BF16")
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' LORA_ADAPTER_METADATA_KEY
 
 _LARGEST_SCALE = 1e4
+_LARGEST_ALPHA = _LARGEST_SCALE * MOST_RANKS
 _MATRICES: tuple[Role, ...] = ("down", "up")
 _WIDTHS = {2432: "Stable Diffusion 3.5 Large", 1536: "Stable Diffusion 3.5 Medium"}
 _ALLOWED = "the name of a .safetensors LoRA for this model"
@@ -343,15 +343,14 @@ class _Reader:
             raise refusal(self.name, "its metadata say DoRA, and only LoRA is read")
         alpha = stated.get(prefix + "lora_alpha", rank)
         patterns = stated.get(prefix + "alpha_pattern")
-        bare = module.removeprefix(prefix)
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if re.fullmatch(rf"(.*\.)?{re.escape(str(pattern))}", bare):
-                alpha = value
-        if (
-            isinstance(alpha, bool)
-            or not isinstance(alpha, int | float)
-            or not math.isfinite(alpha)
-        ):
+        if isinstance(patterns, dict):
+            # A pattern is a module's name or its end. Looked up, not tried one by one: a header
+            # has room for hundreds of thousands.
+            parts = module.removeprefix(prefix).split(".")
+            ends = (".".join(parts[start:]) for start in range(len(parts)))
+            alpha = next((patterns[end] for end in ends if end in patterns), alpha)
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not abs(alpha) <= _LARGEST_ALPHA:
             raise refusal(self.name, f"its metadata state alpha {str(alpha)[:40]!r}")
         return alpha / (math.sqrt(rank) if stated.get(prefix + "use_rslora") else rank)
 

@@ -76,6 +76,12 @@ def test_names_are_paths_below_the_folder_with_or_without_suffix(library):
     assert [use.name for use in uses.denoise] == ["both", "styles/s1"]
 
 
+@pytest.mark.parametrize("names", [("both", "both"), ("both", "both.safetensors")])
+def test_a_lora_that_is_named_twice_is_refused(names):
+    with pytest.raises(InvalidRequest, match="named twice"):
+        asked(*names)
+
+
 def test_unknown_names_are_told_and_at_most_ten_that_there_are(model, tmp_path):
     models = tmp_path / "models"
     for number in range(12):

@@ -344,12 +344,14 @@ def test_other_quantisations_are_named(models_dir, what):
         found(models_dir)
 
 
-def test_a_layer_quantised_otherwise_is_named(models_dir):
+@pytest.mark.parametrize("form", ["nvfp4", None, ["float8_e4m3fn"], {"float8_e4m3fn": 1}, 8])
+def test_a_layer_quantised_otherwise_is_named(models_dir, form):
     layer = "model.diffusion_model.joint_blocks.0.x_block.attn.qkv"
-    noted = json.dumps({"layers": {layer: {"format": "nvfp4"}}})
+    noted = json.dumps({"layers": {layer: {"format": form}}})
     checkpoint(models_dir, large(), metadata={"_quantization_metadata": noted})
-    with pytest.raises(ConfigurationError, match="nvfp4"):
+    with pytest.raises(ConfigurationError) as caught:
         found(models_dir)
+    assert f"quantised as {str(form)!r}" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -256,10 +257,26 @@ def test_metadata_that_is_no_configuration_is_refused(tmp_path):
         ("[]", "no JSON object"),
         (json.dumps({"transformer.use_dora": True}), "DoRA"),
         (json.dumps({"transformer.lora_alpha": "much"}), "alpha 'much'"),
+        (json.dumps({"transformer.lora_alpha": 10**400}), "alpha '1000"),
+        (json.dumps({"transformer.alpha_pattern": {"attn.to_q": -(10**400)}}), "alpha '-1000"),
+        (json.dumps({"transformer.alpha_pattern": {"to_q": float("nan")}}), "alpha 'nan'"),
     ):
         path = written(tmp_path / "a.safetensors", one(), {METADATA_KEY: stated})
         with pytest.raises(InvalidRequest, match=words):
             read(path)
+
+
+def test_patterns_are_ends_of_names_and_a_header_full_of_them_is_read_at_once(tmp_path):
+    patterns = {f"none{number}": 1 for number in range(50_000)} | {"attn.to_q": 8, "to_q": 16}
+    stated = json.dumps({"transformer.alpha_pattern": {**patterns, "o_k": 32}})
+    path = written(tmp_path / "a.safetensors", diffusers_lora(4), {METADATA_KEY: stated})
+    began = time.process_time()
+    layers = read(path).of("transformer")
+    assert time.process_time() - began < 5  # tried one by one they take minutes
+    scales = {layer.module.removeprefix("transformer_blocks.0."): layer.scale for layer in layers}
+    assert scales["attn.to_q"] == 2.0
+    assert scales["attn2.to_q"] == 4.0
+    assert scales["attn.to_k"] == 1.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -179,6 +179,13 @@ def test_what_can_never_be_held_is_refused(four):
     assert raised.value.allowed == "at most 64 ranks (lora.ranks)"
 
 
+def test_a_file_that_is_named_twice_is_held_once_and_stops_nobody(four):
+    four.ask(1, "a2", "a2")
+    four.ask(2, "b2")
+    assert four.take(1, "a2", "a2") == [("a2", 0), ("a2", 1)] * 2
+    assert four.take(2, "b2") == [("b2", 0), ("b2", 1)]
+
+
 def test_who_gives_up_while_a_file_is_read_leaves_nothing_behind(four):
     four.files.gate.clear()
     four.ask(1, "a4")
