@@ -352,7 +352,7 @@ class _Reader:
         is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not is_number or not abs(alpha) <= _LARGEST_ALPHA:
             raise refusal(self.name, f"its metadata state alpha {str(alpha)[:40]!r}")
-        return alpha / (math.sqrt(rank) if stated.get(prefix + "use_rslora") else rank)
+        return float(alpha) / (math.sqrt(rank) if stated.get(prefix + "use_rslora") else rank)
 
     def _metadata(self) -> dict[str, Any]:
         try:

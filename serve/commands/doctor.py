@@ -17,6 +17,7 @@ from serve.commands.hardware import (
     find_gpus,
     find_torch,
 )
+from serve.commands.lora_check import check_loras
 from serve.commands.model_files import check_model
 from serve.commands.output import (
     EXIT_FAILED,
@@ -63,12 +64,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
     )
     yield from _guarded("ray", lambda: [_check_ray()])
     yield check_disk(Path(settings.embedded_store.data_dir))
-    yield from _guarded("model", lambda: check_model(settings.model))
+    yield from _guarded("model", lambda: _check_model(settings, settings.model))
     for index, entry in enumerate(settings.models):
         name = entry.model.name or f"models.{index}"
-        for finding in _guarded(name, lambda entry=entry: check_model(entry.model)):  # type: ignore[misc]
+        for finding in _guarded(name, lambda entry=entry: _check_model(settings, entry.model)):  # type: ignore[misc]
             yield replace(finding, name=f"{name}: {finding.name}")
     yield from _guarded("store", lambda: check_store(settings))
+
+
+def _check_model(settings: Settings, model: ModelSettings) -> list[Finding]:
+    return [*check_model(model), *check_loras(model, settings.lora)]
 
 
 def _check_ray() -> Finding:

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from serve.__main__ import main
+from serve.checkpoints.lora_file import BaseModel
 from serve.commands import doctor as doctor_module
 from serve.commands.finding import Finding, table_of
 from serve.commands.hardware import (
@@ -24,10 +25,13 @@ from serve.commands.hardware import (
     find_gpus,
     find_torch,
 )
+from serve.commands.lora_check import check_loras
 from serve.commands.model_files import check_model
 from serve.commands.output import console
 from serve.config import ModelSettings
+from serve.lora_settings import LoraSettings
 from serve.model_dir import resolve_model_dir
+from tests.unit.lora_files import random_lora, written
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, (9, 0))
 
@@ -149,6 +153,36 @@ def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
     (finding,) = check_model(ModelSettings(path=str(tmp_path / "nothing")))
     assert finding.verdict == "failed"
     assert finding.remedy
+
+
+def test_loras_are_listed_with_their_ranks_and_why_one_does_not_fit(tmp_path: Path) -> None:
+    loras = tmp_path / "models" / "loras"
+    model = ModelSettings(path="pico", models_dir=str(tmp_path / "models"))
+    base = BaseModel.of_folder(resolve_model_dir(model))
+    written(loras / "styles" / "ink.safetensors", random_lora(base, 20, 0, "transformer", "t5"))
+    written(loras / "vast.safetensors", random_lora(base, 200, 0, "transformer"))
+    other = "transformer.transformer_blocks.0.attn.to_q"
+    matrices = {f"{other}.lora_A.weight": (4, 2432), f"{other}.lora_B.weight": (2432, 4)}
+    written(loras / "large.safetensors", {n: torch.zeros(s) for n, s in matrices.items()})
+    for number in range(12):
+        (loras / f"x{number:02}.safetensors").write_bytes(b"no header")
+    fitting, *refused = check_loras(model, LoraSettings())
+    assert fitting.detail == (
+        "1 for this model: styles/ink (rank 20 of transformer, rank 20 of T5)"
+    )
+    assert fitting.figures is not None
+    assert fitting.figures["styles/ink"]["ranks"] == {"transformer": 20, "t5": 20}
+    assert "'large'" in refused[0].detail
+    assert "it seems to be for Stable Diffusion 3.5 Large" in refused[0].detail
+    assert "208 ranks" in refused[1].detail
+    assert "header" in refused[2].detail
+    assert len(refused) == 11
+    assert refused[-1].detail == "4 more cannot be used with this model"
+    assert {each.verdict for each in refused} == {"warning"}
+
+
+def test_a_model_that_cannot_be_used_is_not_asked_for_its_loras(tmp_path: Path) -> None:
+    assert check_loras(ModelSettings(path=str(tmp_path / "none")), LoraSettings()) == []
 
 
 def test_the_models_that_come_with_kelvin_are_under_its_licence() -> None:
