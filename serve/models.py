@@ -38,12 +38,13 @@ class Defaults(BaseModel):
 
     width: int = Field(ge=16, multiple_of=16)
     height: int = Field(ge=16, multiple_of=16)
-    num_inference_steps: int = 28
-    guidance_scale: float = 4.5
+    # Bounds as in requests: what a file states must be what a request may ask for.
+    num_inference_steps: int = Field(28, ge=1, le=200)
+    guidance_scale: float = Field(4.5, ge=0.0, le=100.0, allow_inf_nan=False)
     sampler: Sampler = "euler"
     scheduler: Scheduler = "normal"
-    shift: float = 3.0
-    max_sequence_length: int = _DEFAULT_T5_TOKENS
+    shift: float = Field(3.0, gt=0.0, le=100.0, allow_inf_nan=False)
+    max_sequence_length: int = Field(_DEFAULT_T5_TOKENS, ge=1, le=512)
 
 
 class ModelSpec(BaseModel):

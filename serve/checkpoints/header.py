@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,10 @@ def read_header(path: Path) -> Header:
     if path.suffix.lower() in _PICKLES:
         raise _refusal(path, "is a pickle, which can run code when it is read")
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer for ever
+            raise _refusal(path, "is no regular file")
+        size = status.st_size
         with path.open("rb") as stream:
             start = stream.read(8)
             length = int.from_bytes(start, "little")

@@ -69,11 +69,32 @@ def examine(settings: Settings) -> Iterator[Finding]:
         name = entry.model.name or f"models.{index}"
         for finding in _guarded(name, lambda entry=entry: _check_model(settings, entry.model)):  # type: ignore[misc]
             yield replace(finding, name=f"{name}: {finding.name}")
+    if settings.models:
+        yield from _guarded("models", lambda: _check_names(settings))
     yield from _guarded("store", lambda: check_store(settings))
 
 
 def _check_model(settings: Settings, model: ModelSettings) -> list[Finding]:
-    return [*check_model(model), *check_loras(model, settings.lora)]
+    findings = check_model(model)
+    if any(finding.verdict == "failed" for finding in findings):
+        return findings
+    return [*findings, *check_loras(model, settings.lora)]
+
+
+def _check_names(settings: Settings) -> list[Finding]:
+    """Say what keeps models from standing side by side, each of which may be well by itself."""
+    from serve.further_models import further_models
+    from serve.model_dir import model_name, resolve_model_dir
+    from serve.models import ModelSpec
+
+    try:
+        own = ModelSpec.from_directory(
+            resolve_model_dir(settings.model), model_name(settings.model)
+        )
+        further_models(settings, own.name)
+    except KelvinError as error:
+        return [Finding("models", "failed", error.message, error.allowed or "see models")]
+    return [Finding("models", "ok", f"{len(settings.models)} beside {own.name}")]
 
 
 def _check_ray() -> Finding:

@@ -15,7 +15,6 @@ from serve.config import ModelSettings
 from serve.errors import KelvinError
 from serve.lora_settings import LoraSettings
 from serve.loras import LoraLibrary
-from serve.model_dir import resolve_model_dir
 from serve.requests import GenerateRequest
 
 _PARTS: dict[Kind, str] = {
@@ -33,15 +32,12 @@ def check_loras(model: ModelSettings, settings: LoraSettings) -> list[Finding]:
     At most ten of each are shown; the figures have all that fit.
 
     Args:
-        model: Whose LoRAs; one that cannot be used has no finding here.
+        model: Whose LoRAs; it was checked.
         settings: Section `lora`.
     """
+    library = LoraLibrary(model, settings)
     try:
-        resolve_model_dir(model)
-        library = LoraLibrary(model, settings)
         names = library.available()
-    except KelvinError:
-        return []  # the model's own check says it
     except OSError as error:
         return [
             Finding("LoRAs", "failed", f"{error.filename}: {error.strerror}", "make it readable")
@@ -50,7 +46,7 @@ def check_loras(model: ModelSettings, settings: LoraSettings) -> list[Finding]:
     refused: list[Finding] = []
     for name in names:
         try:
-            library.uses(GenerateRequest(prompt="a picture", loras=(name,)))
+            library.uses(GenerateRequest.model_validate({"prompt": "a picture", "loras": [name]}))
             fitting.append(library.file(name)[0])
         except KelvinError as error:
             refused.append(Finding("LoRA", "warning", error.message, error.allowed or ""))

@@ -1,6 +1,7 @@
 """What files are, told by their headers alone: real sizes, without a byte of weights."""
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from loadtest.sd35 import config
 from serve.checkpoints.architecture import expected_shapes
-from serve.checkpoints.header import ITEM_BITS
+from serve.checkpoints.header import ITEM_BITS, read_header
 from serve.checkpoints.model_files import ModelFiles, find_model
 from serve.commands.model_files import check_model
 from serve.config import ModelSettings
@@ -377,6 +378,13 @@ def test_pickles_are_refused(models_dir, suffix):
     (models_dir / "checkpoints" / f"a{suffix}").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(ConfigurationError, match="pickle"):
         found(models_dir, f"a{suffix}")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / NAME)
+    with pytest.raises(ConfigurationError, match="is no regular file"):
+        read_header(tmp_path / NAME)
 
 
 def test_a_pickle_under_another_name_is_refused(models_dir):

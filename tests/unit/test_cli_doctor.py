@@ -28,7 +28,7 @@ from serve.commands.hardware import (
 from serve.commands.lora_check import check_loras
 from serve.commands.model_files import check_model
 from serve.commands.output import console
-from serve.config import ModelSettings
+from serve.config import ModelSettings, Settings
 from serve.lora_settings import LoraSettings
 from serve.model_dir import resolve_model_dir
 from tests.unit.lora_files import random_lora, written
@@ -181,8 +181,18 @@ def test_loras_are_listed_with_their_ranks_and_why_one_does_not_fit(tmp_path: Pa
     assert {each.verdict for each in refused} == {"warning"}
 
 
-def test_a_model_that_cannot_be_used_is_not_asked_for_its_loras(tmp_path: Path) -> None:
-    assert check_loras(ModelSettings(path=str(tmp_path / "none")), LoraSettings()) == []
+@pytest.mark.parametrize(
+    ("name", "verdict", "said"),
+    [("other", "ok", "1 beside kelvin-pico"), (None, "failed", "Two models have the name")],
+)
+def test_models_that_cannot_stand_side_by_side_are_said(
+    name: str | None, verdict: str, said: str
+) -> None:
+    further = {"model": {"path": "pico", "name": name}}
+    settings = Settings.model_validate({"model": {"path": "pico"}, "models": [further]})
+    (finding,) = [each for each in doctor_module.examine(settings) if each.name == "models"]
+    assert finding.verdict == verdict
+    assert said in finding.detail
 
 
 def test_the_models_that_come_with_kelvin_are_under_its_licence() -> None:

@@ -93,6 +93,21 @@ def test_a_folder_may_state_its_own_defaults(tmp_path: Path):
     assert (resolved.width, resolved.height, resolved.sampler) == (320, 256, "dpmpp_2m")
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"num_inference_steps": 10**9},
+        {"num_inference_steps": -5},
+        {"guidance_scale": float("nan")},
+        {"shift": 0},
+        {"max_sequence_length": 10**6},
+    ],
+)
+def test_defaults_that_no_request_could_ask_for_are_refused(tmp_path: Path, own: dict[str, Any]):
+    with pytest.raises(ConfigurationError, match=next(iter(own))):
+        ModelSpec.from_directory(folder(tmp_path, SMALL, kelvin=own))
+
+
 def test_a_folder_may_state_the_sizes_it_was_trained_for(tmp_path: Path):
     spec = ModelSpec.from_directory(
         folder(tmp_path, SMALL, kelvin={"min_size": 128, "max_size": 384})
