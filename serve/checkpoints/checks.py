@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from serve.checkpoints.architecture import expected_shapes
 from serve.checkpoints.part import INPUT_SCALE, SCALE, Part
 from serve.errors import ConfigurationError
 
-READABLE = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_ORDINARY = ("F32", "F16", "BF16")
+_FP8 = ("F8_E4M3", "F8_E5M2")
+READABLE = (*_ORDINARY, *_FP8)
 _MOST_NAMED = 10
 _T5_ALIASES = ("shared.weight", "encoder.embed_tokens.weight")
 
@@ -19,7 +22,8 @@ def check_part(part: Part, config: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigurationError: Tensors are missing or too many (at most ten are named, with the count),
-            one has another shape or a dtype that is not read, or a scale has no place.
+            one has another shape or a dtype that is not read, or a scale has no place, no
+            FP8 weight or another shape.
     """
     assert part.kind is not None
     expected = expected_shapes(part.kind, config)
@@ -51,6 +55,8 @@ def check_part(part: Part, config: Mapping[str, Any]) -> None:
         for end in (SCALE, INPUT_SCALE):
             if name.endswith(end) and name.removesuffix(end) + ".weight" not in expected:
                 raise misfit(part, f"Tensor {_both(part, name)} scales no tensor", name)
+        if name.endswith(SCALE):
+            _check_scale(part, name)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -67,6 +73,20 @@ def misfit(part: Part, message: str, name: str) -> ConfigurationError:
     return ConfigurationError(
         message + ".", field="model.path", value=name, allowed=f"SD3.5's own {part.kind or 'parts'}"
     )
+
+
+def _check_scale(part: Part, name: str) -> None:
+    scale, weight = part.sources[name], part.sources[name.removesuffix(SCALE) + ".weight"]
+    rows = weight.shape[0] if weight.shape else 1
+    if weight.dtype not in _FP8:
+        what = f"scales a weight in {weight.dtype}; expected {' or '.join(_FP8)}"
+    elif prod(scale.shape) not in (1, rows):
+        what = f"has shape {list(scale.shape)}; expected one value or [{rows}]"
+    elif scale.dtype not in _ORDINARY:
+        what = f"has dtype {scale.dtype}; expected one of {', '.join(_ORDINARY)}"
+    else:
+        return
+    raise misfit(part, f"Tensor {_both(part, name)} {what}", name)
 
 
 def _both(part: Part, name: str) -> str:

@@ -380,6 +380,24 @@ def test_pickles_are_refused(models_dir, suffix):
         found(models_dir, f"a{suffix}")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "said"),
+    [
+        ("F8_E4M3", (3,), "has shape [3]; expected one value or [9728]"),
+        ("BF16", (), "scales a weight in BF16"),
+        ("F8_E5M2", (), "has dtype F8_E5M2"),
+    ],
+)
+def test_a_scale_that_cannot_be_one_is_told_by_headers_alone(models_dir, dtype, shape, said):
+    encoders(models_dir)
+    scale = "model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight_scale"
+    checkpoint(models_dir, {**large(), scale: shape}, dtype)
+    (finding,) = check_model(ModelSettings(path=NAME, models_dir=str(models_dir)))
+    assert finding.verdict == "failed"
+    assert scale in finding.detail
+    assert said in finding.detail
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
     make(tmp_path / NAME)
