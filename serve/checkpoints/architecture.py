@@ -39,6 +39,7 @@ HINTS: Mapping[str, tuple[str, ...]] = {
 # The format puts no bound on a count of layers; what is built from it must have one.
 _MOST_LAYERS = 200
 _MOST_SIDE = 4096
+_MOST_STATED = 1 << 20
 
 
 def config_of(part: Part) -> dict[str, Any]:
@@ -53,6 +54,10 @@ def config_of(part: Part) -> dict[str, Any]:
     for name in HINTS[part.kind]:
         if isinstance(stated, dict) and name in stated:
             config[name] = _plain(stated[name], part, name)
+    heads = config.get("num_attention_heads", 1)
+    if config.get("hidden_size", heads) % heads:
+        what = f"states {heads} heads for a width of {config['hidden_size']}"
+        raise _unclear(part, what, "num_attention_heads")
     return config
 
 
@@ -235,10 +240,22 @@ _OF_KIND = {
 
 
 def _plain(value: Any, part: Part, name: str) -> Any:
-    is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if is_plain and (isinstance(value, str) or 0 <= value < 1 << 20):
-        return value
-    raise _unclear(part, f"states {HINTS_KEY} {name!r} as {str(value)[:60]!r}", name)
+    if name == "hidden_act":
+        is_usable = isinstance(value, str)
+    elif name == "shift_factor":
+        is_usable = _is_number(value, int | float) and 0 <= value < _MOST_STATED
+    elif name == "scaling_factor":
+        is_usable = _is_number(value, int | float) and 0 < value < _MOST_STATED
+    else:
+        least = 0 if name.endswith("_token_id") else 1
+        is_usable = _is_number(value, int) and least <= value < _MOST_STATED
+    if not is_usable:
+        raise _unclear(part, f"states {HINTS_KEY} {name!r} as {str(value)[:60]!r}", name)
+    return value
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _unclear(part: Part, what: str, value: str) -> ConfigurationError:

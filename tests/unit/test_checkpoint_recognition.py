@@ -398,6 +398,29 @@ def test_a_scale_that_cannot_be_one_is_told_by_headers_alone(models_dir, dtype, 
     assert said in finding.detail
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 7),
+        ("num_attention_heads", 1.5),
+        ("num_attention_heads", True),
+        ("eos_token_id", "x"),
+        ("hidden_act", 3),
+    ],
+)
+def test_hints_that_make_no_model_are_told_by_headers_alone(models_dir, name, value):
+    encoders(models_dir)
+    path = models_dir / "text_encoders" / "clip_l.safetensors"
+    stated = {"kelvin.hints": json.dumps({"clip_l": {name: value}})}
+    write_sparse(path, expected_shapes("clip_l", CLIP_L), "F16", stated)
+    checkpoint(models_dir, large())
+    with pytest.raises(ConfigurationError) as caught:
+        found(models_dir)
+    assert str(path) in caught.value.message
+    assert str(value) in caught.value.message
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
     make(tmp_path / NAME)
