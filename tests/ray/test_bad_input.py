@@ -184,6 +184,7 @@ def test_openapi_lists_every_route(world: World):
         "/v1/jobs/{job_id}/events": {"get"},
         "/v1/models": {"get"},
         "/v1/status": {"get"},
+        "/v1/usage": {"get"},
         "/healthz": {"get"},
         "/readyz": {"get"},
     }
