@@ -22,15 +22,17 @@ from serve import store_guard
 from serve.config import StorageSettings
 from serve.data_dir_lock import DataDirLock
 from serve.embedded_credentials import write_credentials
-from serve.errors import ConfigurationError
+from serve.errors import ConfigurationError, StorageUnavailable
 from serve.loopback_ports import GRPC_OFFSET, free_port, is_free
 from serve.storage import ObjectStore
 
 _SERVICES = ("master", "volume", "filer", "s3", "admin")
 _READY_S = 60.0
+_VOLUMES_S = 20.0  # from S3 answering to its volumes having joined
 _PORTS_S = 1.0
 _STOP_S = 10.0
 _POLL_S = 0.05
+_READY_KEY = "kelvin-ready"
 _LOG_TAIL_LINES = 15
 _PORT_TRIES = 3
 _PORT_TAKEN = (b"address already in use", b"Port allocation failed")  # SeaweedFS's words
@@ -91,7 +93,7 @@ class EmbeddedStore:
             for attempt in range(_PORT_TRIES):
                 self._choose_ports(fresh=attempt > 0)
                 if self._launch(config):
-                    self._create_bucket()
+                    self._make_ready()
                     return
             raise self._failed("does not find free ports")
         except BaseException:
@@ -232,10 +234,25 @@ class EmbeddedStore:
         finally:
             connection.close()
 
-    def _create_bucket(self) -> None:
+    def _make_ready(self) -> None:
+        """Create the bucket, and wait for the volumes, which join some time after S3 answers.
+
+        Until they have, reading what was stored before is an internal error. A store that cannot be
+        written for another reason, such as a full disk, is for those to tell who write.
+        """
         store = ObjectStore(self.storage_settings(StorageSettings()))
+        ends = time.monotonic() + _VOLUMES_S
         try:
             store.create_bucket()
+            while True:
+                try:
+                    store.write_and_read(_READY_KEY)
+                except StorageUnavailable:
+                    if time.monotonic() > ends:
+                        return
+                    time.sleep(_POLL_S)
+                else:
+                    return
         finally:
             store.close()
 

@@ -197,6 +197,22 @@ class ObjectStore:
 
         self._translated(create)
 
+    def write_and_read(self, key: str) -> None:
+        """Write an object, read it and remove it; blocks. For a store that is Kelvin's own.
+
+        Raises:
+            StorageUnavailable: One of the three failed.
+        """
+        bucket, full = self.settings.bucket, self._full(key)
+
+        def write_and_read() -> None:
+            s3 = self._s3()
+            s3.put_object(Bucket=bucket, Key=full, Body=b"ready")
+            s3.get_object(Bucket=bucket, Key=full)["Body"].read()
+            s3.delete_object(Bucket=bucket, Key=full)
+
+        self._translated(write_and_read)
+
     def close(self) -> None:
         """Wait for running calls and close the connections."""
         self._pool.shutdown()
