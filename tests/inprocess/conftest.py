@@ -5,6 +5,24 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from serve.config import StorageSettings
+from serve.pipeline import Pipeline
+from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+
+
+@pytest.fixture
+def stages() -> StandIn:
+    """Stages that answer at once, as a test tells them to."""
+    return StandIn()
+
+
+@pytest.fixture
+def pipeline(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> Pipeline:
+    """A Pipeline on those stages and a real store."""
+    return new_pipeline(stages, storage, monkeypatch)
+
 
 @pytest.fixture
 def shift_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:

@@ -30,18 +30,6 @@ ASKED = GenerateRequest(prompt="a", idempotency_key=KEY)
 
 
 @pytest.fixture
-def stages() -> StandIn:
-    return StandIn()
-
-
-@pytest.fixture
-def pipeline(
-    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> Pipeline:
-    return new_pipeline(stages, storage, monkeypatch)
-
-
-@pytest.fixture
 def other(stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     return new_pipeline(stages, storage, monkeypatch)
 

@@ -27,18 +27,6 @@ from serve.storage import ObjectStore
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
 
-@pytest.fixture
-def stages() -> StandIn:
-    return StandIn()
-
-
-@pytest.fixture
-def pipeline(
-    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> Pipeline:
-    return new_pipeline(stages, storage, monkeypatch)
-
-
 async def test_a_job_from_queued_to_stored(pipeline: Pipeline, stages: StandIn):
     result = await pipeline.generate(REQUEST)
     assert [job.prompt for job in stages.encoded] == ["a", ""]

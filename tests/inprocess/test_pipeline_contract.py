@@ -18,21 +18,9 @@ from serve.errors import DeadlineExceeded, StageFailed
 from serve.pictures import read_request
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
-from tests.inprocess.stand_in_stages import LATENTS, REQUEST, StandIn, follow, new_pipeline
+from tests.inprocess.stand_in_stages import LATENTS, REQUEST, StandIn, follow
 
 SOON_S = 0.05
-
-
-@pytest.fixture
-def stages() -> StandIn:
-    return StandIn()
-
-
-@pytest.fixture
-def pipeline(
-    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> Pipeline:
-    return new_pipeline(stages, storage, monkeypatch)
 
 
 def asking(**fields: Any) -> Any:

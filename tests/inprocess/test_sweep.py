@@ -24,21 +24,9 @@ from serve.pipeline import Pipeline
 from serve.requests import JobRecord
 from serve.storage import ObjectStore
 from serve.sweep import Sweep, Swept
-from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
+from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow
 
 DAY_S = 86_400.0
-
-
-@pytest.fixture
-def stages() -> StandIn:
-    return StandIn()
-
-
-@pytest.fixture
-def pipeline(
-    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> Pipeline:
-    return new_pipeline(stages, storage, monkeypatch)
 
 
 @pytest.fixture
