@@ -111,7 +111,7 @@ class Attention:
         if self._wanted != "auto":
             return self._wanted
         if self._device.type == "cpu":
-            return "bmm" if self._dtype == torch.bfloat16 else "sdpa"
+            return _on_cpu(self._dtype)
         return self._measured.get((batch, tokens), self._unmeasured)
 
     def measure(self, batch: int, tokens: int, heads: int, width: int) -> None:
@@ -134,6 +134,13 @@ class Attention:
             )
         if "flash4" in seconds:
             self._unmeasured = "flash4"  # compiled by now, for every shape
+
+
+def _on_cpu(dtype: torch.dtype) -> str:
+    """Return what is fastest on this CPU: torch's own kernel multiplies by float32 units or AMX."""
+    if dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
+        return "bmm"
+    return "sdpa"
 
 
 def _candidates() -> list[str]:

@@ -11,8 +11,10 @@ from serve.errors import ConfigurationError
 ON_CPU = ["flash", "math", "sdpa", "bmm"]
 
 
-def drawn(*, query_tokens: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = torch.randn(3, 2, 13, 4, 8).unbind()
+def drawn(
+    *, query_tokens: int = 13, tokens: int = 13, width: int = 8
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = torch.randn(3, 2, tokens, 4, width).unbind()
     return query[:, :query_tokens], key, value
 
 
@@ -35,16 +37,28 @@ def test_matrix_products_in_parts_are_the_same(monkeypatch, most_scores, query_t
     torch.testing.assert_close(BACKENDS["bmm"](*inputs), expected)
 
 
+# torch's kernel multiplies by AMX where the CPU has it, and packs what is large for that.
+@pytest.mark.parametrize(("tokens", "width"), [(13, 8), (410, 64)], ids=["small", "256 x 256"])
 @pytest.mark.parametrize("name", ON_CPU)
-def test_a_row_does_not_feel_its_neighbour(name):
-    query, key, value = (each.bfloat16() for each in drawn())
+def test_a_row_does_not_feel_its_neighbour(name, tokens, width):
+    inputs = drawn(query_tokens=tokens, tokens=tokens, width=width)
+    query, key, value = (each.bfloat16() for each in inputs)
     alone = BACKENDS[name](query[:1], key[:1], value[:1])
     key[1] = float("nan")
     assert torch.equal(BACKENDS[name](query, key, value)[:1], alone)
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "bmm"), (torch.float32, "sdpa")])
-def test_a_cpu_takes_what_is_fastest_for_its_dtype(dtype, expected):
+@pytest.mark.parametrize(
+    ("dtype", "amx", "expected"),
+    [
+        (torch.bfloat16, False, "bmm"),
+        (torch.bfloat16, True, "sdpa"),
+        (torch.float32, False, "sdpa"),
+        (torch.float32, True, "sdpa"),
+    ],
+)
+def test_a_cpu_takes_what_is_fastest_for_its_dtype(monkeypatch, dtype, amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     attention = Attention("auto", torch.device("cpu"), dtype)
     attention.measure(2, 13, 4, 8)
     assert attention.backend(2, 13) == expected
