@@ -1,15 +1,18 @@
-"""Every failure over HTTP answers with the same body, whoever noticed it."""
+"""Every failure over HTTP answers with its door's one body, whoever noticed it."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import MutableMapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve.errors import KelvinError, Overloaded
+from serve.http.error_shapes import error_body
 from serve.keys import without_keys
 
 _log = logging.getLogger("ray.serve")
@@ -38,8 +41,13 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unforeseen)
 
 
-def error_response(error: KelvinError) -> JSONResponse:
-    """Return the response that a typed error stands for."""
+def error_response(error: KelvinError, scope: MutableMapping[str, Any]) -> JSONResponse:
+    """Return the response that a typed error stands for.
+
+    Args:
+        error: Any.
+        scope: ASGI's, of the request that failed.
+    """
     headers: dict[str, str] = {}
     if error.status == 503 or isinstance(error, Overloaded):
         known_s = error.retry_after_s
@@ -47,12 +55,12 @@ def error_response(error: KelvinError) -> JSONResponse:
     if error.status in (408, 413):
         # What is left of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    return JSONResponse(error_body(error, scope), status_code=error.status, headers=headers)
 
 
 async def _typed(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, KelvinError):
-        return error_response(error)
+        return error_response(error, request.scope)
     return await _unforeseen(request, error)
 
 
@@ -66,7 +74,8 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
                 field="method",
                 value=request.method,
                 allowed=allow or "see /openapi.json",
-            )
+            ),
+            request.scope,
         )
         if allow:
             response.headers["Allow"] = allow
@@ -78,9 +87,11 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
                 field="path",
                 value=without_keys(request.url.path),
                 allowed="see /openapi.json",
-            )
+            ),
+            request.scope,
         )
-    response = error_response(KelvinError(f"The request could not be taken: HTTP {status}."))
+    unnamed = KelvinError(f"The request could not be taken: HTTP {status}.")
+    response = error_response(unnamed, request.scope)
     response.status_code = status
     return response
 
@@ -88,4 +99,5 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     path = without_keys(request.url.path)
     _log.error("%s %s failed", request.method, path, exc_info=error)
-    return error_response(KelvinError("Internal error; the server's log has the details."))
+    error = KelvinError("Internal error; the server's log has the details.")
+    return error_response(error, request.scope)

@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from serve.access_settings import HttpSettings
 from serve.errors import Forbidden, KelvinError, Unauthenticated
 from serve.http.credentials import Scope, header, presented_key
+from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
 from serve.http.origin import refuse_foreign_host, refuse_foreign_page
 from serve.key_ring import KeyRing
@@ -77,7 +78,7 @@ class Gate:
             loopback = not self._http.open_to_all
             refuse_foreign_host(scope, self._http.allowed_hosts, loopback=loopback)
             return TRUSTED
-        if _path(scope) in PUBLIC:
+        if inner_path(scope) in PUBLIC:
             return None
         raise _unauthenticated("An API key is needed.")
 
@@ -96,7 +97,7 @@ class Gate:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": error.code})
             return
-        response = error_response(error)
+        response = error_response(error, scope)
         if error.status == Unauthenticated.status:
             response.headers.append("WWW-Authenticate", 'Bearer realm="kelvin"')
             response.headers.append("WWW-Authenticate", 'Basic realm="kelvin", charset="UTF-8"')
@@ -138,7 +139,7 @@ def needed_role(method: str, path: str) -> Role | None:
 
 
 def _check_role(caller: Caller, scope: Scope) -> None:
-    role = needed_role(scope.get("method", ""), _path(scope))
+    role = needed_role(scope.get("method", ""), inner_path(scope))
     if role is not None and role not in caller.roles:
         raise Forbidden(
             f"This takes an API key with the role {role}.",
@@ -146,12 +147,6 @@ def _check_role(caller: Caller, scope: Scope) -> None:
             value=", ".join(sorted(caller.roles)),
             allowed=role,
         )
-
-
-def _path(scope: Scope) -> str:
-    root = scope.get("root_path", "")
-    path: str = scope["path"]
-    return path.removeprefix(root) or "/"
 
 
 def _unauthenticated(message: str) -> Unauthenticated:
