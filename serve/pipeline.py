@@ -33,7 +33,7 @@ from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
 from serve.record_store import record_store
 from serve.removal import Removal
-from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord
+from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
 from serve.running import RunningJob
 from serve.served_models import ServedModels
 from serve.spool import spool_of
@@ -187,6 +187,19 @@ class Pipeline:
         if record is None or record.tenant != tenant:
             raise not_found(job_id)
         return record
+
+    async def picture(self, image: ImageRef) -> bytes:
+        """Return the file of a stored picture; of which job, is for the caller to have asked.
+
+        Raises:
+            JobNotFound: It was deleted, or is none of this service's.
+            StorageUnavailable: The store does not answer.
+        """
+        key = self._store.key_of(image.s3_uri)
+        data = None if key is None else await self._store.get(key)
+        if data is None:
+            raise not_found(image.s3_uri)
+        return data
 
     async def cancel(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Cancel a job, wherever it runs; a job cancelled already stays so.

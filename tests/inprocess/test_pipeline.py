@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -245,3 +246,14 @@ async def test_unknown_jobs_are_not_found(pipeline: Pipeline):
                 await call(job_id)
         with pytest.raises(JobNotFound):
             await follow(pipeline, job_id)
+
+
+async def test_a_stored_picture_is_read_until_it_is_deleted(pipeline: Pipeline):
+    result = await pipeline.generate(REQUEST)
+    image = result.images[0]
+    assert hashlib.sha256(await pipeline.picture(image)).hexdigest() == image.sha256
+    elsewhere = image.model_copy(update={"s3_uri": "s3://elsewhere/images/a.png"})
+    await pipeline.delete(result.id)
+    for gone in (image, elsewhere):
+        with pytest.raises(JobNotFound):
+            await pipeline.picture(gone)
