@@ -12,6 +12,7 @@ Keys, relative to the store's prefix:
     pending/{shard}/{id}            accepted and not ended: what a restart must look at, and who
                                     accepted it
     leases/{pipeline}.json          which Pipelines live; `serve.leases`
+    listing/{tenant}/{countdown}    a tenant's jobs, newest first; `serve.job_listing`
 
 Presigned URLs are secrets that expire: they are made on reading and never stored.
 """
@@ -26,6 +27,7 @@ from pydantic import ValidationError
 
 from serve.errors import JobConflict, KelvinError, RecordUnreadable, StorageUnavailable
 from serve.job_ids import checked, is_job_id, not_found, shard
+from serve.listing_keys import listing_key
 from serve.record_store import RecordStore
 from serve.removal import DELETED
 from serve.requests import GenerateRequest, JobRecord
@@ -83,7 +85,11 @@ class JobJournal:
             durable=self._is_durable,
         )
         data = record.model_dump_json().encode()
-        is_known = not await self._store.put(_request_key(job_id), data, _JSON, if_absent=True)
+        is_new, _ = await asyncio.gather(
+            self._store.put(_request_key(job_id), data, _JSON, if_absent=True),
+            self._store.put(listing_key(job_id, tenant), _EMPTY, _JSON),
+        )
+        is_known = not is_new
         if is_known:
             known = await self._load(_request_key(job_id))
             if known is None or (known.request, known.tenant) != (request, tenant):
@@ -130,6 +136,17 @@ class JobJournal:
             # "cancelled" of a job that succeeds a moment later.
             return await self._decide_cancelled(accepted)
         return accepted
+
+    async def ended(self, job_id: str) -> JobRecord | None:
+        """Return a job that has ended, as `read` does; None: it has not, or nobody knows of it."""
+        result = await self._store.get(_result_key(job_id))
+        if result is None or result == DELETED:
+            return None
+        return await self._with_urls(self._parsed(result, _result_key(job_id)))
+
+    async def is_pending(self, job_id: str) -> bool:
+        """Return whether a job was accepted and has not ended."""
+        return await self._store.exists(_pending_key(job_id))
 
     async def publish(self, job_id: str, record: JobRecord) -> bool:
         """Publish how a job ended, once; the first publisher wins.

@@ -26,6 +26,7 @@ from serve.further_models import ModelFacts
 from serve.idempotency import Idempotency
 from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
+from serve.job_listing import JobListing
 from serve.jobs import JobJournal
 from serve.loras import shown_loras
 from serve.models import ModelSpec
@@ -33,7 +34,14 @@ from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
 from serve.record_store import record_store
 from serve.removal import Removal
-from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
+from serve.requests import (
+    GenerateRequest,
+    GenerateResult,
+    ImageRef,
+    JobEvent,
+    JobPage,
+    JobRecord,
+)
 from serve.running import RunningJob
 from serve.served_models import ServedModels
 from serve.spool import spool_of
@@ -85,6 +93,9 @@ class Pipeline:
         )
         self._live: dict[str, RunningJob] = {}
         self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+        self._listing = JobListing(
+            records, self._journal, self._live, durable=settings.journal.enabled
+        )
         self._book = TenantBook(settings.tenants, settings.pipeline.num_replicas, self._metrics)
         self._acceptance = Acceptance(
             self._models,
@@ -200,6 +211,22 @@ class Pipeline:
         if data is None:
             raise not_found(image.s3_uri)
         return data
+
+    async def jobs(
+        self, tenant: str = DEFAULT_TENANT, limit: int = 20, after: str | None = None
+    ) -> JobPage:
+        """Return some of a tenant's jobs, newest first.
+
+        Args:
+            tenant: Whose.
+            limit: At most so many, 1 to 100.
+            after: `next` of the page before; None: the first page.
+
+        Raises:
+            InvalidRequest: One of them is out of range.
+            StorageUnavailable: The store does not answer.
+        """
+        return await self._listing.page(tenant, limit, after)
 
     async def cancel(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Cancel a job, wherever it runs; a job cancelled already stays so.

@@ -6,6 +6,7 @@ same code runs on them, and they die with their process.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import OrderedDict
 from typing import Protocol
@@ -42,6 +43,9 @@ class RecordStore(Protocol):
 
     async def list_keys(self, prefix: str) -> list[str]:
         """Return all keys that start with `prefix`, sorted."""
+
+    async def list_some(self, prefix: str, after: str, most: int) -> list[str]:
+        """Return the first keys that start with `prefix` and come after `after`, sorted."""
 
     async def list_etags(self, prefix: str) -> dict[str, str]:
         """Return key -> ETag of all objects whose keys start with `prefix`."""
@@ -98,6 +102,12 @@ class MemoryStore:
     async def list_keys(self, prefix: str) -> list[str]:
         """Return all keys that start with `prefix`, sorted."""
         return sorted(key for key in self._objects if key.startswith(prefix))
+
+    async def list_some(self, prefix: str, after: str, most: int) -> list[str]:
+        """Return the first keys that start with `prefix` and come after `after`, sorted."""
+        return heapq.nsmallest(
+            most, (key for key in self._objects if key.startswith(prefix) and key > after)
+        )
 
     async def list_etags(self, prefix: str) -> dict[str, str]:
         """Return key -> ETag of all objects whose keys start with `prefix`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from serve.job_ids import checked
+from serve.listing_keys import listing_key
 from serve.record_store import RecordStore
 from serve.storage import ObjectStore
 from serve.tenants import pictures_prefix
@@ -44,7 +45,7 @@ class Removal:
         records = [key for key in await self._records.list_keys(folder) if key not in kept]
         pictures = await self._pictures.list_keys(f"{pictures_prefix(tenant)}{job_id}/")
         await delete_all(self._pictures, pictures)
-        await delete_all(self._records, records)
+        await delete_all(self._records, [*records, listing_key(job_id, tenant)])
         return len(pictures)
 
 

@@ -322,3 +322,14 @@ class JobRecord(BaseModel):
     def is_over(self) -> bool:
         """True once nothing can change how the job ended."""
         return self.status in ("succeeded", "failed", "cancelled")
+
+
+class JobPage(BaseModel):
+    """What `GET /v1/jobs` answers: some of the caller's jobs, newest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: tuple[JobRecord, ...]
+    next: str | None = Field(
+        None, description="`after` of the next page; null where there are no older jobs"
+    )

@@ -130,6 +130,16 @@ class ObjectStore:
         """Return all keys that start with `prefix`, sorted, relative like every key."""
         return sorted(await self.list_etags(prefix))
 
+    async def list_some(self, prefix: str, after: str, most: int) -> list[str]:
+        """Return the first keys that start with `prefix` and come after `after`, sorted.
+
+        Args:
+            prefix: Of the keys.
+            after: A key, which need not exist; empty: from the first on.
+            most: At most so many, from 1 to 1000; the store is asked once.
+        """
+        return await self._run(lambda: self._list_some(prefix, after, most))
+
     async def list_etags(self, prefix: str) -> dict[str, str]:
         """Return key -> ETag of all objects whose keys start with `prefix`."""
         return {entry.key: entry.etag for entry in await self.list_entries(prefix)}
@@ -301,6 +311,16 @@ class ObjectStore:
             for page in pages
             for item in page.get("Contents", [])
         ]
+
+    def _list_some(self, prefix: str, after: str, most: int) -> list[str]:
+        own = self.settings.prefix
+        page = self._s3().list_objects_v2(
+            Bucket=self.settings.bucket,
+            Prefix=own + prefix,
+            StartAfter=own + after if after else "",
+            MaxKeys=most,
+        )
+        return sorted(item["Key"].removeprefix(own) for item in page.get("Contents", []))
 
     def _full(self, key: str) -> str:
         full = self.settings.prefix + key

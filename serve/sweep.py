@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from serve.job_ids import accepted_seconds_ago, is_job_id
+from serve.listing_keys import LISTING, job_of
 from serve.removal import DELETED, delete_all
 from serve.storage import Listed, ObjectStore
 
@@ -89,6 +90,7 @@ class Sweep:
             else:
                 kept.append(job_id)
         await self._late_losers(kept, pictures, swept)
+        await self._listings({*kept, *pending}, swept)
         await self._others(swept)
         if not dry:
             # Pictures first: a record whose pictures are gone is found by the next sweep, a picture
@@ -146,6 +148,12 @@ class Sweep:
                 swept.unreferenced_pictures += 1
                 swept.bytes += picture.size
                 swept._pictures.append(picture.key)
+
+    async def _listings(self, jobs: Collection[str], swept: Swept) -> None:
+        for entry in await self._records.list_entries(LISTING):
+            # One that is young may be of a job that was accepted after jobs were listed.
+            if job_of(entry.key) not in jobs and self._age_s(entry) > _UNREFERENCED_AFTER_S:
+                swept._records.append(entry.key)
 
     async def _others(self, swept: Swept) -> None:
         for entry in await self._records.list_entries("idempotency/"):

@@ -16,7 +16,7 @@ from serve.http.idempotency_header import with_idempotency_key
 from serve.http.server_sent_events import event_response
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
-from serve.requests import GenerateRequest, GenerateResult, JobRecord
+from serve.requests import GenerateRequest, GenerateResult, JobPage, JobRecord
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
@@ -95,6 +95,11 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         response.headers["Location"] = f"/v1/jobs/{record.id}"
         return response
 
+    @app.get("/v1/jobs", response_model=JobPage, responses=_ERRORS)
+    async def jobs(request: Request, limit: str = "20", after: str | None = None) -> Response:
+        """Return some of the caller's jobs, newest first; `next` is `after` of the next page."""
+        return _json(await pipeline.jobs(tenant_of(request), _whole(limit), after))
+
     @app.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=_ERRORS)
     async def job(request: Request, job_id: str) -> Response:
         """Return what is known of a job, through any proxy and after any restart."""
@@ -150,5 +155,16 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     return app
 
 
-def _json(answer: GenerateResult | JobRecord, status: int = 200) -> Response:
+def _whole(limit: str) -> int:
+    if limit.isascii() and limit.isdigit() and len(limit) < 10:
+        return int(limit)
+    raise InvalidRequest(
+        "Query parameter 'limit' is no number of jobs.",
+        field="limit",
+        value=limit,
+        allowed="an integer from 1 to 100",
+    )
+
+
+def _json(answer: GenerateResult | JobRecord | JobPage, status: int = 200) -> Response:
     return Response(answer.model_dump_json(), status_code=status, media_type="application/json")

@@ -90,12 +90,14 @@ async def test_layout(journal, store):
     await journal.accept(job_id, _REQUEST)
     assert await store.list_keys("") == [
         f"jobs/{job_id}/request.json",
+        f"listing/default/{(1 << 128) - 1 - int(job_id, 16):032x}",
         f"pending/{shard(job_id)}/{job_id}",
     ]
     await journal.publish(job_id, _succeeded(store, job_id))
     assert await store.list_keys("") == [
         f"jobs/{job_id}/request.json",
         f"jobs/{job_id}/result.json",
+        f"listing/default/{(1 << 128) - 1 - int(job_id, 16):032x}",
     ]
     assert JobJournal.image_key(job_id, 3, "0" * 64, "webp") == (
         f"images/{job_id}/3-{'0' * 64}.webp"

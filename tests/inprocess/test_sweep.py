@@ -100,7 +100,7 @@ async def test_old_jobs_go_and_young_or_pending_ones_stay(pipeline: Pipeline, st
     assert (swept.jobs, swept.pictures_of_jobs, swept.idempotency_keys) == (1, 1, 1)
     assert swept.leases == len(leases)
     assert swept.bytes > result.images[0].size_bytes
-    assert await folders(store) == {"jobs", "pending"}
+    assert await folders(store) == {"jobs", "listing", "pending"}
     assert await journal.pending() == [waits]
     assert await journal.read(result.id) is None
     assert (await journal.read(waits)) is not None

@@ -1,0 +1,96 @@
+"""A tenant's jobs, newest first, page by page.
+
+Stores list keys upwards and from a given one on, so each job has a key whose name counts down from
+its id: `listing/{tenant}/{countdown}`. A page costs one listing of as many keys as it has jobs,
+however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from serve.errors import InvalidRequest, KelvinError
+from serve.job_ids import is_job_id
+from serve.jobs import JobJournal
+from serve.listing_keys import job_of, listing_key, listing_prefix
+from serve.record_store import RecordStore
+from serve.requests import JobPage, JobRecord
+from serve.running import RunningJob
+
+LARGEST_PAGE = 100
+_log = logging.getLogger("ray.serve")
+
+
+class JobListing:
+    """Reads pages.
+
+    Args:
+        records: The journal's store.
+        journal: On it.
+        live: All jobs of this process, by id.
+        durable: Whether jobs outlive it.
+    """
+
+    def __init__(
+        self,
+        records: RecordStore,
+        journal: JobJournal,
+        live: Mapping[str, RunningJob],
+        *,
+        durable: bool,
+    ) -> None:
+        self._records = records
+        self._journal = journal
+        self._live = live
+        self._durable = durable
+
+    async def page(self, tenant: str, limit: int, after: str | None) -> JobPage:
+        """Return some of a tenant's jobs, newest first.
+
+        Args:
+            tenant: Whose.
+            limit: At most so many, from 1 to `LARGEST_PAGE`.
+            after: Id of the last job of the page before; None: the first page.
+
+        Raises:
+            InvalidRequest: The limit is out of range, or `after` is no job's id.
+        """
+        if not 1 <= limit <= LARGEST_PAGE:
+            raise InvalidRequest(
+                "A page cannot have so many jobs.",
+                field="limit",
+                value=limit,
+                allowed=f"an integer from 1 to {LARGEST_PAGE}",
+            )
+        if after is not None and not is_job_id(after):
+            raise InvalidRequest(
+                "Jobs are listed from a job on, and this is no job's id.",
+                field="after",
+                value=after,
+                allowed="`next` of the page before",
+            )
+        beyond = "" if after is None else listing_key(after, tenant)
+        keys = await self._records.list_some(listing_prefix(tenant), beyond, limit)
+        ids = [found for found in map(job_of, keys) if found is not None]
+        records = await asyncio.gather(*(self._record(job_id, tenant) for job_id in ids))
+        return JobPage(
+            jobs=tuple(record for record in records if record is not None),
+            next=ids[-1] if len(keys) == limit and ids else None,
+        )
+
+    async def _record(self, job_id: str, tenant: str) -> JobRecord | None:
+        """Return a job; None: it was deleted, never accepted, or is not to be read."""
+        live = self._live.get(job_id)
+        if live is not None and not live.is_over:
+            return live.record("running", durable=self._durable) if live.tenant == tenant else None
+        try:
+            record = await self._journal.ended(job_id)
+            if record is None and await self._journal.is_pending(job_id):
+                record = await self._journal.read(job_id)
+        except KelvinError as error:
+            # One record that cannot be read hides no others.
+            _log.warning("Job %s is not listed: %s", job_id, error)
+            return None
+        return record if record is not None and record.tenant == tenant else None
