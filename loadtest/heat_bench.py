@@ -31,7 +31,7 @@ from loadtest import command_line
 from loadtest.heat_figures import KELVIN, QUEUE, Answer, compare, figures
 from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.commands.output import stdout_is_for_json
 from serve.commands.stopping import local_kelvin, stoppable
 from serve.config import Settings, load_settings
@@ -107,7 +107,7 @@ def run_arm(arm: str, times: Sequence[float], options: argparse.Namespace) -> di
         write_script(folder, _COOL)
         with (
             local_kelvin(settings_of(arm, folder, options)) as kelvin,
-            KelvinClient(kelvin.url) as client,
+            Kelvin(kelvin.url) as client,
         ):
             for _ in range(_WARM_UP_REQUESTS):
                 client.generate(_request(0, options.steps))
@@ -123,7 +123,7 @@ def run_arm(arm: str, times: Sequence[float], options: argparse.Namespace) -> di
     return figures(arm, [answer for answer in answers if answer.at >= hot_at], hot, status)
 
 
-def serve(client: KelvinClient, times: Sequence[float], steps: int) -> list[Answer]:
+def serve(client: Kelvin, times: Sequence[float], steps: int) -> list[Answer]:
     """Send each request when it is due, whatever became of the others."""
     began = time.monotonic()
 

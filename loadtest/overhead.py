@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.commands.output import stdout_is_for_json, write_json
 from serve.commands.stopping import local_kelvin, stoppable
 from serve.config import load_settings
@@ -88,7 +88,7 @@ def timing_of(result: GenerateResult, total_s: float, fetch_s: float) -> Timing:
     )
 
 
-def measure(client: KelvinClient, number: int, warm_up: int = 2) -> list[Timing]:
+def measure(client: Kelvin, number: int, warm_up: int = 2) -> list[Timing]:
     """Send requests one after the other and return the timings of all but the first ones."""
     timings = []
     for index in range(warm_up + number):
@@ -191,7 +191,7 @@ def main() -> int:
                     "embedded_store": {"data_dir": folder},
                 }
             )
-            with local_kelvin(settings) as kelvin, KelvinClient(kelvin.url) as client:
+            with local_kelvin(settings) as kelvin, Kelvin(kelvin.url) as client:
                 report = report_of(measure(client, options.n), options.model)
             Console(stderr=True).print(table_of(report))
             if options.json:

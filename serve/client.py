@@ -1,44 +1,41 @@
-"""A small HTTP client of the native API: submit, follow, fetch; the same typed errors.
+"""HTTP clients of the native API: submit, follow, fetch; the same typed errors as everywhere.
 
-It holds a job's id, not a connection: when the progress stream breaks it asks again, because an
-accepted job lives in the object store and not in the process that took it.
+    from serve.client import Kelvin
+    from serve.requests import GenerateRequest
+
+    with Kelvin() as kelvin:
+        result = kelvin.generate(GenerateRequest(prompt="a red heart"))
+        picture = kelvin.download(result.images[0])
+
+`Kelvin` blocks, `AsyncKelvin` is awaited; they have the same methods. Both hold a job's id, not a
+connection: when the progress stream breaks they ask again, because an accepted job lives in the
+object store and not in the process that took it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
+from serve import client_wire as wire
 from serve import errors
-from serve.client_errors import (
-    PictureCorrupt,
-    ServerUnreachable,
-    UnexpectedAnswer,
-    error_from_body,
-)
-from serve.keys import is_key, without_keys
+from serve.async_client import AsyncKelvin
+from serve.client_errors import ServerUnreachable
+from serve.client_wire import DEFAULT_URL
+from serve.keys import without_keys
 from serve.loopback import is_loopback
-from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobRecord
+from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobPage, JobRecord
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-_RECONNECTS = 6
-_FIRST_PAUSE_S = 0.2
-_CONNECT_TIMEOUT_S = 5.0
-
-_Answer = TypeVar("_Answer", bound=BaseModel)
+__all__ = ["DEFAULT_URL", "AsyncKelvin", "Kelvin"]
 
 
-class KelvinClient:
-    """Speaks to one Kelvin; a context manager.
+class Kelvin:
+    """Speaks to one Kelvin and blocks; a context manager.
 
     Args:
         url: Base URL of the server.
@@ -57,28 +54,20 @@ class KelvinClient:
         *,
         api_key: str | None = None,
         timeout_s: float = 300.0,
-        first_pause_s: float = _FIRST_PAUSE_S,
+        first_pause_s: float = wire.FIRST_PAUSE_S,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise errors.InvalidRequest(
-                "The server's URL is not an http URL.",
-                field="url",
-                value=without_keys(url),
-                allowed=f"e.g. {DEFAULT_URL}",
-            )
-        base = url.rstrip("/")
+        base = wire.checked_url(url)
         self.url = without_keys(base)
         self._first_pause_s = first_pause_s
-        self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+        self._timeout = wire.timeout(timeout_s)
         self._http = httpx.Client(
             base_url=base,
-            headers=_authorization(api_key),
+            headers=wire.authorization(api_key),
             timeout=self._timeout,
             trust_env=not is_loopback(url),
         )
 
-    def __enter__(self) -> KelvinClient:
+    def __enter__(self) -> Kelvin:
         return self
 
     def __exit__(
@@ -93,47 +82,12 @@ class KelvinClient:
         """Close the connections."""
         self._http.close()
 
-    def submit(self, request: GenerateRequest) -> JobRecord:
-        """Post a job; it is durable once this returns.
-
-        Raises:
-            InvalidRequest: Before anything is sent, as through the Python handle.
-        """
-        # Checked again: `model_copy(update=...)` checks nothing, and on the way into JSON NaN would
-        # become null, which asks for the default.
-        return self._record("POST", "/v1/jobs", GenerateRequest.model_validate(request))
-
-    def job(self, job_id: str) -> JobRecord:
-        """Return what is known of a job."""
-        return self._record("GET", f"/v1/jobs/{job_id}")
-
-    def cancel(self, job_id: str) -> JobRecord:
-        """Ask that a job stop at its next step."""
-        return self._record("DELETE", f"/v1/jobs/{job_id}")
-
-    def delete(self, job_id: str) -> JobRecord:
-        """Delete a job with its pictures, ended or not; return what it was."""
-        return self._record("DELETE", f"/v1/jobs/{job_id}?purge=true")
-
-    def status(self) -> dict[str, Any]:
-        """Return the service's own account of itself."""
-        answer: dict[str, Any] = self._call("GET", "/v1/status").json()
-        return answer
-
-    def models(self) -> list[dict[str, Any]]:
-        """Return every model of the service, with its state, defaults and limits."""
-        answer = self._call("GET", "/v1/models").json()
-        found = answer.get("models") if isinstance(answer, dict) else None
-        if not isinstance(found, list):
-            raise UnexpectedAnswer("The server does not say which models it has.")
-        return found
-
     def generate(
         self,
         request: GenerateRequest,
         on_event: Callable[[JobEvent], None] | None = None,
     ) -> GenerateResult:
-        """Make pictures and wait for them.
+        """Make pictures and wait for them; interrupting it cancels the job.
 
         Args:
             request: What to make.
@@ -144,56 +98,80 @@ class KelvinClient:
         """
         record = self.submit(request)
         try:
-            for event in self.follow(record.id):
-                if on_event is not None:
-                    on_event(event)
-                if event.is_last:
-                    return self._outcome(event)
+            return self.wait(record.id, on_event)
         except KeyboardInterrupt:
             # Whoever stops waiting does not want the picture any more.
             with suppress(errors.KelvinError):
                 self.cancel(record.id)
             raise
-        raise UnexpectedAnswer("The job's progress ended without an outcome.")
 
-    def follow(self, job_id: str) -> Iterator[JobEvent]:
+    def submit(self, request: GenerateRequest) -> JobRecord:
+        """Post a job; it is durable once this returns.
+
+        Raises:
+            InvalidRequest: Before anything is sent, as through the Python handle.
+        """
+        return self._record("POST", "/v1/jobs", **wire.content(request))
+
+    def wait(
+        self, job_id: str, on_event: Callable[[JobEvent], None] | None = None
+    ) -> GenerateResult:
+        """Wait for a job's end; to stop waiting cancels nothing.
+
+        Args:
+            job_id: The job.
+            on_event: Called with each event from the job's first, the last one included.
+
+        Raises:
+            JobCancelled: Somebody cancelled the job.
+        """
+        for event in self.events(job_id):
+            if on_event is not None:
+                on_event(event)
+            if event.is_last:
+                return wire.outcome(event)
+        raise wire.no_outcome()
+
+    def job(self, job_id: str) -> JobRecord:
+        """Return what is known of a job."""
+        return self._record("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self) -> Iterator[JobRecord]:
+        """Yield one's own jobs, newest first; asks for more of them as they are taken."""
+        after: dict[str, str] = {}
+        while True:
+            query = {"limit": str(wire.PAGE), **after}
+            page = wire.parsed(JobPage, self._call("GET", "/v1/jobs", params=query).content)
+            yield from page.jobs
+            if page.next is None:
+                return
+            after = {"after": page.next}
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask that a job stop at its next step."""
+        return self._record("DELETE", f"/v1/jobs/{job_id}")
+
+    def delete(self, job_id: str) -> JobRecord:
+        """Delete a job with its pictures, ended or not; return what it was."""
+        return self._record("DELETE", f"/v1/jobs/{job_id}?purge=true")
+
+    def events(self, job_id: str) -> Iterator[JobEvent]:
         """Yield a job's events until its last, reconnecting when the stream breaks.
 
-        A stream opened again tells the job from its beginning; only what goes further than any
-        before it shows that the job, and not just the connection, is alive.
+        A stream opened again tells the job from its beginning.
         """
-        failures = furthest = 0
+        reconnecting = wire.Reconnecting(job_id, self._first_pause_s)
         while True:
+            broke: ServerUnreachable | None = None
             try:
-                for place, event in enumerate(self.events(job_id), start=1):
-                    if place > furthest:
-                        furthest, failures = place, 0
+                for place, event in enumerate(self._stream(job_id), start=1):
+                    reconnecting.saw(place)
                     yield event
                     if event.is_last:
                         return
-            except ServerUnreachable:
-                if failures >= _RECONNECTS:
-                    raise
-            if failures >= _RECONNECTS:
-                raise UnexpectedAnswer(
-                    "The job's progress stream keeps ending before the job does.", value=job_id
-                )
-            time.sleep(self._first_pause_s * 2**failures)
-            failures += 1
-
-    def events(self, job_id: str) -> Iterator[JobEvent]:
-        """Yield a job's server-sent events over one connection, as long as it lasts."""
-        try:
-            with self._http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
-                if response.status_code >= 400:
-                    response.read()
-                    raise self._error(response)
-                for line in response.iter_lines():
-                    # Every event is one data line; event names repeat what the data says.
-                    if line.startswith("data:"):
-                        yield _parse(JobEvent, line.removeprefix("data:").strip())
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            except ServerUnreachable as error:
+                broke = error
+            time.sleep(reconnecting.pause_s(broke))
 
     def download(self, image: ImageRef) -> bytes:
         """Fetch a picture by its presigned URL and check it against its SHA-256.
@@ -202,7 +180,7 @@ class KelvinClient:
             PictureCorrupt: The bytes are not the ones the result names.
             StorageUnavailable: The object store refused or did not answer.
         """
-        where = f"{urlsplit(image.url).scheme}://{urlsplit(image.url).netloc}"
+        # Not over the server's connections: the key on them is none of the store's business.
         try:
             response = httpx.get(
                 image.url,
@@ -211,97 +189,45 @@ class KelvinClient:
                 trust_env=not is_loopback(image.url),
             )
         except httpx.TransportError as error:
-            raise errors.StorageUnavailable(
-                f"The picture was made, but {where} did not answer: {type(error).__name__}.",
-                value=image.s3_uri,
-                allowed="a public_endpoint_url that this machine reaches",
-            ) from error
-        if response.status_code != 200:
-            raise errors.StorageUnavailable(
-                f"The picture was made, but {where} answered {response.status_code}.",
-                value=image.s3_uri,
-                allowed="fetching before the presigned URL expires",
-            )
-        digest = hashlib.sha256(response.content).hexdigest()
-        if digest != image.sha256:
-            raise PictureCorrupt(
-                "The picture fetched is not the picture stored.",
-                field="sha256",
-                value=digest,
-                allowed=image.sha256,
-            )
-        return response.content
+            raise wire.picture_unreachable(image, error) from error
+        return wire.picture_in(response, image)
 
-    def _outcome(self, event: JobEvent) -> GenerateResult:
-        if event.result is not None:
-            return event.result
-        if event.event == "cancelled":
-            raise errors.JobCancelled("The job was cancelled.", value=event.id)
-        raise error_from_body(event.error)
+    def models(self) -> list[dict[str, Any]]:
+        """Return every model of the service, with its state, defaults, limits and LoRAs."""
+        return wire.models_in(self._call("GET", "/v1/models").json())
 
-    def _record(self, method: str, path: str, request: GenerateRequest | None = None) -> JobRecord:
-        return _parse(JobRecord, self._call(method, path, request).content)
+    def usage(self) -> dict[str, Any]:
+        """Return what one's own tenant has used."""
+        answer: dict[str, Any] = self._call("GET", "/v1/usage").json()
+        return answer
 
-    def _call(
-        self, method: str, path: str, request: GenerateRequest | None = None
-    ) -> httpx.Response:
+    def status(self) -> dict[str, Any]:
+        """Return the service's own account of itself."""
+        answer: dict[str, Any] = self._call("GET", "/v1/status").json()
+        return answer
+
+    def _stream(self, job_id: str) -> Iterator[JobEvent]:
+        """Yield a job's server-sent events over one connection, as long as it lasts."""
         try:
-            response = self._http.request(
-                method,
-                path,
-                content=None if request is None else _body(request),
-                headers=None if request is None else {"content-type": "application/json"},
-            )
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise wire.refusal(response, self.url)
+                for line in response.iter_lines():
+                    event = wire.event_in(line)
+                    if event is not None:
+                        yield event
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        if response.status_code >= 400:
-            raise self._error(response)
-        return response
+            raise wire.unreachable(self.url, error) from error
 
-    def _unreachable(self, error: Exception) -> ServerUnreachable:
-        return ServerUnreachable(
-            f"No Kelvin answers at {self.url} ({type(error).__name__}).",
-            field="url",
-            value=self.url,
-            allowed="a running server: start one with `kelvin up`, or name one with --url",
-        )
+    def _record(self, method: str, path: str, **sent: Any) -> JobRecord:
+        return wire.parsed(JobRecord, self._call(method, path, **sent).content)
 
-    def _error(self, response: httpx.Response) -> errors.KelvinError:
+    def _call(self, method: str, path: str, **sent: Any) -> httpx.Response:
         try:
-            return error_from_body(response.json())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            if response.status_code == errors.Overloaded.status:
-                # Serve's proxy refuses in plain text what the Pipeline never sees.
-                return errors.Overloaded(
-                    f"Too many calls wait at {self.url}.", allowed="trying again later"
-                )
-            return UnexpectedAnswer(
-                f"{self.url} answered {response.status_code}, and not as Kelvin does.",
-                field="url",
-                value=self.url,
-                allowed="the URL of a Kelvin server",
-            )
-
-
-def _authorization(api_key: str | None) -> dict[str, str]:
-    if api_key is None:
-        return {}
-    if not is_key(api_key):
-        raise errors.InvalidRequest(
-            "The API key is none.", field="api_key", allowed="what `kelvin keys create` has shown"
-        )
-    return {"authorization": f"Bearer {api_key}"}
-
-
-def _body(request: GenerateRequest) -> bytes:
-    return request.model_dump_json(exclude_none=True).encode()
-
-
-def _parse(kind: type[_Answer], text: str | bytes) -> _Answer:
-    try:
-        return kind.model_validate_json(text)
-    except (ValidationError, errors.KelvinError) as error:
-        raise UnexpectedAnswer(
-            f"The server's {kind.__name__} cannot be read: is it another version of Kelvin?",
-            value=str(error).splitlines()[0],
-        ) from None
+            response = self._http.request(method, path, **sent)
+        except httpx.TransportError as error:
+            raise wire.unreachable(self.url, error) from error
+        if response.status_code >= 400:
+            raise wire.refusal(response, self.url)
+        return response

@@ -55,7 +55,7 @@ def draw_once(prompt: str, output: Path, seed: Any) -> dict[str, Any]:
             allowed="a file name in a folder that can be written",
         ) from None
     request = request_from({"prompt": prompt, "seed": seed}, output=output)
-    from serve.client import KelvinClient
+    from serve.client import Kelvin
 
     # Its own port and its own data, and nothing from the environment, so that a demo never meets
     # a Kelvin or a store that is in use.
@@ -68,7 +68,7 @@ def draw_once(prompt: str, output: Path, seed: Any) -> dict[str, Any]:
     )
     resolve_model_dir(settings.model)  # says what is missing before a minute of starting
     out.print("Starting Ray, three stages and an S3 server on this machine ...")
-    with local_kelvin(settings) as kelvin, KelvinClient(kelvin.url) as client:
+    with local_kelvin(settings) as kelvin, Kelvin(kelvin.url) as client:
         out.print(f'Drawing "{prompt}" ...')
         with progress_bar() as show:
             result = client.generate(request, show)

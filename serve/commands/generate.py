@@ -42,10 +42,10 @@ def generate(
     Raises:
         KelvinError: Bad input, no server, or a failed job.
     """
-    from serve.client import KelvinClient
+    from serve.client import Kelvin
 
     request = request_from(given, output=output, remake=remake)
-    with KelvinClient(url, api_key=api_key) as client:
+    with Kelvin(url, api_key=api_key) as client:
         with progress_bar() as show:
             previews = PreviewFiles(output, request.num_images)
 

@@ -28,9 +28,9 @@ def list_models(url: str, *, as_json: bool, api_key: str | None = None) -> int:
     Raises:
         ServerUnreachable: Nothing answers there.
     """
-    from serve.client import KelvinClient
+    from serve.client import Kelvin
 
-    with KelvinClient(url, api_key=api_key) as client:
+    with Kelvin(url, api_key=api_key) as client:
         models = client.models()
     if as_json:
         write_json({"models": models})

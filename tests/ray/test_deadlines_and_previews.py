@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.errors import DeadlineExceeded
 from serve.requests import GenerateRequest, JobEvent
 from tests.ray.events import following
@@ -43,7 +43,7 @@ def test_the_end_of_a_late_job_is_told_to_followers_and_kept(world: World):
 def test_previews_come_with_the_steps_that_were_asked_for(world: World):
     fields = FAST | {"num_inference_steps": 7, "preview_every": 3, "width": 96, "height": 64}
     events: list[JobEvent] = []
-    with KelvinClient(world.kelvin.url if world.kelvin else "") as client:
+    with Kelvin(world.kelvin.url if world.kelvin else "") as client:
         client.generate(GenerateRequest(**fields), events.append)
     by_handle = list(world.handle.options(stream=True).stream.remote(GenerateRequest(**fields)))
     for told in (events, by_handle):

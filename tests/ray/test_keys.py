@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.errors import Unauthenticated
 from serve.key_store import ObjectKeys
 from serve.keys import new_key
@@ -41,7 +41,7 @@ def test_who_comes_through_a_proxy_needs_a_key_and_no_page_elsewhere_gets_in(wor
                 answer = world.http.post("/v1/jobs", json=FAST, headers=foreign)
                 assert answer.json()["error"]["code"] == "foreign_origin"
                 assert answer.status_code == 403
-            with KelvinClient(url, api_key=key) as client:
+            with Kelvin(url, api_key=key) as client:
                 made = client.generate(GenerateRequest(**FAST))
                 assert client.download(made.images[0])
                 asyncio.run(keys.remove(record.digest))

@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve.__main__ import main
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.errors import ModelLoading, ModelNotFound
 from serve.requests import GenerateRequest
 from tests.ray.world import FAST, World, wait_until
@@ -138,7 +138,7 @@ def test_each_model_has_its_denoisers_and_they_share_what_is_the_same(
 
 def test_the_models_are_listed(world: World, loaded: dict[str, Any], cli: Cli):
     assert world.kelvin is not None
-    with KelvinClient(world.kelvin.url) as client:
+    with Kelvin(world.kelvin.url) as client:
         models = client.models()
     assert [(each["name"], each["state"]) for each in models] == [
         (loaded["own"], "loaded"),

@@ -3,108 +3,39 @@
 A real socket rather than a mocked transport, because broken streams are what it exists for.
 """
 
-import hashlib
 import json
 import math
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from serve import errors
 from serve.__main__ import main
-from serve.client import KelvinClient
+from serve.client import Kelvin
 from serve.client_errors import PictureCorrupt, ServerUnreachable, UnexpectedAnswer
 from serve.keys import new_key
-from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent
+from serve.requests import GenerateRequest, JobEvent
+from tests.unit.fake_kelvin import (
+    JOB,
+    PICTURE,
+    FakeKelvin,
+    accept,
+    image,
+    sends,
+    served,
+    step,
+    stored,
+    streams,
+)
 
-PICTURE = b"the bytes of a picture"
-JOB = "0123"
-
-
-@dataclass
-class FakeKelvin:
-    """Answers as told: path -> list of answers, the last of which repeats."""
-
-    url: str = ""
-    answers: dict[tuple[str, str], list[Callable[[Any], None]]] = field(default_factory=dict)
-    seen: list[tuple[str, str, bytes]] = field(default_factory=list)
-    authorized: list[tuple[str, str | None]] = field(default_factory=list)
-
-    def on(self, method: str, path: str, *answers: Callable[[Any], None]) -> None:
-        self.answers[method, path] = list(answers)
-
-    def take(self, method: str, path: str) -> Callable[[Any], None]:
-        nothing: list[Callable[[Any], None]] = [sends(404, {"detail": "Not Found"})]
-        queue = self.answers.get((method, path), nothing)
-        return queue.pop(0) if len(queue) > 1 else queue[0]
-
-
-def sends(status: int, body: Any, kind: str = "application/json") -> Callable[[Any], None]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.send_header("content-type", kind)
-        handler.send_header("content-length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return answer
-
-
-def streams(*events: JobEvent, breaks: bool = False) -> Callable[[Any], None]:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("content-type", "text/event-stream")
-        handler.send_header("transfer-encoding", "chunked")
-        handler.end_headers()
-        for event in events:
-            text = f": keep-alive\n\nevent: {event.event}\ndata: {event.model_dump_json()}\n\n"
-            chunk = text.encode()
-            handler.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
-        if not breaks:
-            handler.wfile.write(b"0\r\n\r\n")
-        handler.close_connection = True
-
-    return answer
+kelvin = pytest.fixture(served)
 
 
 @pytest.fixture
-def kelvin() -> Iterator[FakeKelvin]:
-    fake = FakeKelvin()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            fake.seen.append((self.command, self.path, body))
-            fake.authorized.append((self.path, self.headers.get("authorization")))
-            fake.take(self.command, self.path)(self)
-
-        do_GET = do_POST = do_DELETE = _any
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield fake
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def client(kelvin: FakeKelvin) -> Iterator[KelvinClient]:
-    with KelvinClient(kelvin.url, timeout_s=20, first_pause_s=0.001) as opened:
+def client(kelvin: FakeKelvin) -> Iterator[Kelvin]:
+    with Kelvin(kelvin.url, timeout_s=20, first_pause_s=0.001) as opened:
         yield opened
 
 
@@ -116,44 +47,8 @@ def unused_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{holder.getsockname()[1]}"
 
 
-def image(kelvin: FakeKelvin, **changes: Any) -> ImageRef:
-    known = {
-        "index": 0,
-        "s3_uri": "s3://kelvin/images/x.png",
-        "url": f"{kelvin.url}/picture?signature=secret",
-        "sha256": hashlib.sha256(PICTURE).hexdigest(),
-        "size_bytes": len(PICTURE),
-        "width": 64,
-        "height": 64,
-        "output_format": "png",
-        "seed": 1,
-    }
-    return ImageRef.model_validate(known | changes)
-
-
-def stored(kelvin: FakeKelvin) -> JobEvent:
-    result = GenerateResult(
-        id=JOB,
-        model="pico",
-        request=GenerateRequest(prompt="a circle", seed=1),
-        images=(image(kelvin),),
-        stages=(),
-        seconds=0.5,
-    )
-    return JobEvent(event="stored", id=JOB, result=result)
-
-
-def step(number: int) -> JobEvent:
-    return JobEvent(event="step", id=JOB, image=0, step=number, steps=3)
-
-
-def accept(kelvin: FakeKelvin) -> None:
-    record = {"id": JOB, "status": "pending", "request": {"prompt": "a circle"}}
-    kelvin.on("POST", "/v1/jobs", sends(202, record))
-
-
 def test_generate_posts_the_request_and_reports_every_event(
-    kelvin: FakeKelvin, client: KelvinClient
+    kelvin: FakeKelvin, client: Kelvin
 ) -> None:
     accept(kelvin)
     last = stored(kelvin)
@@ -165,7 +60,7 @@ def test_generate_posts_the_request_and_reports_every_event(
     assert GenerateRequest.model_validate_json(kelvin.seen[0][2]) == result.request
 
 
-def test_a_broken_stream_is_opened_again(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_a_broken_stream_is_opened_again(kelvin: FakeKelvin, client: Kelvin) -> None:
     accept(kelvin)
     kelvin.on(
         "GET",
@@ -177,34 +72,32 @@ def test_a_broken_stream_is_opened_again(kelvin: FakeKelvin, client: KelvinClien
     assert client.generate(GenerateRequest(prompt="a circle")).id == JOB
 
 
-def test_a_stream_that_only_ever_ends_is_given_up(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_a_stream_that_only_ever_ends_is_given_up(kelvin: FakeKelvin, client: Kelvin) -> None:
     kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams())
     with pytest.raises(UnexpectedAnswer, match="keeps ending"):
-        list(client.follow(JOB))
+        list(client.events(JOB))
 
 
 @pytest.mark.parametrize("breaks", [True, False])
 def test_a_stream_that_only_repeats_its_beginning_is_given_up(
-    kelvin: FakeKelvin, client: KelvinClient, breaks: bool
+    kelvin: FakeKelvin, client: Kelvin, breaks: bool
 ) -> None:
     queued = JobEvent(event="queued", id=JOB)
     kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(queued, breaks=breaks))
     with pytest.raises(ServerUnreachable if breaks else UnexpectedAnswer):
-        list(client.follow(JOB))
+        list(client.events(JOB))
 
 
 def test_a_stream_that_gets_further_each_time_is_not_given_up(
-    kelvin: FakeKelvin, client: KelvinClient
+    kelvin: FakeKelvin, client: Kelvin
 ) -> None:
     steps = [step(number) for number in range(12)]
     growing = [streams(*steps[:length], breaks=True) for length in range(1, 12)]
     kelvin.on("GET", f"/v1/jobs/{JOB}/events", *growing, streams(*steps, stored(kelvin)))
-    assert list(client.follow(JOB))[-1].event == "stored"
+    assert list(client.events(JOB))[-1].event == "stored"
 
 
-def test_a_refusal_by_the_proxy_is_told_as_overload(
-    kelvin: FakeKelvin, client: KelvinClient
-) -> None:
+def test_a_refusal_by_the_proxy_is_told_as_overload(kelvin: FakeKelvin, client: Kelvin) -> None:
     kelvin.on("POST", "/v1/jobs", sends(429, b"Request dropped", "text/plain"))
     with pytest.raises(errors.Overloaded):
         client.submit(GenerateRequest(prompt="a circle"))
@@ -222,7 +115,7 @@ def test_a_refusal_by_the_proxy_is_told_as_overload(
     ],
 )
 def test_a_typed_error_arrives_as_it_was_raised(
-    kelvin: FakeKelvin, client: KelvinClient, error: errors.KelvinError
+    kelvin: FakeKelvin, client: Kelvin, error: errors.KelvinError
 ) -> None:
     kelvin.on("POST", "/v1/jobs", sends(error.status, error.body()))
     with pytest.raises(errors.KelvinError) as raised:
@@ -231,7 +124,7 @@ def test_a_typed_error_arrives_as_it_was_raised(
     assert raised.value.body() == error.body()
 
 
-def test_a_failed_job_raises_its_error(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_a_failed_job_raises_its_error(kelvin: FakeKelvin, client: Kelvin) -> None:
     accept(kelvin)
     body = errors.StageFailed("the decoder broke", field="stage", value="decode").body()
     failed = JobEvent(event="failed", id=JOB, error=body)
@@ -240,14 +133,14 @@ def test_a_failed_job_raises_its_error(kelvin: FakeKelvin, client: KelvinClient)
         client.generate(GenerateRequest(prompt="a circle"))
 
 
-def test_a_cancelled_job_says_so(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_a_cancelled_job_says_so(kelvin: FakeKelvin, client: Kelvin) -> None:
     accept(kelvin)
     kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(JobEvent(event="cancelled", id=JOB)))
     with pytest.raises(errors.JobCancelled):
         client.generate(GenerateRequest(prompt="a circle"))
 
 
-def test_whoever_stops_waiting_cancels_the_job(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_whoever_stops_waiting_cancels_the_job(kelvin: FakeKelvin, client: Kelvin) -> None:
     accept(kelvin)
     kelvin.on("GET", f"/v1/jobs/{JOB}/events", streams(step(1), stored(kelvin)))
 
@@ -259,7 +152,7 @@ def test_whoever_stops_waiting_cancels_the_job(kelvin: FakeKelvin, client: Kelvi
     assert ("DELETE", f"/v1/jobs/{JOB}", b"") in kelvin.seen
 
 
-def test_a_picture_is_checked_against_its_sha256(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_a_picture_is_checked_against_its_sha256(kelvin: FakeKelvin, client: Kelvin) -> None:
     path = "/picture?signature=secret"
     kelvin.on("GET", path, sends(200, PICTURE, "image/png"), sends(200, b"x", "image/png"))
     assert client.download(image(kelvin)) == PICTURE
@@ -268,7 +161,7 @@ def test_a_picture_is_checked_against_its_sha256(kelvin: FakeKelvin, client: Kel
 
 
 def test_an_expired_url_is_a_typed_error_without_its_signature(
-    kelvin: FakeKelvin, client: KelvinClient
+    kelvin: FakeKelvin, client: Kelvin
 ) -> None:
     kelvin.on("GET", "/picture?signature=secret", sends(403, b"<Error/>", "application/xml"))
     with pytest.raises(errors.StorageUnavailable, match="403") as raised:
@@ -278,21 +171,21 @@ def test_an_expired_url_is_a_typed_error_without_its_signature(
 
 @pytest.mark.parametrize("answer", [sends(502, b"<html>", "text/html"), sends(404, {"detail": 1})])
 def test_something_else_on_the_port_is_said(
-    kelvin: FakeKelvin, client: KelvinClient, answer: Callable[[Any], None]
+    kelvin: FakeKelvin, client: Kelvin, answer: Callable[[Any], None]
 ) -> None:
     kelvin.on("POST", "/v1/jobs", answer)
     with pytest.raises(UnexpectedAnswer):
         client.submit(GenerateRequest(prompt="a circle"))
 
 
-def test_an_answer_of_another_shape_is_said(kelvin: FakeKelvin, client: KelvinClient) -> None:
+def test_an_answer_of_another_shape_is_said(kelvin: FakeKelvin, client: Kelvin) -> None:
     kelvin.on("GET", f"/v1/jobs/{JOB}", sends(200, {"id": JOB, "status": "levitating"}))
     with pytest.raises(UnexpectedAnswer, match="version"):
         client.job(JOB)
 
 
 def test_no_server_teaches_kelvin_up(unused_url: str) -> None:
-    with KelvinClient(unused_url) as client, pytest.raises(ServerUnreachable) as raised:
+    with Kelvin(unused_url) as client, pytest.raises(ServerUnreachable) as raised:
         client.submit(GenerateRequest(prompt="a circle"))
     assert raised.value.field == "url"
     assert "kelvin up" in str(raised.value.allowed)
@@ -301,7 +194,7 @@ def test_no_server_teaches_kelvin_up(unused_url: str) -> None:
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "/v1"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidRequest) as raised:
-        KelvinClient(url)
+        Kelvin(url)
     assert raised.value.field == "url"
 
 
@@ -313,7 +206,7 @@ def test_a_proxy_in_the_environment_does_not_stand_before_loopback(
         monkeypatch.setenv(name, unused_url)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with KelvinClient(kelvin.url) as client:
+    with Kelvin(kelvin.url) as client:
         assert client.submit(GenerateRequest(prompt="a circle")).id == JOB
 
 
@@ -327,7 +220,7 @@ def test_a_proxy_in_the_environment_does_not_stand_before_loopback(
 )
 def test_what_json_would_turn_into_a_default_is_refused_and_never_sent(kelvin, update, field):
     unchecked = GenerateRequest(prompt="a").model_copy(update=update)
-    with KelvinClient(kelvin.url) as client:
+    with Kelvin(kelvin.url) as client:
         with pytest.raises(errors.InvalidRequest) as refused:
             client.submit(unchecked)
         with pytest.raises(errors.InvalidRequest) as by_waiting:
@@ -343,7 +236,7 @@ def test_a_key_goes_to_the_server_and_to_nobody_else(kelvin: FakeKelvin) -> None
     key, _ = new_key("acme", ("generate",))
     kelvin.on("GET", f"/v1/jobs/{JOB}", sends(200, {"id": JOB, "status": "pending"}))
     kelvin.on("GET", "/picture?signature=secret", sends(200, PICTURE, "image/png"))
-    with KelvinClient(kelvin.url, api_key=key) as client:
+    with Kelvin(kelvin.url, api_key=key) as client:
         client.job(JOB)
         client.download(image(kelvin))
     assert kelvin.authorized == [
@@ -355,14 +248,14 @@ def test_a_key_goes_to_the_server_and_to_nobody_else(kelvin: FakeKelvin) -> None
 def test_a_wrong_key_is_told_as_the_server_tells_it(kelvin: FakeKelvin) -> None:
     error = errors.Unauthenticated("The API key is wrong or was revoked.", allowed="another")
     kelvin.on("GET", "/v1/models", sends(401, error.body()))
-    with KelvinClient(kelvin.url) as client, pytest.raises(errors.Unauthenticated):
+    with Kelvin(kelvin.url) as client, pytest.raises(errors.Unauthenticated):
         client.models()
 
 
 @pytest.mark.parametrize("key", ["", "kelvin_short", "secret\r\nx: y", "ключ"])
 def test_what_is_no_key_is_refused_and_not_repeated(kelvin: FakeKelvin, key: str) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
-        KelvinClient(kelvin.url, api_key=key)
+        Kelvin(kelvin.url, api_key=key)
     assert caught.value.field == "api_key"
     assert caught.value.value is None
     assert "secret" not in str(caught.value.body())
@@ -371,7 +264,7 @@ def test_what_is_no_key_is_refused_and_not_repeated(kelvin: FakeKelvin, key: str
 def test_a_key_in_the_url_is_in_no_error(unused_url: str) -> None:
     key, _ = new_key("acme", ("generate",))
     with (
-        KelvinClient(f"{unused_url}/k/{key}") as client,
+        Kelvin(f"{unused_url}/k/{key}") as client,
         pytest.raises(ServerUnreachable) as caught,
     ):
         client.models()
