@@ -16,7 +16,6 @@ others, which never get fewer for it.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +49,6 @@ __all__ = [
     "derating",
     "plan",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +86,17 @@ class PoolDecision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions of one tick, by name of pool, and what was wrong with what was told."""
+    """All decisions of one tick.
+
+    Attributes:
+        decisions: By name of pool.
+        warnings: What was wrong with what was told.
+        error: What the plan itself failed with, so that nothing changes; whoever asked tells it.
+    """
 
     decisions: tuple[PoolDecision, ...]
     warnings: tuple[str, ...] = ()
+    error: Exception | None = None
 
     @property
     def replicas(self) -> dict[str, int]:
@@ -118,8 +122,7 @@ def plan(
         return _plan(pools, memory, now, settings)
     except Exception as error:
         # An exception here would wedge Serve; everything stays as it is until it is understood.
-        _log.exception("the plan failed")
-        return _as_it_is(pools, f"the plan failed, nothing changes: {error!r}"), memory
+        return _as_it_is(pools, error), memory
 
 
 def _plan(
@@ -217,7 +220,8 @@ def _decision(
     )
 
 
-def _as_it_is(pools: Sequence[PoolState], warning: str) -> Plan:
+def _as_it_is(pools: Sequence[PoolState], error: Exception) -> Plan:
+    warning = f"the plan failed, nothing changes: {error!r}"
     decisions = []
     for pool in pools if isinstance(pools, Sequence) else ():
         name, target = str(getattr(pool, "name", "")), getattr(pool, "target", 0)
@@ -236,4 +240,4 @@ def _as_it_is(pools: Sequence[PoolState], warning: str) -> Plan:
                 waiting_s=0.0,
             )
         )
-    return Plan(tuple(decisions), (warning,))
+    return Plan(tuple(decisions), (warning,), error)

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.complaints import Complaints
+
 _NAMESPACE = b"kelvin"
 _log = logging.getLogger("ray.serve")
 
@@ -43,6 +45,7 @@ class NewsWriter:
         self._changed = threading.Condition()
         self._newest: Mapping[str, Any] | None = None
         self._thread: threading.Thread | None = None
+        self._complaints = Complaints(_log)
 
     def put(self, snapshot: Mapping[str, Any]) -> None:
         """Have a snapshot written soon; never waits.
@@ -70,9 +73,9 @@ class NewsWriter:
                 self._write(self._application, json.dumps(snapshot).encode())
                 if self._also is not None:
                     self._also(snapshot)
-            except Exception:
+            except Exception as error:
                 # The next snapshot is a second away, and the plan goes on without being shown.
-                _log.exception("the autoscaler's decisions cannot be told")
+                self._complaints.about(error, "the autoscaler's decisions cannot be told")
 
 
 def read_news(application: str) -> dict[str, Any] | None:

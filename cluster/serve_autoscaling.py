@@ -12,13 +12,13 @@ of Serve: everything is caught, told once a minute, and answered with the number
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
+from cluster.complaints import Complaints
 from cluster.serve_planner import planner_of
 from cluster.serve_states import PoolFacts
 
-_BETWEEN_COMPLAINTS_S = 60.0
+_STAYS = "no plan for a pool; its replicas stay as they are"
 
 
 class PoolPolicy:
@@ -32,7 +32,7 @@ class PoolPolicy:
     def __init__(self, pool: dict[str, Any], settings: dict[str, Any]) -> None:
         self._pool = pool
         self._settings = settings
-        self._complained_at = float("-inf")
+        self._complaints = Complaints(logging.getLogger("ray.serve"))
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """Return the number of replicas, and no state: the planner keeps its own."""
@@ -40,8 +40,8 @@ class PoolPolicy:
             planner = planner_of(context.app_name or "", self._settings)
             (wanted,) = planner.targets([(context, PoolFacts(**self._pool))])
             return wanted, {}
-        except Exception:
-            self._complained_at = _complain(self._complained_at)
+        except Exception as error:
+            self._complaints.about(error, _STAYS)
             return context.target_num_replicas, {}
 
 
@@ -49,7 +49,7 @@ class ApplicationPolicy:
     """Asks for every autoscaled deployment of an application at once."""
 
     def __init__(self) -> None:
-        self._complained_at = float("-inf")
+        self._complaints = Complaints(logging.getLogger("ray.serve"))
 
     def __call__(
         self, contexts: dict[Any, Any]
@@ -64,14 +64,6 @@ class ApplicationPolicy:
                 asked[deployment] = (context, PoolFacts(**told["pool"]))
             if asked:
                 wanted |= zip(asked, planner.targets(list(asked.values())), strict=True)
-        except Exception:
-            self._complained_at = _complain(self._complained_at)
+        except Exception as error:
+            self._complaints.about(error, _STAYS)
         return wanted, {deployment: {} for deployment in contexts}
-
-
-def _complain(last_at: float) -> float:
-    now = time.monotonic()
-    if now < last_at + _BETWEEN_COMPLAINTS_S:
-        return last_at
-    logging.getLogger("ray.serve").exception("no plan for a pool; its replicas stay as they are")
-    return now

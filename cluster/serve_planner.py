@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.autoscaling import Plan, PlanMemory, PlanSettings, PoolDecision, plan
 from cluster.autoscaling_news import NewsWriter
+from cluster.complaints import Complaints
 from cluster.pool_gauges import show_in_gauges
 from cluster.pool_state import PoolState
 from cluster.serve_states import Context, PoolFacts, PoolWatch
@@ -25,7 +26,7 @@ _PERIOD_S = 0.5
 _FORGOTTEN_S = 10.0  # after which a pool that no longer asks is planned no more
 _NEWS_S = 1.0
 _CHANGES_KEPT = 10
-_BETWEEN_COMPLAINTS_S = 60.0
+_STAYS = "the plan failed; replicas stay as they are"
 
 # Below Serve's own logger, for its handlers. Scaling is told even where Serve tells warnings
 # only: it happens a few times an hour, and somebody will ask why.
@@ -59,7 +60,7 @@ class Planner:
         self._memory = PlanMemory()
         self._planned_at = float("-inf")
         self._told_at = float("-inf")
-        self._complained_at = float("-inf")
+        self._complaints = Complaints(_log, clock)
         self._decisions: dict[str, PoolDecision] = {}
         self._changes: list[dict[str, Any]] = []
         self._warnings: tuple[str, ...] = ()
@@ -76,20 +77,13 @@ class Planner:
                     self._see(context, facts)
                 self._plan_if_due()
                 return [self._decided(context, facts) for context, facts in asked]
-        except Exception:
-            self.complain("the plan failed; replicas stay as they are")
+        except Exception as error:
+            self._complaints.about(error, _STAYS)
             return [context.target_num_replicas for context, _ in asked]
 
     def _decided(self, context: Context, facts: PoolFacts) -> int:
         decision = self._decisions.get(facts.name)
         return context.target_num_replicas if decision is None else decision.after
-
-    def complain(self, words: str) -> None:
-        """Log the exception at hand, not more than once a minute."""
-        now = self._clock()
-        if now >= self._complained_at + _BETWEEN_COMPLAINTS_S:
-            self._complained_at = now
-            _log.exception(words)
 
     def _see(self, context: Context, facts: PoolFacts) -> None:
         now = self._clock()
@@ -126,6 +120,8 @@ class Planner:
         }
         pools = [state for _, state in self._states.values()]
         made, self._memory = plan(pools, self._memory, now, self.settings)
+        if made.error is not None:
+            self._complaints.about(made.error, _STAYS)
         self._tell(made, now)
         self._decisions = {decision.pool: decision for decision in made.decisions}
 

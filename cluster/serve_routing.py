@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 
+from cluster.complaints import Complaints
 from cluster.process_boards import PoolBoard, board_of
 
 # The best alone, then these together: Serve takes the shortest queue of a rank, and messages to
@@ -32,7 +32,7 @@ from cluster.process_boards import PoolBoard, board_of
 _SECOND_RANK = 3
 _LAST_RANK = 2
 _MOST_EXPECTED = 4096
-_BETWEEN_COMPLAINTS_S = 60.0
+_BY_QUEUES = "routing by load failed; by queues instead"
 
 
 class KelvinRouter(PowerOfTwoChoicesRequestRouter):
@@ -43,7 +43,7 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
         self._pipelines = 1
         self._most_held: float = 0
         self._expected: OrderedDict[str, str] = OrderedDict()  # request -> where it should go
-        self._complained_at = float("-inf")
+        self._complaints = Complaints(logging.getLogger("ray.serve"))
         self._by_name: dict[str, Any] = {}  # of all replicas; a thousand take long to be named
 
     def initialize_state(self, pipelines: int = 1, max_queued: int = 0, **_: Any) -> None:
@@ -72,8 +72,8 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
             if self._stays_outside(pending_request):
                 return []
             ranks = self._ranks(candidate_replicas, pending_request)
-        except Exception:
-            self._complain()
+        except Exception as error:
+            self._complaints.about(error, _BY_QUEUES)
             ranks = []
         if ranks:
             return ranks
@@ -146,29 +146,23 @@ class KelvinRouter(PowerOfTwoChoicesRequestRouter):
             self._board.loads.sent(name, work, self._board.clock())
             if expected is not None:
                 self._board.loads.finished(expected)
-        except Exception:
-            self._complain()
+        except Exception as error:
+            self._complaints.about(error, _BY_QUEUES)
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
         """Note the end of a request; called by Serve."""
         super().on_request_completed(replica_id, internal_request_id)
         try:
             self._board.loads.finished(replica_id.unique_id)
-        except Exception:
-            self._complain()
+        except Exception as error:
+            self._complaints.about(error, _BY_QUEUES)
 
     def _keep(self) -> None:
         try:
             self._by_name = _by_name(self.curr_replicas.values())
             self._board.keep(list(self._by_name))
-        except Exception:
-            self._complain()
-
-    def _complain(self) -> None:
-        now = time.monotonic()
-        if now >= self._complained_at + _BETWEEN_COMPLAINTS_S:
-            self._complained_at = now
-            logging.getLogger("ray.serve").exception("routing by load failed; by queues instead")
+        except Exception as error:
+            self._complaints.about(error, _BY_QUEUES)
 
 
 def _by_name(replicas: Iterable[Any]) -> dict[str, Any]:

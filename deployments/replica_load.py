@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.complaints import Complaints
 from cluster.pool_state import ReplicaState
 from cluster.reported_numbers import as_numbers
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ray.serve")
 
 _CALLS_REMEMBERED = 15
-_BETWEEN_COMPLAINTS_S = 60.0
 
 
 class Load(Protocol):
@@ -204,14 +203,12 @@ class Statistics:
 
     def __init__(self, state: Callable[[], ReplicaState]) -> None:
         self._state = state
-        self._complained_at = float("-inf")
+        self._complaints = Complaints(_log)
 
     def numbers(self) -> dict[str, float]:
         """Return the replica's state as numbers; none where it cannot be told."""
         try:
             return as_numbers(self._state())
-        except Exception:
-            if time.monotonic() >= self._complained_at + _BETWEEN_COMPLAINTS_S:
-                self._complained_at = time.monotonic()
-                _log.exception("this replica cannot tell its load")
+        except Exception as error:
+            self._complaints.about(error, "this replica cannot tell its load")
             return {}

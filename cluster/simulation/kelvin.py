@@ -84,6 +84,8 @@ class KelvinControl:
         decided, self._memory = plan(
             [self._state(pool, now) for pool in pools], self._memory, now, self._settings
         )
+        if decided.error is not None:
+            raise decided.error  # figures of a plan that did not plan would be no one's
         for each in decided.decisions:
             if each.after != each.before:
                 self._reasons.append(f"{now:.0f} s: {each.reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -201,6 +202,41 @@ def test_what_is_not_understood_leaves_the_replicas_as_they_are():
     assert PoolPolicy({"no": "such fact"}, {})(context) == (3, {})
     assert ApplicationPolicy()({"d": context}) == ({"d": 3}, {"d": {}})
     assert ApplicationPolicy()({}) == ({}, {})
+
+
+class Heard(logging.Handler):
+    """Keeps what a logger was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def tracebacks(self) -> int:
+        return sum(record.exc_info is not None for record in self.records)
+
+
+def test_a_plan_that_fails_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> Any:
+        raise ZeroDivisionError("of the plan itself")
+
+    clock, news, heard = Clock(), list[Mapping[str, Any]](), Heard()
+    made = planner(clock, news)
+    context = Context(replicas("a"), target_num_replicas=3)
+    monkeypatch.setattr(autoscaling, "_plan", fails)
+    logger = logging.getLogger("ray.serve.kelvin")
+    monkeypatch.setattr(logger, "handlers", [heard])
+    for _ in range(50):
+        assert made.targets([(context, FACTS)]) == [3]
+        clock.now += 1.0
+    assert heard.tracebacks == 1
+    assert "of the plan itself" in news[-1]["warnings"][0]
+    clock.now += 60.0
+    made.targets([(context, FACTS)])
+    assert heard.tracebacks == 2
 
 
 def kwargs_of(most: int) -> dict[str, Any]:
