@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from serve.departure import Departure
 from serve.errors import Overloaded
 from serve.job_ids import accepted_seconds_ago
 from serve.requests import GenerateRequest
@@ -22,6 +23,7 @@ class Adoption:
             this share of the room.
         start: Makes a job live.
         at_once: Orphans, at most.
+        departure: Of this process, which takes nothing over once it goes.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Adoption:
         admit: Callable[[GenerateRequest, float], Awaitable[GenerateRequest]],
         start: Callable[[RunningJob], None],
         at_once: int,
+        departure: Departure,
     ) -> None:
         self._live = live
         self._admit = admit
         self._start = start
         self._at_once = at_once
+        self._departure = departure
         self._adopted: set[str] = set()
 
     @property
@@ -59,6 +63,8 @@ class Adoption:
             Overloaded: There is no room.
             KelvinError: As at acceptance.
         """
+        if self._departure.has_begun:
+            raise Overloaded("This Pipeline is stopping.")
         self._adopted.intersection_update(self._live)
         if len(self._adopted) >= self._at_once:
             raise Overloaded("As many orphans as may be are under way.")

@@ -42,6 +42,16 @@ _REPORTED_EVERY_S = 1.0
 _CLASSES: dict[Stage, type] = {"text": TextEncoder, "denoise": Denoiser, "decode": VaeDecoder}
 
 
+class _ServedPipeline(Pipeline):
+    """A Pipeline in Serve, which awaits this once a replica's calls are done, before it ends.
+
+    A class of its own: the interpreter calls it as well, and would not await it.
+    """
+
+    async def __del__(self) -> None:
+        await self.depart()
+
+
 class ModelApplication(Section):
     """What `build_model` makes an application of.
 
@@ -89,7 +99,7 @@ def build(settings: Settings) -> Application:
         )
     spec = ModelSpec.from_directory(resolve_model_dir(settings.model), model_name(settings.model))
     pipeline = serve.deployment(
-        serve.ingress()(Pipeline),
+        serve.ingress()(_ServedPipeline),
         name=PIPELINE_NAME,
         **_pipeline_options(settings, spec.defaults),
     )

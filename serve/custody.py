@@ -45,6 +45,7 @@ class Custody:
         self._process = secrets.token_hex(8)
         self._epoch = 0
         self._lease: Lease | None = None
+        self._is_released = False
         self._busy = asyncio.Lock()
 
     @property
@@ -81,6 +82,8 @@ class Custody:
             StorageUnavailable: The store does not answer; what is held runs on until it expires.
         """
         async with self._busy:
+            if self._is_released:
+                raise StorageUnavailable("This Pipeline has given its lease back: it is stopping.")
             before, sent = self._lease, monotonic()
             if before is not None:
                 self._lease = await self._leases.renew(before, self._facts)
@@ -94,6 +97,18 @@ class Custody:
             self._tenure.renewed(sent)
             if before is not None and before.name != self._lease.name:
                 await self._began_anew(before.name, self._lease.name)
+
+    async def release(self) -> None:
+        """End the lease and take no other, so that nobody waits for it to expire.
+
+        Raises:
+            StorageUnavailable: The store does not answer; the lease expires.
+        """
+        async with self._busy:
+            self._is_released = True
+            self._tenure.lost()
+            if self._lease is not None:
+                await self._leases.end(self._lease.name, self._lease.etag)
 
     async def run(self) -> None:
         """Keep the lease until cancelled."""

@@ -15,7 +15,14 @@ from typing import Any, Protocol, TypeVar
 
 from serve.client_errors import error_from_body
 from serve.custody import Custody
-from serve.errors import JobCancelled, JobNotFound, KelvinError, StorageUnavailable
+from serve.departure import Departure
+from serve.errors import (
+    JobCancelled,
+    JobNotFound,
+    KelvinError,
+    StageUnavailable,
+    StorageUnavailable,
+)
 from serve.jobs import JobJournal
 from serve.requests import GenerateResult, JobEvent, JobRecord
 from serve.running import RunningJob
@@ -45,17 +52,22 @@ class Endings:
         production: Makes their pictures.
         journal: Decides how they end.
         custody: Of this process's lease, without which nothing is published.
+        departure: Of this process: what fails because everything stops has not failed.
     """
 
-    def __init__(self, production: Maker, journal: JobJournal, custody: Custody) -> None:
+    def __init__(
+        self, production: Maker, journal: JobJournal, custody: Custody, departure: Departure
+    ) -> None:
         self._production = production
         self._journal = journal
         self._custody = custody
+        self._departure = departure
 
-    async def reach(self, job: RunningJob) -> JobEvent:
+    async def reach(self, job: RunningJob) -> JobEvent | None:
         """Do the job and publish how it ended; return the event that says so.
 
-        It does not raise: a failure is an end like any other.
+        It does not raise: a failure is an end like any other. None: the service stops, and the job
+        stays pending for its next start.
         """
         try:
             ended = await self._end(job)
@@ -66,6 +78,8 @@ class Endings:
         except Exception:
             _log.exception("Job %s failed in a way nobody foresaw.", job.id)
             ended = _failed(job, KelvinError(_UNFORESEEN))
+        if ended is None:
+            return None
         if ended.status == "succeeded":
             job.error = None
         elif ended.status == "cancelled":
@@ -74,7 +88,7 @@ class Endings:
             job.error = error_from_body(ended.error)
         return last_event(ended)
 
-    async def _end(self, job: RunningJob) -> JobRecord:
+    async def _end(self, job: RunningJob) -> JobRecord | None:
         try:
             result = await job.work(self._production.make(job))
         except asyncio.CancelledError:
@@ -84,8 +98,13 @@ class Endings:
                 return await self._elsewhere(job)
             return await self._answered(job, self._cancelled)
         except KelvinError as error:
+            if isinstance(error, StageUnavailable) and await self._departure.is_near():
+                return None
             ended = _failed(job, error)
         except Exception:
+            if self._departure.has_begun:
+                _log.exception("Job %s was interrupted by the end of this process.", job.id)
+                return None
             _log.exception("Job %s failed in a way nobody foresaw.", job.id)
             ended = _failed(job, KelvinError(_UNFORESEEN))
         else:
@@ -164,7 +183,7 @@ async def outcome(events: AsyncIterator[JobEvent]) -> GenerateResult:
             raise JobCancelled("The job was cancelled.", field="id", value=event.id)
         if event.is_last:
             raise error_from_body(event.error)
-    raise KelvinError("The job's events ended before it did.")
+    raise StageUnavailable("The service is stopping.", allowed="try again later")
 
 
 def last_event(record: JobRecord) -> JobEvent:

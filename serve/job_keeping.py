@@ -91,6 +91,16 @@ class JobKeeping:
         self.start()
         return await self.custody.holding()
 
+    async def release(self) -> None:
+        """End the lease and look for no orphans any more: what lives here is everybody's."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.custody.release()
+        except StorageUnavailable as error:
+            _log.warning("The lease is left to expire: %s", error)
+
     def as_json(self) -> dict[str, Any]:
         """Return what `/v1/status` says of the journal."""
         storage = self._settings.storage

@@ -11,18 +11,22 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.replica_stop import stop_signal
 from serve import telemetry
 from serve.acceptance import Acceptance
 from serve.adoption import Adoption
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
+from serve.departure import Departure
 from serve.endings import Endings, last_event, outcome
-from serve.errors import JobConflict, ModelConflict
+from serve.errors import JobConflict, KelvinError, ModelConflict
 from serve.further_models import ModelFacts
+from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
 from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
@@ -106,9 +110,16 @@ class Pipeline:
             lambda: self._keeping.owner(),
             self._book,
         )
+        self._departure = Departure(
+            stop_signal(), pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults)
+        )
         self._keeping = JobKeeping(
             Adoption(
-                self._live, self._acceptance.admit, self._start, settings.journal.recovered_at_once
+                self._live,
+                self._acceptance.admit,
+                self._start,
+                settings.journal.recovered_at_once,
+                self._departure,
             ),
             settings.journal,
             lease_store(settings, records),
@@ -116,7 +127,7 @@ class Pipeline:
             self._uploads,
             self._identity.as_json(),
         )
-        self._endings = Endings(self._models, self._journal, self._keeping.custody)
+        self._endings = Endings(self._models, self._journal, self._keeping.custody, self._departure)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the HTTP routes of this very object."""
@@ -142,8 +153,7 @@ class Pipeline:
             return await job.result()
         finally:
             if request.idempotency_key is None:
-                # Nobody else knows of it; a job that is over takes no notice.
-                job.cancel()
+                await self._unasked(job)
 
     async def stream(
         self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
@@ -168,8 +178,7 @@ class Pipeline:
                 yield event
         finally:
             if request.idempotency_key is None:
-                # Nobody else knows of it; a job that is over takes no notice.
-                job.cancel()
+                await self._unasked(job)
 
     async def submit(self, request: GenerateRequest, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Accept a job and return at once; with an idempotency key that is known, its job.
@@ -382,12 +391,23 @@ class Pipeline:
         """Take Serve's first question as the sign to begin keeping jobs; it never fails."""
         self._keeping.start()
 
+    async def _unasked(self, job: RunningJob) -> None:
+        """Cancel a job that nobody else knows of; one that is over takes no notice."""
+        job.cancel()
+        if job.is_let_go:
+            with suppress(KelvinError):
+                await self._journal.request_cancel(job.id)
+
+    async def depart(self) -> None:
+        """Finish what lives here and leave the rest to others; returns when Serve may stop this."""
+        await self._departure.complete(self._live, self._keeping)
+
     async def _run(self, job: RunningJob) -> None:
         watch = asyncio.create_task(self._endings.watch_for_cancel(job))
         try:
             with telemetry.generate_span(job.id, job.request) as span:
                 last = await self._endings.reach(job)
-                if last.event == "failed" and job.error is not None:
+                if last is not None and last.event == "failed" and job.error is not None:
                     telemetry.mark_failed(span, job.error)
         finally:
             watch.cancel()
@@ -395,6 +415,9 @@ class Pipeline:
             if self._live.get(job.id) is job:
                 del self._live[job.id]
             self._keeping.room_again()
+        if last is None:
+            job.let_go()
+            return
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._book.ended(job, last.event)

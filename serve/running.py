@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from serve.detached import detached_context
-from serve.errors import DeadlineExceeded, KelvinError
+from serve.errors import DeadlineExceeded, KelvinError, StageUnavailable
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord, JobStatus
 from serve.tenants import DEFAULT_TENANT
 
@@ -49,6 +49,8 @@ class RunningJob:
         """Seconds of work of the stages so far, for whom it is made: `serve.tenant_book`."""
         self.is_given_up = False
         """True once another Pipeline process has taken it over."""
+        self.is_let_go = False
+        """True once this process, which ends, leaves it pending for another one."""
         self._life: asyncio.Task[None] | None = None
         self._work: asyncio.Task[Any] | None = None
         self.is_cancelled = False
@@ -139,6 +141,11 @@ class RunningJob:
         self.is_given_up = True
         self.cancel()
 
+    def let_go(self) -> None:
+        """Leave it as it is on record; followers hear no more here, and no end."""
+        self.is_let_go = True
+        self._wake_followers()
+
     def refuse(self, error: BaseException) -> None:
         """End a job that was not accepted, for whoever follows it under its idempotency key."""
         self.error = (
@@ -152,6 +159,9 @@ class RunningJob:
             return
         self._events.append(event)
         self._drop_old_previews(event)
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -167,7 +177,10 @@ class RunningJob:
             self._events[place] = self._events[place].model_copy(update={"preview": None})
 
     async def follow(self) -> AsyncIterator[JobEvent]:
-        """Yield every event from the first, as they come, up to and with the last."""
+        """Yield every event from the first, as they come, up to and with the last.
+
+        There is no last one where the job is left to another process.
+        """
         position = 0
         while True:
             changed = self._changed
@@ -177,16 +190,21 @@ class RunningJob:
                 yield event
                 if event.is_last:
                     return
+            if self.is_let_go:
+                return
             await changed.wait()
 
     async def result(self) -> GenerateResult:
         """Wait for the end.
 
         Raises:
-            KelvinError: As the job failed; JobCancelled if it was cancelled.
+            KelvinError: As the job failed; JobCancelled if it was cancelled; StageUnavailable if
+                it is left to another process.
         """
-        while not self.is_over:
+        while not (self.is_over or self.is_let_go):
             await self._changed.wait()
+        if not self.is_over:
+            raise StageUnavailable("The service is stopping.", allowed="try again later")
         if self.error is not None:
             raise self.error
         newest = self.newest
