@@ -1,4 +1,4 @@
-"""Draws what was read over time: panels above one another, phases shaded."""
+"""Draws what was read over time: panels above one another, phases shaded, moments marked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 _WIDE, _HIGH = 900, 130
-_LEFT, _TOP, _BETWEEN = 64, 40, 26
+_LEFT, _RIGHT, _TOP, _BETWEEN = 64, 60, 40, 26
 _SHADES = ("#ffffff", "#fff3e0", "#e8f5e9", "#e3f2fd")
 _COLORS = ("#c0392b", "#1f5fbf", "#2e8b57", "#8e44ad")
+_LABEL_ROWS, _LABEL_HIGH = 4, 14
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -31,7 +32,10 @@ class Panel:
 
 
 def draw_trace(
-    seconds: Sequence[float], panels: Sequence[Panel], phases: Sequence[tuple[float, str]]
+    seconds: Sequence[float],
+    panels: Sequence[Panel],
+    phases: Sequence[tuple[float, str]],
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Image.Image:
     """Return an RGB picture.
 
@@ -39,9 +43,13 @@ def draw_trace(
         seconds: Of each value, rising.
         panels: From top to bottom.
         phases: When each began, and its name.
+        marks: When something happened, and what.
     """
+    top = _TOP + (_LABEL_ROWS * _LABEL_HIGH if marks else 0)
     image = Image.new(
-        "RGB", (_LEFT + _WIDE + 20, _TOP + len(panels) * (_HIGH + _BETWEEN) + 16), "white"
+        "RGB",
+        (_LEFT + _WIDE + (20 if not marks else 80), top + len(panels) * (_HIGH + _BETWEEN) + 16),
+        "white",
     )
     drawing = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=12)
@@ -50,16 +58,20 @@ def draw_trace(
     def x(at: float) -> float:
         return _LEFT + _WIDE * at / last
 
-    bottom = _TOP + len(panels) * (_HIGH + _BETWEEN) - _BETWEEN
+    bottom = top + len(panels) * (_HIGH + _BETWEEN) - _BETWEEN
     ends = [at for at, _ in phases[1:]] + [last]
     for index, ((at, name), end) in enumerate(zip(phases, ends, strict=True)):
-        drawing.rectangle((x(at), _TOP, x(end), bottom), fill=_SHADES[index % len(_SHADES)])
+        drawing.rectangle((x(at), top, x(end), bottom), fill=_SHADES[index % len(_SHADES)])
         drawing.text((x(at) + 4, 6), name, "black", font)
+    for index, (at, name) in enumerate(marks):
+        row = 6 + _LABEL_HIGH * (1 + index % _LABEL_ROWS)
+        drawing.line(((x(at), row), (x(at), bottom)), fill="#aaaaaa")
+        drawing.text((x(at) + 3, row), name, "black", font)
     step = _tick(last / 10)
     for count in range(int(last / step) + 1):
         drawing.text((x(count * step), bottom + 4), f"{count * step:g} s", "black", font, "ma")
     for index, panel in enumerate(panels):
-        _draw_panel(drawing, panel, _TOP + index * (_HIGH + _BETWEEN), seconds, x)
+        _draw_panel(drawing, panel, top + index * (_HIGH + _BETWEEN), seconds, x)
     return image
 
 
