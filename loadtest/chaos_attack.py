@@ -166,8 +166,8 @@ class Attack:
                 self._wait_for(ended, limit_s)
                 self._strike(kind, limit_s)
             self._wait_for(self._load.number, limit_s)
-        except TimeoutError as error:
-            return str(error)
+        except Exception as error:  # whatever happened, what became of the jobs is to be told
+            return f"{type(error).__name__}: {error}"
         finally:
             self._target.recovered()
         return None

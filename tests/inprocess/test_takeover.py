@@ -150,6 +150,8 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
         assert await claims.take(taken, await claims.newest(taken), "other-1")
         assert not await leases.end(name, "gone"), "ended once"
     await until(lambda: _is(custody.name != name and custody.is_held))
+    # Before that it could still finish first, which would be no harm, and no test.
+    await until(lambda: _is(pipeline._live[taken].is_given_up))
     slow.gate.set()
     assert (await ended(journal, kept)).status == "succeeded"
     assert (await claims.newest(kept)).owner == custody.name

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 
 import numpy as np
 
+from loadtest.chaos_victims import kill_head
 from tests.ray.world import World, wait_until
 
 
@@ -20,12 +20,6 @@ def processes_below(session_folder: str) -> dict[int, str]:
     return {int(pid): command for pid, command in found if session_folder in command}
 
 
-def kill_head(session_folder: str) -> None:
-    for pid, command in processes_below(session_folder).items():
-        if "gcs_server" in command or "/raylet/raylet" in command:
-            os.kill(pid, signal.SIGKILL)
-
-
 def test_the_head_is_killed_and_started_again(world: World):
     from ray._private.worker import _global_node
 
@@ -36,7 +30,7 @@ def test_the_head_is_killed_and_started_again(world: World):
     assert processes_below(session)
     # More work than is done before the end.
     jobs = {seed: world.submit(num_inference_steps=100, seed=seed) for seed in range(8)}
-    kill_head(session)
+    kill_head(session, owner=os.getpid())
     world.stop()
     assert processes_below(session) == {}
 
