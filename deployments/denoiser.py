@@ -88,6 +88,7 @@ class Denoiser:
                 joint_attention_dim=self._mmdit.joint_attention_dim,
                 pooled_projection_dim=self._mmdit.pooled_projection_dim,
                 largest_side=self._mmdit.largest_side,
+                latent_channels=self._mmdit.in_channels,
             ),
             costs=warmed.costs,
             memory=warmed.memory,

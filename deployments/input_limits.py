@@ -23,14 +23,15 @@ class InputLimits:
     joint_attention_dim: int | None = None  # width of prompt_embeds
     pooled_projection_dim: int | None = None  # width of pooled_prompt_embeds
     largest_side: int | None = None  # of the latents: the table of position embeddings ends there
+    latent_channels: int | None = None
     patch_size: int = 2  # latents a side of a token
 
     def check(self, job: DenoiseJob) -> None:
-        """Check a job's size and embeddings.
+        """Check a job's size, embeddings and start image.
 
         Raises:
-            InvalidRequest: A size that the model cannot draw, or no steps.
-            StageFailed: Embeddings of the wrong shape or dtype.
+            InvalidRequest: A size that the model cannot draw, no steps, or a strength out of range.
+            StageFailed: Embeddings or latents of the wrong shape or dtype.
         """
         self._check_side("width", job.width)
         self._check_side("height", job.height)
@@ -41,6 +42,7 @@ class InputLimits:
                 value=job.num_inference_steps,
                 allowed="1 or more",
             )
+        self._check_start(job)
         self._check_prompt("positive", job.positive)
         if job.negative is not None:
             self._check_prompt("negative", job.negative)
@@ -57,6 +59,36 @@ class InputLimits:
                 value=pixels,
                 allowed=f"a multiple of {multiple} from {multiple}{upwards}",
             )
+
+    def _check_start(self, job: DenoiseJob) -> None:
+        if not 0 < job.strength <= 1 or (job.init is None and job.strength != 1):
+            raise InvalidRequest(
+                "This is no strength to start an image with.",
+                field="strength",
+                value=job.strength,
+                allowed="above 0 and at most 1; 1 where there is no image to start from",
+            )
+        if job.init is None:
+            return
+        sides = [job.height // LATENT_PIXELS, job.width // LATENT_PIXELS]
+        channels = "channels" if self.latent_channels is None else self.latent_channels
+        allowed = f"finite float32 {[channels, *sides]}"
+        for name in ("mean", "std"):
+            array = getattr(job.init, name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+                raise _wrong(f"init.{name}", "dtype", array, allowed)
+            if (
+                array.ndim != 3
+                or list(array.shape[1:]) != sides
+                or self.latent_channels not in (None, array.shape[0])
+            ):
+                raise _wrong(f"init.{name}", "shape", array, allowed)
+            if not np.isfinite(array).all():
+                raise StageFailed(
+                    "The start image's latents hold NaN or infinite values.",
+                    field=f"init.{name}",
+                    allowed=allowed,
+                )
 
     def _check_prompt(self, name: str, prompt: PromptEmbedding) -> None:
         for field, array, dimensions, width in (
@@ -82,7 +114,7 @@ def _wrong(field: str, what: str, value: Any, allowed: str) -> StageFailed:
     is_array = isinstance(value, np.ndarray)
     shown = f"{value.dtype} {list(value.shape)}" if is_array else type(value).__name__
     return StageFailed(
-        f"Embeddings of the wrong {what} reached the denoiser.",
+        f"An input of the wrong {what} reached the denoiser.",
         field=field,
         value=shown,
         allowed=allowed,

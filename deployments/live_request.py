@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from deployments.schedule import Work
 from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.sampler_checkpoint import Checkpoints, restored
-from deployments.sd3.samplers import Sampler, SamplerState, start
+from deployments.sd3.samplers import Sampler, SamplerState, start, start_from_image
 from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.wire import from_wire
 from deployments.step_costs import TokenShape
@@ -187,13 +188,10 @@ class LiveRequest:
         self.precision = model.precision
         self.shape = token_shape(job)
         self.bytes = live_bytes(job, model.in_channels, model.precision.compute_dtype)
-        sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift)
+        sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift, job.strength)
         self.sampler = Sampler(job.sampler, sigmas)
         self._checkpoints = Checkpoints(job, self.sampler.steps, checkpoint_every)
-        if job.resume is None:
-            state = start(job.seed, model.in_channels, self.shape.height, self.shape.width)
-        else:
-            state = restored(job.resume)
+        state = _first_state(job, model.in_channels, float(sigmas[0]))
         previous = None if state.previous is None else state.previous.to(model.device)
         self.state = replace(state, latents=state.latents.to(model.device), previous=previous)
         prompts = [job.negative, job.positive] if is_guided(job) else [job.positive]
@@ -290,6 +288,16 @@ class LiveRequest:
         )
         latents = self.state.latents.to("cpu", torch.float32).numpy()
         return Latents(latents, stamp, joules=joules)
+
+
+def _first_state(job: DenoiseJob, channels: int, sigma: float) -> SamplerState:
+    if job.resume is not None:
+        return restored(job.resume)
+    if job.init is None:
+        return start(job.seed, channels, job.height // LATENT_PIXELS, job.width // LATENT_PIXELS)
+    # Copies: arrays that came through an object store are read-only, which torch warns about.
+    mean, std = (torch.from_numpy(np.array(each)) for each in (job.init.mean, job.init.std))
+    return start_from_image(job.seed, mean, std, sigma)
 
 
 def _unconditional(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.pool_state import ReplicaState
+from deployments.sd3.sigmas import steps_taken
 
 Array = NDArray[np.float32] | NDArray[np.uint16]
 
@@ -63,6 +64,19 @@ class PromptEmbedding:
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """VaeDecoder -> Denoiser: a start image as the VAE's encoder sees it, for image-to-image.
+
+    A normal distribution of latents, as the model samples them; each picture draws from it.
+    """
+
+    mean: NDArray[np.float32]  # [channels, height / 8, width / 8]
+    std: NDArray[np.float32]  # as mean
+    stamp: Stamp
+    load: ReplicaState | None = None  # of the replica that answers, then
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Denoiser -> Pipeline -> another Denoiser: a picture between two of its steps.
 
@@ -72,7 +86,7 @@ class Checkpoint:
 
     version: int  # of this type; who knows another one starts from the first step
     step: int  # finished: 1 to steps - 1
-    steps: int
+    steps: int  # that the picture takes; image-to-image takes the last ones of its run
     sampler: str
     scheduler: str
     shift: float
@@ -80,6 +94,7 @@ class Checkpoint:
     latents: NDArray[np.float32]  # [channels, height / 8, width / 8]
     previous: NDArray[np.float32] | None  # as latents: what a multistep sampler remembers
     generator: NDArray[np.uint8]  # [bytes] state of torch's CPU generator: noise to come
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,19 @@ class DenoiseJob:
     preview_every: int = 0  # steps; 0: no previews
     alone: bool = False  # with no other job in the replica: one died while it worked on this
     loras: tuple[LoraUse, ...] = ()  # those with a part for the transformer
-    resume: Checkpoint | None = None  # where it goes on; None: from pure noise
+    resume: Checkpoint | None = None  # where it goes on; None: from the start
+    init: EncodedImage | None = None  # what it starts from, noised; None: from pure noise
+    strength: float = 1.0  # of init: the share of the steps that are taken, the last ones
+
+    @property
+    def steps(self) -> int:
+        """Steps that it takes in all, but for those that a scheduler drops."""
+        return steps_taken(self.num_inference_steps, self.strength)
 
     @property
     def steps_left(self) -> int:
         """Steps that it still needs."""
-        return self.num_inference_steps - (self.resume.step if self.resume else 0)
+        return self.steps - (self.resume.step if self.resume else 0)
 
 
 @dataclass(frozen=True)

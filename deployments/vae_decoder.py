@@ -1,16 +1,24 @@
-"""The decode stage: latents in, pixels out, one picture at a time."""
+"""The decode stage: latents in, pixels out, one picture at a time.
+
+It encodes start images too: both halves of a VAE are small beside what either computes with.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster.pool_state import ReplicaState
 from deployments.forward_report import LATENT_PIXELS, report_decoding
-from deployments.payloads import Latents, Pixels, Stamp
+from deployments.payloads import EncodedImage, Latents, Pixels, Stamp
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from deployments.turns import Turns
@@ -18,6 +26,9 @@ from serve.config import ModelSettings, PoolSettings
 from serve.metrics import Metrics
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
+
+_Payload = TypeVar("_Payload")
+_Answer = TypeVar("_Answer")
 
 
 class VaeDecoder:
@@ -46,36 +57,53 @@ class VaeDecoder:
     async def decode(self, latents: Latents, alone: bool = False) -> Pixels:
         """Decode one picture off the event loop; alone, if a replica died while it did that."""
         async with self._turns.turn(alone=alone):
-            return await self._decoded(latents)
+            return replace(await self._done(self._decode, latents), load=self._state())
 
-    async def _decoded(self, latents: Latents) -> Pixels:
-        arrived = time.monotonic()
+    async def encode(self, pixels: NDArray[np.uint8], alone: bool = False) -> EncodedImage:
+        """Encode one start image, uint8 [height, width, 3] RGB, likewise."""
+        async with self._turns.turn(alone=alone):
+            return replace(await self._done(self._encode, pixels), load=self._state())
+
+    async def _done(self, do: Callable[[_Payload, float], _Answer], payload: _Payload) -> _Answer:
         self._meter.came()
         self._tell_queue()
-        work = self._thread.submit(self._decode, latents, arrived)
+        work = self._thread.submit(do, payload, time.monotonic())
         try:
-            pixels = await asyncio.wrap_future(work)
+            return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
             if work.cancel():
                 self._meter.left()
             raise
         finally:
             self._tell_queue()
-        return replace(pixels, load=self._state())
 
     def _tell_queue(self) -> None:
         self._metrics.queue_length("decode", self._meter.load().requests)
 
     def _decode(self, latents: Latents, arrived: float) -> Pixels:
+        with self._stamped("decode", arrived) as stamp:
+            pixels = self._decoder.decode(latents.latents)
+        return Pixels(pixels=pixels, stamp=stamp())
+
+    def _encode(self, pixels: NDArray[np.uint8], arrived: float) -> EncodedImage:
+        with self._stamped("encode", arrived) as stamp:
+            mean, std = self._decoder.encode(pixels)
+        return EncodedImage(mean=mean, std=std, stamp=stamp())
+
+    @contextmanager
+    def _stamped(
+        self, work: Literal["encode", "decode"], arrived: float
+    ) -> Iterator[Callable[[], Stamp]]:
+        """Meter a block; what it yields tells afterwards of who did it and how long it took."""
         started = time.monotonic()
         self._meter.began()
         try:
-            pixels = self._decoder.decode(latents.latents)
+            yield lambda: stamp
         finally:
             self._meter.ended()
         seconds = time.monotonic() - started
         self._meter.took(seconds)
-        self._metrics.stage_seconds("decode", seconds)
+        self._metrics.stage_seconds(work, seconds)
         stamp = Stamp(
             replica=self._identity.replica,
             pid=self._identity.pid,
@@ -83,7 +111,6 @@ class VaeDecoder:
             queue_s=started - arrived,
             seconds=seconds,
         )
-        return Pixels(pixels=pixels, stamp=stamp)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Answer Ray Serve's question for this replica's load; never fails."""

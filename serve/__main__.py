@@ -194,6 +194,16 @@ def generate(
         Any,
         _field("--loras", parser=_loras, help="LoRAs with their weights, as ink:0.8,grain."),
     ] = None,
+    init_image: Annotated[
+        Any,
+        _field(
+            "--init-image",
+            help="Start from this picture: a file, or the s3:// URI of one of yours.",
+        ),
+    ] = None,
+    strength: Annotated[
+        Any, _field(parser=_number, help="Of --init-image: how far to leave it, up to 1.")
+    ] = None,
     seed: Annotated[Any, _field(parser=_integer, help="Drawn anew if absent.")] = None,
     num_images: Annotated[
         Any, _field("--num-images", parser=_integer, help="1 to 16: out-0.png, out-1.png, ...")

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from serve.admission import check_schedule, refuse_if_full
 from serve.errors import IdempotencyConflict, JobConflict, Overloaded
 from serve.idempotency import Idempotency
+from serve.init_image import upright_size, with_own_size
+from serve.inputs import Inputs
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.requests import GenerateRequest
@@ -29,6 +31,7 @@ class Acceptance:
         live: All jobs of this process by id; accepted ones are added.
         owner: Returns the lease under which a job may be accepted.
         book: Of tenants.
+        inputs: Start images.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Acceptance:
         live: dict[str, RunningJob],
         owner: Callable[[], Awaitable[str | None]],
         book: TenantBook,
+        inputs: Inputs,
     ) -> None:
         self._models = models
         self._journal = journal
@@ -48,6 +52,7 @@ class Acceptance:
         self._live = live
         self._owner = owner
         self._book = book
+        self._inputs = inputs
 
     async def admit(
         self, request: GenerateRequest, share: float = 1.0, tenant: str | None = None
@@ -90,9 +95,14 @@ class Acceptance:
         known = await self._idempotency.find(request, checked_tenant(tenant))
         if known is not None and await self._is_on_record(known.job_id):
             return known.job_id
-        resolved = await self.admit(
-            request.model_copy(update={"idempotency_key": None}), tenant=tenant
-        )
+        bare = request.model_copy(update={"idempotency_key": None})
+        start = None
+        if request.init_image is not None:
+            start = await self._inputs.load(request.init_image, tenant)
+            size = await asyncio.to_thread(upright_size, start)
+            model = await self._models.find(request.model)
+            bare = with_own_size(bare, size, model.facts.spec)
+        resolved = await self.admit(bare, tenant=tenant)
         job_id = new_job_id()
         if request.idempotency_key is not None:
             seed = resolved.seed or 0
@@ -102,10 +112,15 @@ class Acceptance:
             job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
         if job_id in self._live:
             return job_id  # the same key, sent twice at the same time
+        if start is not None:
+            resolved = resolved.model_copy(update={"init_image": self._inputs.uri(job_id, tenant)})
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
         self._live[job_id] = job  # before it is on record, or it would be taken for an orphan
         try:
+            if start is not None:
+                size = resolved.width or 0, resolved.height or 0
+                await self._inputs.keep(job_id, tenant, start, *size)
             is_new = await self._journal.accept(job_id, resolved, await self._owner(), tenant)
         except JobConflict:
             # The same key, resolved by another Pipeline with other defaults, a moment earlier.

@@ -188,7 +188,9 @@ class PipelineSettings(Section):
     max_ongoing_requests: int = Field(
         256, ge=1, description="calls and followed event streams at a time, per replica"
     )
-    max_body_bytes: int = Field(1 << 20, ge=1024, description="largest HTTP request body")
+    max_body_bytes: int = Field(
+        32 << 20, ge=1024, description="largest HTTP request body, start images included"
+    )
     stage_retries: int = Field(
         2, ge=0, description="tries after a stage replica was lost; crashes have their own rule"
     )

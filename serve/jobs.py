@@ -8,7 +8,8 @@ Keys, relative to the store's prefix:
     jobs/{id}/cancel.json           somebody wants it cancelled
     jobs/{id}/result.json           how it ended; put if absent: the one moment of truth
     images/{id}/{index}-{sha256}.{ext}   a late loser cannot overwrite what a winner published;
-    images/{tenant}/{id}/...             those of a tenant other than the default one
+    images/{tenant}/{id}/...             those of a tenant other than the default one; what a job
+                                    starts from lies beside them: `serve.inputs`
     pending/{shard}/{id}            accepted and not ended: what a restart must look at, and who
                                     accepted it
     leases/{pipeline}.json          which Pipelines live; `serve.leases`

@@ -17,7 +17,7 @@ from serve.requests import EventName
 if TYPE_CHECKING:
     from ray.serve.metrics import Counter, Gauge, Histogram
 
-Stage = Literal["text", "denoise", "decode", "store"]
+Stage = Literal["text", "encode", "denoise", "decode", "store"]
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
 _BETWEEN_HEAT_S = 1.0

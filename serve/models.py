@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.checkpoints.variants import DEFAULTS, variant_of
 from serve.errors import ConfigurationError, InvalidRequest, ModelNotFound
-from serve.requests import GenerateRequest, Sampler, Scheduler
+from serve.requests import DEFAULT_STRENGTH, GenerateRequest, Sampler, Scheduler
 
 STABILITY_LICENCE = (
     "Stability AI Community License: free for research and for organisations below 1 M USD of "
@@ -136,6 +136,8 @@ class ModelSpec(BaseModel):
             if getattr(request, name) is None
         }
         filled["model"] = self.name
+        if request.init_image is not None and request.strength is None:
+            filled["strength"] = DEFAULT_STRENGTH
         if request.seed is None:
             filled["seed"] = secrets.randbelow(_SEEDS_DRAWN)
         resolved = request.model_copy(update=filled)

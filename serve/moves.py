@@ -68,7 +68,7 @@ class Journey:
         """Return finished latents with what is to be told of the way."""
         if not self._moves:
             return latents
-        steps = self._job.num_inference_steps
+        steps = self._job.steps
         cool_s = latents.cool_s
         return replace(
             latents,

@@ -40,7 +40,20 @@ _PROMPTS = (
     "negative_prompt_2",
     "negative_prompt_3",
 )
+# Where its start image lies is nobody's business either. `strength` stays: without the start image
+# it is refused, so that the picture is not taken for one made from the prompt alone.
+_OF_THE_CALLER = (*_PROMPTS, "init_image")
 _NOT_OF_THE_PICTURE = ("num_images", "priority", "deadline_s", "preview_every")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    SyntaxError,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+"""What Pillow's plugins raise on damaged files."""
 _ALLOWED = "a PNG, JPEG or WebP picture that Kelvin made"
 
 
@@ -100,7 +113,7 @@ def read_request(source: str | Path | bytes, prompt: str | None = None) -> Gener
 
 def _comment(request: GenerateRequest, seed: int, *, with_prompts: bool) -> str:
     parameters = request.model_dump(exclude_defaults=True)
-    for name in _NOT_OF_THE_PICTURE if with_prompts else (*_NOT_OF_THE_PICTURE, *_PROMPTS):
+    for name in _NOT_OF_THE_PICTURE if with_prompts else (*_NOT_OF_THE_PICTURE, *_OF_THE_CALLER):
         parameters.pop(name, None)
     parameters["seed"] = seed
     # ASCII only: what EXIF's plain encoding takes, and the same text in every format.
@@ -138,22 +151,18 @@ def _embedded(data: bytes, source: str | Path | bytes) -> str | None:
                 text = image.info.get(_PNG_KEY)
                 return str(text) if isinstance(text, str) else None
             raw = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        SyntaxError,
-        OverflowError,
-        Image.DecompressionBombError,
-    ) as error:
-        # Pillow's plugins raise all of these on damaged files. An unknown format is named by the
-        # object it was read from, which says nothing to anybody.
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+    except UNREADABLE as error:
+        reason = why_unreadable(error)
         raise _refused(f"The file is not a readable picture: {reason}.", source) from None
     if not isinstance(raw, bytes) or not raw.startswith(_ASCII):
         return None
     return raw[len(_ASCII) :].decode("ascii", "replace")
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return what one of `UNREADABLE` says."""
+    # An unknown format is named by the object it was read from, which says nothing to anybody.
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _refused(message: str, source: str | Path | bytes) -> InvalidRequest:

@@ -28,6 +28,7 @@ from serve.errors import JobConflict, KelvinError, ModelConflict
 from serve.further_models import ModelFacts
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
+from serve.inputs import Inputs, Upload
 from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
@@ -101,6 +102,7 @@ class Pipeline:
             records, self._journal, self._live, durable=settings.journal.enabled
         )
         self._book = TenantBook(settings.tenants, settings.pipeline.num_replicas, self._metrics)
+        self._inputs = Inputs(self._store)
         self._acceptance = Acceptance(
             self._models,
             self._journal,
@@ -109,6 +111,7 @@ class Pipeline:
             self._live,
             lambda: self._keeping.owner(),
             self._book,
+            self._inputs,
         )
         self._departure = Departure(
             stop_signal(), pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults)
@@ -326,6 +329,15 @@ class Pipeline:
                 "prefix": self.settings.storage.prefix,
             },
         }
+
+    async def upload(self, data: bytes, tenant: str = DEFAULT_TENANT) -> Upload:
+        """Keep a PNG, JPEG or WebP file, which requests may then name as their `init_image`.
+
+        Raises:
+            InvalidRequest: It is no picture, or too large a one.
+            StorageUnavailable: The store does not answer.
+        """
+        return await self._inputs.upload(data, tenant)
 
     async def usage(self, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
         """Return what a tenant has used through this Pipeline since it started."""

@@ -21,6 +21,7 @@ from ray import serve
 
 from deployments.payloads import (
     DenoiseJob,
+    EncodedImage,
     PromptEmbedding,
     Stamp,
     StepProgress,
@@ -28,6 +29,7 @@ from deployments.payloads import (
 )
 from serve import telemetry
 from serve.fair_share import FairShare
+from serve.inputs import Inputs
 from serve.jobs import JobJournal
 from serve.loras import LoraLibrary, LoraUses
 from serve.pictures import EXTENSIONS, encode_picture, prompts_fit
@@ -72,6 +74,16 @@ class PipelineIdentity:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all pictures of a job share."""
+
+    positive: PromptEmbedding
+    negative: PromptEmbedding | None
+    init: EncodedImage | None
+    loras: LoraUses
+
+
 class Production:
     """Makes the pictures of jobs; keeps nothing of them but a sum.
 
@@ -96,6 +108,7 @@ class Production:
         self._metrics = metrics
         self._identity = identity
         self._uploads = uploads
+        self._inputs = Inputs(store)
         self.joules: float | None = None
 
     async def make(self, job: RunningJob) -> GenerateResult:
@@ -113,12 +126,15 @@ class Production:
         if request.loras:
             loras = await asyncio.to_thread(self._loras.uses, request)
         positive, negative = await self._encode(request, loras)
-        job.gpu_s += sum(each.stamp.seconds for each in (positive, negative) if each is not None)
+        init = await self._start_image(request)
+        given = Given(positive, negative, init, loras)
+        encoded = (positive, negative, init)
+        job.gpu_s += sum(each.stamp.seconds for each in encoded if each is not None)
         job.publish(JobEvent(event="text", id=job.id))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._picture(job, index, positive, negative, loras))
+                    group.create_task(self._picture(job, index, given))
                     for index in range(request.num_images)
                 ]
         except BaseExceptionGroup as failures:
@@ -134,6 +150,7 @@ class Production:
             images=tuple(picture.ref for picture in pictures),
             stages=(
                 text_report(positive, negative),
+                *(() if init is None else (report("encode", init.stamp, None),)),
                 *(report for picture in pictures for report in picture.reports),
             ),
             seconds=time.monotonic() - job.accepted_at,
@@ -159,14 +176,14 @@ class Production:
             embeddings = await self._stages.encode(tuple(jobs))
         return embeddings[0], embeddings[1] if len(embeddings) > 1 else None
 
-    async def _picture(
-        self,
-        job: RunningJob,
-        index: int,
-        positive: PromptEmbedding,
-        negative: PromptEmbedding | None,
-        loras: LoraUses,
-    ) -> MadePicture:
+    async def _start_image(self, request: GenerateRequest) -> EncodedImage | None:
+        if request.init_image is None:
+            return None
+        with telemetry.span("kelvin.encode"):
+            pixels = await self._inputs.pixels(request.init_image)
+            return await self._stages.encode_image(pixels)
+
+    async def _picture(self, job: RunningJob, index: int, given: Given) -> MadePicture:
         """Make a picture and store it, or store what was made of it before its Pipeline died."""
         while True:
             started = time.monotonic()
@@ -174,7 +191,7 @@ class Production:
                 picture = await self._uploads.resumed(job.id, index)
             if picture is None:
                 await self._uploads.room(job.request)
-                picture, data = await self._made(job, index, positive, negative, loras)
+                picture, data = await self._made(job, index, given)
                 started = time.monotonic()
                 try:
                     with telemetry.span("kelvin.store", **{"kelvin.image": index}):
@@ -199,14 +216,7 @@ class Production:
             joules=picture.joules,
         )
 
-    async def _made(
-        self,
-        job: RunningJob,
-        index: int,
-        positive: PromptEmbedding,
-        negative: PromptEmbedding | None,
-        loras: LoraUses,
-    ) -> tuple[MadePicture, bytes]:
+    async def _made(self, job: RunningJob, index: int, given: Given) -> tuple[MadePicture, bytes]:
         request = job.request
         seed = ((request.seed or 0) + index) % (LARGEST_SEED + 1)
         paths: set[ForwardPath] = set()
@@ -227,7 +237,7 @@ class Production:
                 )
             )
 
-        denoise_job = _denoise_job(job, index, seed, positive, negative, loras)
+        denoise_job = _denoise_job(job, index, seed, given)
         spent: list[float] = []
         cost_s = self._stages.estimated_s(denoise_job)
         try:
@@ -298,14 +308,7 @@ def _text_job(
     )
 
 
-def _denoise_job(
-    job: RunningJob,
-    index: int,
-    seed: int,
-    positive: PromptEmbedding,
-    negative: PromptEmbedding | None,
-    loras: LoraUses,
-) -> DenoiseJob:
+def _denoise_job(job: RunningJob, index: int, seed: int, given: Given) -> DenoiseJob:
     request = job.request
     return DenoiseJob(
         job_id=job.id,
@@ -318,14 +321,16 @@ def _denoise_job(
         scheduler=_resolved(request.scheduler),
         shift=_resolved(request.shift),
         seed=seed,
-        positive=positive,
-        negative=negative,
+        positive=given.positive,
+        negative=given.negative,
         priority=request.priority,
         deadline_s=job.seconds_left,
         guidance_interval=request.guidance_interval,
         negative_prompt_range=request.negative_prompt_range,
         preview_every=request.preview_every,
-        loras=loras.denoise,
+        loras=given.loras.denoise,
+        init=given.init,
+        strength=1.0 if given.init is None else _resolved(request.strength),
     )
 
 

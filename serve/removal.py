@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from serve.inputs import INPUT_FILE
 from serve.job_ids import checked
 from serve.listing_keys import listing_key
 from serve.record_store import RecordStore
@@ -36,7 +37,10 @@ class Removal:
         self._pictures = pictures
 
     async def delete(self, job_id: str, tenant: str) -> int:
-        """Delete a tenant's job that has ended, and return how many pictures it had."""
+        """Delete a tenant's job that has ended, and return how many pictures it had.
+
+        What it started from goes too.
+        """
         folder = f"jobs/{checked(job_id)}/"
         mark = f"{folder}result.json"
         await self._records.put(mark, DELETED, _JSON)
@@ -46,7 +50,7 @@ class Removal:
         pictures = await self._pictures.list_keys(f"{pictures_prefix(tenant)}{job_id}/")
         await delete_all(self._pictures, pictures)
         await delete_all(self._records, [*records, listing_key(job_id, tenant)])
-        return len(pictures)
+        return sum(not key.endswith(f"/{INPUT_FILE}") for key in pictures)
 
 
 async def delete_all(store: RecordStore, keys: list[str]) -> None:

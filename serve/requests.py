@@ -30,13 +30,15 @@ LONGEST_PROMPT = 10_000
 LARGEST_SEED = 2**64 - 1
 HIGHEST_PRIORITY = 10
 LARGEST_NUM_IMAGES = 16
+DEFAULT_STRENGTH = 0.6  # diffusers' own
 
 # Jobs journalled when priority was a reserved field say null.
 Priority = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
 
 _PROMPT = f"UTF-8 text of at most {LONGEST_PROMPT} characters"
 _SIZE = "a multiple of 16, within the model's limits; the model's default if absent"
-_RESERVED = "reserved; leave it out"
+# In characters; of base64 that is 24 MiB of picture.
+LONGEST_INIT_IMAGE = 32 << 20
 
 
 class GenerateRequest(BaseModel):
@@ -46,6 +48,13 @@ class GenerateRequest(BaseModel):
     outside it a step costs one row instead of two. `negative_prompt_range` is what Stability AI's
     own SD3 workflow does with [0, 0.1] (ComfyUI: ConditioningSetTimestepRange,
     ConditioningZeroOut).
+
+    With `init_image` sampling starts from that picture, noised to where the last `strength` of the
+    steps begins, as diffusers' StableDiffusion3Img2ImgPipeline does. It is brought to width x
+    height: scaled to cover them, and what stands out is cut off on both sides alike. Where neither
+    is given, they are the picture's own, rounded down to multiples of 16, and smaller where the
+    model draws nothing so large; of one alone, the other is the model's default. Transparency is
+    dropped. The resolved request names a copy of what came of it, which lives as long as the job.
 
     Raises:
         InvalidRequest: On construction, naming the field, the value and what is allowed.
@@ -170,15 +179,25 @@ class GenerateRequest(BaseModel):
         "the same job",
     )
 
-    init_image: Any = Field(None, description=_RESERVED)
-    strength: Any = Field(None, description=_RESERVED)
+    init_image: str | None = Field(
+        None,
+        min_length=1,
+        max_length=LONGEST_INIT_IMAGE,
+        repr=False,
+        description="the PNG, JPEG or WebP picture to start from: base64, a data: URI, or the "
+        "s3:// URI of a picture or upload of one's own; other URLs are not fetched",
+    )
+    strength: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="a number above 0, at most 1: the share of the steps that init_image goes "
+        f"through; {DEFAULT_STRENGTH:g} if absent; without init_image leave it out",
+    )
     tenant: Any = Field(None, description="the API key says it; leave it out")
 
-    RESERVED: ClassVar[tuple[str, ...]] = (
-        "init_image",
-        "strength",
-        "tenant",
-    )
+    RESERVED: ClassVar[tuple[str, ...]] = ("tenant",)
 
     @classmethod
     def allowed(cls) -> dict[str, str]:
@@ -202,6 +221,13 @@ class GenerateRequest(BaseModel):
                 field="prompt",
                 value=request.prompt,
                 allowed=cls.allowed()["prompt"],
+            )
+        if request.strength is not None and request.init_image is None:
+            raise InvalidRequest(
+                "Field 'strength' is of no use without init_image.",
+                field="strength",
+                value=request.strength,
+                allowed=cls.allowed()["strength"],
             )
         for name in cls.RESERVED:
             if (value := getattr(request, name)) is not None:
@@ -235,7 +261,7 @@ class StageReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["text", "denoise", "decode", "store"]
+    stage: Literal["text", "encode", "denoise", "decode", "store"]
     replica: str = Field(description="replica id of the process that did the work")
     pid: int
     precision: str = Field(description="what the weights and the arithmetic were")

@@ -10,7 +10,7 @@ from serve.requests import ForwardPath, StageReport
 
 
 def report(
-    stage: Literal["text", "denoise", "decode", "store"], stamp: Stamp, image: int | None
+    stage: Literal["text", "encode", "denoise", "decode", "store"], stamp: Stamp, image: int | None
 ) -> StageReport:
     """Return what one stage did for a picture, or for all of them where `image` is None."""
     return StageReport(stage=stage, image=image, **asdict(stamp))

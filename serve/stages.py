@@ -14,6 +14,8 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import (
     BackPressureError,
@@ -26,6 +28,7 @@ from cluster.pool_state import ReplicaState, Stage
 from deployments.payloads import (
     DenoiseEvent,
     DenoiseJob,
+    EncodedImage,
     Handover,
     Latents,
     Pixels,
@@ -120,6 +123,21 @@ class Stages:
         suspicion = Suspicion("text")
         self._waking.wake(("denoise", "decode"))
         return await self._retried("text", attempt, suspicion)
+
+    async def encode_image(self, pixels: NDArray[np.uint8]) -> EncodedImage:
+        """Encode a start image, [height, width, 3] RGB; the decoders do it."""
+        suspicion = Suspicion("decode")
+
+        async def attempt() -> EncodedImage:
+            with self._choice.sending("decode", pixels) as pool:
+                suspicion.began()
+                encoded: EncodedImage = await _answer(
+                    self.pools["decode"][pool].encode.remote(pixels, **_alone_if(suspicion))
+                )
+            self._choice.heard(pool, encoded.load)
+            return encoded
+
+        return await self._retried("decode", attempt, suspicion)
 
     async def denoise(
         self, job: DenoiseJob, on_progress: Callable[[StepProgress], None]

@@ -1,8 +1,10 @@
 """Retention: old jobs go with their pictures, and so does what nothing refers to.
 
-Never touched is what is pending, however old. A picture that no result names was uploaded by
-whoever lost the race to publish, or by a process that died first; it goes once it is an hour old.
-Ages are by the store's clock and this machine's; retention does not mind seconds.
+Never touched is what is pending, however old. A job's start image goes when the job goes; what was
+sent beforehand, to start from, goes once it is as old as jobs that go. A picture that no result
+names was uploaded by whoever lost the race to publish, or by a process that died first; it goes
+once it is an hour old. Ages are by the store's clock and this machine's; retention does not mind
+seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from serve.inputs import INPUT_FILE, UPLOADS
 from serve.job_ids import accepted_seconds_ago, is_job_id
 from serve.listing_keys import LISTING, job_of
 from serve.removal import DELETED, delete_all
@@ -31,6 +34,7 @@ class Swept:
     jobs: int = 0
     pictures_of_jobs: int = 0
     unreferenced_pictures: int = 0
+    uploads: int = 0
     idempotency_keys: int = 0
     leases: int = 0
     bytes: int = 0
@@ -83,7 +87,9 @@ class Sweep:
                 self._unreferenced(pictures[job_id], frozenset(), swept)
             elif self._is_old(job_id, own):
                 swept.jobs += 1
-                swept.pictures_of_jobs += len(pictures.get(job_id, []))
+                swept.pictures_of_jobs += sum(
+                    not each.key.endswith(f"/{INPUT_FILE}") for each in pictures.get(job_id, [])
+                )
                 swept.bytes += sum(each.size for each in (*own, *pictures.get(job_id, [])))
                 swept._records += [each.key for each in own]
                 swept._pictures += [each.key for each in pictures.get(job_id, [])]
@@ -127,15 +133,17 @@ class Sweep:
         )
 
     async def _named(self, job_id: str) -> frozenset[str] | None:
-        """Return the keys of the pictures a job's result names; None: there is no saying."""
+        """Return the keys of what a job's result names; None: there is no saying."""
         data = await self._records.get(f"jobs/{job_id}/result.json")
         if data is None:
             return None
         if data == DELETED:
             return frozenset()
         try:
-            result = json.loads(data).get("result") or {}
+            record = json.loads(data)
+            result = record.get("result") or {}
             uris = [str(image["s3_uri"]) for image in result.get("images", ())]
+            uris.append(str((record.get("request") or {}).get("init_image")))
         except (ValueError, AttributeError, TypeError, KeyError):
             return None
         return frozenset(filter(None, map(self._pictures.key_of, uris)))
@@ -160,6 +168,11 @@ class Sweep:
             if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
                 swept.idempotency_keys += 1
                 swept._records.append(entry.key)
+        for entry in await self._pictures.list_entries(UPLOADS):
+            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
+                swept.uploads += 1
+                swept.bytes += entry.size
+                swept._pictures.append(entry.key)
         for entry in await self._records.list_entries("leases/"):
             if self._age_s(entry) > _LEASE_AFTER_S:
                 swept.leases += 1

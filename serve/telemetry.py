@@ -73,7 +73,8 @@ def span(name: str, **attributes: Attribute | None) -> Iterator[Span]:
     """Run a block as a span below the current one, here or in another process.
 
     Args:
-        name: For a stage `kelvin.text`, `kelvin.denoise`, `kelvin.decode` or `kelvin.store`.
+        name: For a stage `kelvin.text`, `kelvin.encode`, `kelvin.denoise`, `kelvin.decode` or
+            `kelvin.store`.
         attributes: With their full names, such as `kelvin.image`; None is left out.
     """
     with _span(name, attributes) as current:
@@ -102,6 +103,7 @@ def generate_span(job_id: str, request: GenerateRequest) -> Iterator[Span]:
         "kelvin.height": request.height,
         "kelvin.num_inference_steps": request.num_inference_steps,
         "kelvin.guidance_scale": request.guidance_scale,
+        "kelvin.strength": request.strength,
         "kelvin.sampler": request.sampler,
         "kelvin.scheduler": request.scheduler,
         "kelvin.output_format": request.output_format,

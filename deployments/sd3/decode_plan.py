@@ -73,6 +73,15 @@ class DecoderShape:
         widest = max(block.widest * block.scale**2 for block in self._blocks())
         return self._bytes(_WHOLE_COPIES * widest * height * width)
 
+    def encode_bytes(self, height: int, width: int) -> int:
+        """Return the peak of encoding a picture to latents of these sides, beside the weights.
+
+        The encoder has the decoder's channels, but for the widest: what a decoder enlarges is as
+        wide as the block before it, what an encoder reduces as its own.
+        """
+        widest = max(block.after * block.scale**2 for block in self._blocks())
+        return self._bytes(_WHOLE_COPIES * widest * height * width)
+
     def kept_bytes(self, height: int, width: int) -> int:
         """Return the most that waits for its turn while a tile is computed."""
         most = max(block.kept * block.scale**2 for block in self._blocks())

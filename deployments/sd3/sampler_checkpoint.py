@@ -18,7 +18,7 @@ from deployments.sd3.samplers import HAS_HISTORY, SamplerState
 from deployments.sd3.sigmas import make_sigmas
 from serve.move_errors import CheckpointRefused
 
-VERSION = 1
+VERSION = 2
 """Rises with any change of `Checkpoint` or of what samplers read from it."""
 
 _LATENT_PIXELS = 8
@@ -52,6 +52,7 @@ class StateCopy:
             latents=self.latents.numpy(),
             previous=None if self.previous is None else self.previous.numpy(),
             generator=self.generator.numpy(),
+            strength=job.strength,
         )
 
 
@@ -116,12 +117,14 @@ def check_fits(checkpoint: Checkpoint, job: DenoiseJob, channels: int) -> None:
         raise _refused("version", checkpoint.version, f"{VERSION}")
     shape = (channels, job.height // _LATENT_PIXELS, job.width // _LATENT_PIXELS)
     has_history = job.sampler in HAS_HISTORY
+    sigmas = make_sigmas(job.scheduler, job.num_inference_steps, job.shift, job.strength)
     expected = {
-        "steps": len(make_sigmas(job.scheduler, job.num_inference_steps, job.shift)) - 1,
+        "steps": len(sigmas) - 1,
         "sampler": job.sampler,
         "scheduler": job.scheduler,
         "shift": job.shift,
         "seed": job.seed,
+        "strength": job.strength,
     }
     for field, allowed in expected.items():
         if (value := getattr(checkpoint, field)) != allowed:

@@ -47,6 +47,25 @@ def start(seed: int, channels: int, height: int, width: int) -> SamplerState:
     return SamplerState(latents, 0, None, generator.get_state())
 
 
+def start_from_image(seed: int, mean: Tensor, std: Tensor, sigma: float) -> SamplerState:
+    """Return the state of image-to-image before its first step, on the CPU.
+
+    The image's latents are drawn first and the noise second, as diffusers'
+    StableDiffusion3Img2ImgPipeline.prepare_latents draws them; mixed as its
+    FlowMatchEulerDiscreteScheduler.scale_noise does.
+
+    Args:
+        seed: Of the picture.
+        mean: float32 [C, h, w], of the encoded image.
+        std: As mean.
+        sigma: The noise level that the run begins at.
+    """
+    generator = request_generator(seed)
+    image = mean + std * initial_latents(generator, *mean.shape)
+    noise = initial_latents(generator, *mean.shape)
+    return SamplerState(sigma * noise + (1 - sigma) * image, 0, None, generator.get_state())
+
+
 class Sampler:
     """Steps a state along its noise levels; holds nothing that changes.
 

@@ -21,13 +21,30 @@ TRAIN_TIMESTEPS = 1000
 Float64 = NDArray[np.float64]
 
 
-def make_sigmas(scheduler: str, num_inference_steps: int, shift: float) -> NDArray[np.float32]:
+def steps_taken(num_inference_steps: int, strength: float) -> int:
+    """Return how many of a run's steps image-to-image takes: the last ones, one at least.
+
+    diffusers, StableDiffusion3Img2ImgPipeline.get_timesteps.
+
+    Args:
+        num_inference_steps: Of the whole run, 1 or more.
+        strength: Above 0, at most 1: all of them.
+    """
+    begin = int(num_inference_steps - num_inference_steps * strength)
+    return max(num_inference_steps - begin, 1)
+
+
+def make_sigmas(
+    scheduler: str, num_inference_steps: int, shift: float, strength: float = 1.0
+) -> NDArray[np.float32]:
     """Return the noise levels of a run, falling from (at most) 1 to 0.
 
     Args:
         scheduler: `normal`, `simple`, `sgm_uniform` or `beta`.
         num_inference_steps: At least 1.
         shift: Above 0; more than 1 spends more steps at high noise.
+        strength: Above 0, at most 1. Below 1 the run begins in the middle, with its last
+            `steps_taken` steps.
 
     Returns:
         float32 [steps + 1], strictly falling. `beta` merges steps that would repeat a level, as
@@ -55,7 +72,7 @@ def make_sigmas(scheduler: str, num_inference_steps: int, shift: float) -> NDArr
             value=shift,
             allowed="a shift nearer to 1",
         )
-    return levels
+    return levels[-(steps_taken(num_inference_steps, strength) + 1) :]
 
 
 def _shifted(level: Any, shift: float) -> Any:

@@ -1,4 +1,4 @@
-"""Latents to pixels, within a memory known before it starts.
+"""Latents to pixels and pixels to latents, within a memory known before it starts.
 
 A VAE overflows float16 (SD3.5's configuration says `force_upcast`), so it is computed in bfloat16
 or float32 whatever its files hold.
@@ -20,6 +20,7 @@ from deployments.sd3.card import usable_bytes
 from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.compiled_decode import CompiledDecode, Prepared
 from deployments.sd3.decode_plan import (
+    GIB,
     DecodePlan,
     DecoderShape,
     TilingSettings,
@@ -36,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 class VaeDecoder:
-    """Wraps the decoder half of diffusers' `AutoencoderKL`.
+    """Wraps diffusers' `AutoencoderKL`: its decoder, and its encoder for image-to-image.
 
     Args:
-        model: Loaded, in eval mode; its encoder is dropped.
+        model: Loaded, in eval mode.
         device: Where it is.
         precision: What it was loaded in.
         tiling: When to decode in tiles, and how much memory to take.
@@ -52,9 +53,6 @@ class VaeDecoder:
         precision: PrecisionChoice,
         tiling: TilingSettings | None = None,
     ) -> None:
-        # Only decoding happens here; a third of the memory is the encoder's.
-        model.encoder = None
-        model.quant_conv = None
         self.model = model
         self.device = device
         self.precision = precision
@@ -176,6 +174,51 @@ class VaeDecoder:
             raise StageFailed("The VAE produced NaN or infinite pixels.", field="latents")
         pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Encode one picture.
+
+        Args:
+            pixels: uint8 [height, width, 3], RGB; sides are multiples of 8.
+
+        Returns:
+            Mean and standard deviation of its latents, as the model samples them: float32
+            [C, height / 8, width / 8] each.
+
+        Raises:
+            StageFailed: It has the wrong shape or does not fit the memory.
+        """
+        side = 2 ** (len(self.model.config.block_out_channels) - 1)
+        is_image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        if not is_image or not pixels.size or pixels.shape[0] % side or pixels.shape[1] % side:
+            raise StageFailed(
+                "The start image has the wrong shape.",
+                field="init_image",
+                value=f"{pixels.dtype} {list(pixels.shape)}",
+                allowed=f"uint8 [height, width, 3], sides multiples of {side}",
+            )
+        self._check_encodes(pixels.shape[0] // side, pixels.shape[1] // side)
+        # Copied: arrays that came through an object store are read-only, which torch warns about.
+        image = torch.from_numpy(np.array(pixels)).to(self.device).permute(2, 0, 1)[None]
+        image = (image.float() / 255 * 2 - 1).to(self.precision.compute_dtype)
+        latents = self.model.encode(image).latent_dist
+        mean = (latents.mean.float() - self.shift_factor) * self.scaling_factor
+        std = latents.std.float() * self.scaling_factor
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise StageFailed("The VAE produced NaN or infinite latents.", field="init_image")
+        return mean[0].cpu().numpy(), std[0].cpu().numpy()
+
+    def _check_encodes(self, height: int, width: int) -> None:
+        needed, room = self.shape.encode_bytes(height, width), self._memory_bytes()
+        if needed > room:
+            raise StageFailed(
+                f"Encoding the start image takes {needed / GIB:.2f} GiB beside the VAE's weights,"
+                f" and {max(room, 0) / GIB:.2f} GiB may be used.",
+                field="init_image",
+                value=f"latents of {height}x{width}",
+                allowed="a smaller picture, or more memory for this stage (decode_memory_gib)",
+            )
 
     def _image(self, scaled: Tensor) -> Tensor:
         """Return [1, 3, 8 h, 8 w] from -1 to 1, as planned, or in tiles where that ran out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,8 @@ def request_from(
 
         fields = read_request(remake, given.get("prompt")).model_dump(exclude_none=True)
     fields.update(given)
+    if "init_image" in given:
+        fields["init_image"] = start_image(given["init_image"])
     suffix_format = _FORMATS.get(output.suffix.lower()) if output is not None else None
     if output is not None:
         if suffix_format is None:
@@ -111,6 +114,25 @@ def request_from(
                 allowed="a file name in a folder that exists",
             )
     return request
+
+
+def start_image(source: str) -> str:
+    """Return a file's content as the contract takes it; an s3:// URI stays as it is.
+
+    Raises:
+        InvalidRequest: There is no such file.
+    """
+    if source.startswith("s3://"):
+        return source
+    try:
+        return base64.b64encode(Path(source).read_bytes()).decode("ascii")
+    except OSError as error:
+        raise InvalidRequest(
+            f"The start image cannot be read: {error.strerror}.",
+            field="init_image",
+            value=source,
+            allowed="a PNG, JPEG or WebP file, or the s3:// URI of a picture of yours",
+        ) from None
 
 
 def save(

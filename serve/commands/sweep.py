@@ -48,8 +48,9 @@ def sweep(settings: Settings, older_than: str, *, dry_run: bool, as_json: bool) 
     words = "Would remove" if dry_run else "Removed"
     console().print(
         f"{words} {swept.jobs} jobs older than {older_than} with {swept.pictures_of_jobs} "
-        f"pictures, {swept.unreferenced_pictures} pictures of no job, {swept.idempotency_keys} "
-        f"idempotency keys and {swept.leases} leases: {swept.bytes / 2**20:.1f} MiB.",
+        f"pictures, {swept.unreferenced_pictures} pictures of no job, {swept.uploads} uploads, "
+        f"{swept.idempotency_keys} idempotency keys and {swept.leases} leases: "
+        f"{swept.bytes / 2**20:.1f} MiB.",
         soft_wrap=True,
     )
     return EXIT_OK

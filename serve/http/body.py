@@ -1,4 +1,4 @@
-"""Reading a JSON body from somebody unknown: bounded while it arrives, then strictly."""
+"""Reading a body from somebody unknown: bounded while it arrives; JSON then strictly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def read_json(request: Request, largest_bytes: int) -> Any:
         InvalidRequest: Not UTF-8, or not JSON.
     """
     _check_content_type(request.headers.get("content-type"))
-    data = await _read(request, largest_bytes)
+    data = await read_bytes(request, largest_bytes)
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -76,7 +76,18 @@ def _check_content_type(content_type: str | None) -> None:
         )
 
 
-async def _read(request: Request, largest_bytes: int) -> bytes:
+async def read_bytes(request: Request, largest_bytes: int) -> bytes:
+    """Return the body as it is, whatever its content type.
+
+    Args:
+        request: Its body must not have been read.
+        largest_bytes: Reading stops as soon as more has arrived.
+
+    Raises:
+        PayloadTooLarge: More than `largest_bytes`.
+        BodyTooSlow: It takes too long to arrive.
+        InvalidRequest: It ended early.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > largest_bytes:
         raise _too_large(int(announced[:20]), largest_bytes)

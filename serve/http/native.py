@@ -9,13 +9,15 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from serve.errors import InvalidRequest
-from serve.http.body import read_json
+from serve.http.body import read_bytes, read_json
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.server_sent_events import event_response
+from serve.inputs import Upload
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
+from serve.pictures import CONTENT_TYPES
 from serve.requests import GenerateRequest, GenerateResult, JobPage, JobRecord
 
 if TYPE_CHECKING:
@@ -25,6 +27,15 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+    }
+}
+_PICTURE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in CONTENT_TYPES.values()
+        },
     }
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -125,6 +136,18 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         following = pipeline.events(job_id, tenant_of(request))
         return event_response(await anext(following), following)
 
+    @app.post(
+        "/v1/uploads",
+        status_code=201,
+        response_model=Upload,
+        responses=_ERRORS,
+        openapi_extra=_PICTURE,
+    )
+    async def upload(request: Request) -> Response:
+        """Keep a picture, the body, for requests to start from: its URI is their init_image."""
+        kept = await pipeline.upload(await read_bytes(request, largest_body), tenant_of(request))
+        return _json(kept, status=201)
+
     @app.get("/v1/status")
     async def status() -> dict[str, Any]:
         """Return the model, its limits, the store and every replica of every stage."""
@@ -166,5 +189,5 @@ def _whole(limit: str) -> int:
     )
 
 
-def _json(answer: GenerateResult | JobRecord | JobPage, status: int = 200) -> Response:
+def _json(answer: GenerateResult | JobRecord | JobPage | Upload, status: int = 200) -> Response:
     return Response(answer.model_dump_json(), status_code=status, media_type="application/json")

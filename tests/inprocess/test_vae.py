@@ -66,10 +66,30 @@ def test_latents_of_a_wrong_shape_are_refused(decoder, shape):
     assert "16" in str(caught.value.allowed)
 
 
-def test_the_encoder_is_not_kept_and_no_fp8_is_claimed(decoder):
-    assert decoder.model.encoder is None
+def test_no_fp8_is_claimed(decoder):
     assert decoder.precision.weights in ("bf16", "fp32")
     assert "no FP8 weights" in decoder.precision.reason
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (0, 16, 3), (20, 16, 3), (16, 16, 4)])
+def test_start_images_of_a_wrong_shape_are_refused(decoder, shape):
+    with pytest.raises(StageFailed) as caught:
+        decoder.encode(np.zeros(shape, np.uint8))
+    assert caught.value.field == "init_image"
+
+
+def test_a_start_image_that_does_not_fit_the_memory_is_refused_before_it_is_encoded(decoder):
+    side = decoder.shape.encode_bytes(4, 4)
+    tight = VaeDecoder(
+        decoder.model,
+        decoder.device,
+        decoder.precision,
+        TilingSettings("auto", decoder.resident_bytes + side),
+    )
+    mean, std = tight.encode(np.zeros((32, 32, 3), np.uint8))
+    assert mean.shape == std.shape == (decoder.channels, 4, 4)
+    with pytest.raises(StageFailed, match="more memory|may be used"):
+        tight.encode(np.zeros((32, 48, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")

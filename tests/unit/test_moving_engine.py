@@ -68,9 +68,10 @@ def as_sent(checkpoint: Checkpoint) -> Checkpoint:
     steps=st.integers(2, 12),
     seed=st.integers(0, 2**64 - 1),
     guided=st.booleans(),
+    strength=st.sampled_from([None, 0.3, 0.75, 1.0]),
 )
 def test_from_any_step_on_the_latents_are_the_same(
-    sampler: str, scheduler: str, steps: int, seed: int, guided: bool
+    sampler: str, scheduler: str, steps: int, seed: int, guided: bool, strength: float | None
 ):
     job = toy.job(
         steps=steps,
@@ -80,6 +81,9 @@ def test_from_any_step_on_the_latents_are_the_same(
         negative=toy.prompt(-0.5) if guided else None,
         guidance_interval=(0.2, 0.9),
     )
+    if strength is not None:
+        job = replace(job, init=toy.image(0.5), strength=strength)
+    steps = job.steps
     told, undisturbed = run(job, every=1)
     taken = checkpoints(told)
     assert [each.step for each in taken] == list(range(1, steps - 1))
@@ -155,7 +159,8 @@ def test_nothing_but_the_steps_left_is_counted_as_work(start):
         ({"seed": 6}, {}, "seed"),
         ({"scheduler": "simple"}, {}, "scheduler"),
         ({"shift": 1.0}, {}, "shift"),
-        ({}, {"version": 2}, "version"),
+        ({"strength": 1.0, "num_inference_steps": 4}, {"steps": 4, "strength": 0.5}, "strength"),
+        ({}, {"version": 1}, "version"),
         ({}, {"step": 8}, "step"),
         ({}, {"step": 0}, "step"),
         ({}, {"previous": None}, "previous"),

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Img2ImgPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.sd3.sigmas import make_sigmas
+from deployments.sd3.sigmas import make_sigmas, steps_taken
 from serve.errors import InvalidRequest
 
 SCHEDULERS = ("normal", "simple", "sgm_uniform", "beta")
@@ -92,6 +93,36 @@ def test_equals_comfyui(scheduler, steps, shift):
     reference = COMFY[scheduler](ComfyModelSampling(shift), steps)
     assert len(ours) == len(reference)
     np.testing.assert_allclose(ours, reference, atol=2e-7, rtol=2e-6)
+
+
+@pytest.mark.parametrize("strength", [0.001, 0.1, 0.3, 0.5, 0.77, 0.999, 1.0])
+@pytest.mark.parametrize("steps", STEPS)
+def test_strength_begins_where_diffusers_image_to_image_does(steps, strength):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    stand_in = SimpleNamespace(scheduler=scheduler)
+    timesteps, taken = StableDiffusion3Img2ImgPipeline.get_timesteps(
+        stand_in, steps, strength, "cpu"
+    )
+    ours = make_sigmas("normal", steps, 3.0, strength)
+    assert steps_taken(steps, strength) == taken == len(timesteps) == len(ours) - 1
+    assert ours.tolist() == scheduler.sigmas[scheduler.begin_index :].tolist()
+
+
+@pytest.mark.parametrize("denoise", [0.2, 0.3, 0.5, 0.55, 0.87, 1.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_strength_of_more_steps_is_comfyuis_denoise(scheduler, denoise):
+    """KSampler.set_steps: of int(steps / denoise) steps the last `steps`."""
+    for steps in (1, 4, 20, 31):
+        whole = int(steps / denoise)
+        reference = COMFY[scheduler](ComfyModelSampling(3.0), whole)[-(steps + 1) :]
+        ours = make_sigmas(scheduler, whole, 3.0, denoise)
+        np.testing.assert_allclose(ours, reference, atol=2e-7, rtol=2e-6)
+
+
+@given(steps=st.integers(1, 200), strength=st.floats(0, 1, exclude_min=True))
+def test_any_strength_takes_one_step_at_least_and_never_more_than_there_are(steps, strength):
+    assert 1 <= steps_taken(steps, strength) <= steps
 
 
 def test_last_level_of_normal_shows_the_shift_taken_twice():

@@ -13,6 +13,7 @@ from deployments.live_request import Ticket
 from deployments.payloads import (
     DenoiseEvent,
     DenoiseJob,
+    EncodedImage,
     Latents,
     Path,
     PromptEmbedding,
@@ -164,6 +165,12 @@ def job(steps: int = 4, value: float = 1.0, **changes: object) -> DenoiseJob:
         negative=None,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def image(value: float, width: int = 64, height: int = 32) -> EncodedImage:
+    """A start image of a job's size, the same everywhere."""
+    shape = (4, height // 8, width // 8)
+    return EncodedImage(np.full(shape, value, np.float32), np.full(shape, 0.1, np.float32), NOBODY)
 
 
 def submit(engine: Engine, what: DenoiseJob) -> tuple[Listener, Ticket]:
