@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from serve.admission import check_schedule, refuse_if_full
 from serve.errors import IdempotencyConflict, JobConflict, Overloaded
-from serve.idempotency import Idempotency
+from serve.idempotency import Idempotency, Remembered
 from serve.init_image import upright_size, with_own_size
 from serve.inputs import Inputs
 from serve.job_ids import new_job_id
@@ -53,6 +54,7 @@ class Acceptance:
         self._owner = owner
         self._book = book
         self._inputs = inputs
+        self._guards: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def admit(
         self, request: GenerateRequest, share: float = 1.0, tenant: str | None = None
@@ -92,9 +94,56 @@ class Acceptance:
         Raises:
             KelvinError: It is not accepted.
         """
-        known = await self._idempotency.find(request, checked_tenant(tenant))
-        if known is not None and await self._is_on_record(known.job_id):
+        checked_tenant(tenant)
+        if request.idempotency_key is None:
+            job, start = await self._reserved(request, tenant)
+            return job if await self._is_written_down(job, start) else job.id
+        # Whoever sends the same again meanwhile is told of a job once it is on record.
+        whose = (tenant, request.idempotency_key)
+        guard = self._guards.setdefault(whose, asyncio.Lock())
+        async with guard:
+            try:
+                return await self._accept_once(request, tenant)
+            except JobConflict:
+                # Another Pipeline has resolved it with other defaults, a moment earlier.
+                return await self._accept_once(request, tenant)
+
+    async def _accept_once(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
+        known = await self._idempotency.find(request, tenant)
+        if known is None:
+            job, start = await self._reserved(request, tenant)
+            known = await self._remembered(request, job)
+            if known.job_id == job.id:
+                return job if await self._is_written_down(job, start) else job.id
+        if known.job_id in self._live:
             return known.job_id
+        recorded = await self._journal.read(known.job_id)
+        if recorded is None:
+            if await self._journal.was_deleted(known.job_id):
+                raise IdempotencyConflict(
+                    "The job of this idempotency key has been deleted.",
+                    field="idempotency_key",
+                    allowed="a new key",
+                )
+            job, start = await self._reserved(request, tenant, known)
+        elif recorded.is_over or await self._journal.is_pending(known.job_id):
+            return known.job_id
+        else:
+            # Its Pipeline died before it had said that it is pending: nobody would look at it.
+            resolved = await self.admit(recorded.request or request, tenant=tenant)
+            job, start = self._taken_in(known.job_id, resolved, tenant), None
+        return job if await self._is_written_down(job, start) else job.id
+
+    async def _reserved(
+        self, request: GenerateRequest, tenant: str, known: Remembered | None = None
+    ) -> tuple[RunningJob, bytes | None]:
+        """Return a job that takes up room, and its start image.
+
+        Args:
+            request: As it was sent.
+            tenant: Who sent it.
+            known: What its key stands for; None: nothing yet.
+        """
         bare = request.model_copy(update={"idempotency_key": None})
         start = None
         if request.init_image is not None:
@@ -104,46 +153,52 @@ class Acceptance:
             bare = with_own_size(bare, size, model.facts.spec)
         resolved = await self.admit(bare, tenant=tenant)
         job_id = new_job_id()
-        if request.idempotency_key is not None:
-            seed = resolved.seed or 0
-            known = await self._idempotency.remember(request, job_id, seed, tenant)
-            if await self._is_on_record(known.job_id):
-                return known.job_id
+        if known is not None:
             job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
-        if job_id in self._live:
-            return job_id  # the same key, sent twice at the same time
         if start is not None:
             resolved = resolved.model_copy(update={"init_image": self._inputs.uri(job_id, tenant)})
+        return self._taken_in(job_id, resolved, tenant), start
+
+    def _taken_in(self, job_id: str, resolved: GenerateRequest, tenant: str) -> RunningJob:
+        """Return a job that takes up room; nothing may be awaited since it was admitted.
+
+        It is among the living before it is on record, or it would be taken for an orphan.
+        """
+        if job_id in self._live:
+            raise JobConflict(
+                "This Pipeline has just taken the job over.", field="id", value=job_id
+            )
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
-        self._live[job_id] = job  # before it is on record, or it would be taken for an orphan
-        try:
-            if start is not None:
-                size = resolved.width or 0, resolved.height or 0
-                await self._inputs.keep(job_id, tenant, start, *size)
-            is_new = await self._journal.accept(job_id, resolved, await self._owner(), tenant)
-        except JobConflict:
-            # The same key, resolved by another Pipeline with other defaults, a moment earlier.
-            is_new = False
-        except BaseException as error:
-            del self._live[job_id]
-            self._book.give_back(tenant, resolved.num_images)
-            job.refuse(error)
-            raise
-        if not is_new:
-            # Another Pipeline was quicker with the same key.
-            del self._live[job_id]
-            self._book.give_back(tenant, resolved.num_images)
-            return job_id
+        self._live[job_id] = job
         return job
 
-    async def _is_on_record(self, job_id: str) -> bool:
-        if job_id in self._live or await self._journal.read(job_id) is not None:
-            return True
-        if await self._journal.was_deleted(job_id):
-            raise IdempotencyConflict(
-                "The job of this idempotency key has been deleted.",
-                field="idempotency_key",
-                allowed="a new key",
+    def _drop(self, job: RunningJob) -> None:
+        del self._live[job.id]
+        self._book.give_back(job.tenant, job.request.num_images)
+
+    async def _remembered(self, request: GenerateRequest, job: RunningJob) -> Remembered:
+        """Let a request's key stand for a job; drop that where the key stands for another one."""
+        known = None
+        try:
+            seed = job.request.seed or 0
+            known = await self._idempotency.remember(request, job.id, seed, job.tenant)
+            return known
+        finally:
+            if known is None or known.job_id != job.id:
+                self._drop(job)
+
+    async def _is_written_down(self, job: RunningJob, start: bytes | None) -> bool:
+        """Write a job down; drop it where another Pipeline was quicker with the same key."""
+        is_new = False
+        try:
+            if start is not None:
+                size = job.request.width or 0, job.request.height or 0
+                await self._inputs.keep(job.id, job.tenant, start, *size)
+            is_new = await self._journal.accept(
+                job.id, job.request, await self._owner(), job.tenant
             )
-        return False
+            return is_new
+        finally:
+            if not is_new:
+                self._drop(job)

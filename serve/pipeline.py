@@ -271,6 +271,7 @@ class Pipeline:
             JobNotFound: No job has this id.
         """
         await self.job(job_id, tenant)  # not found, where it is somebody else's
+        self._ended.pop(job_id, None)
         record = await self._journal.request_cancel(job_id)
         live = self._live.get(job_id)
         if live is not None:
@@ -290,6 +291,8 @@ class Pipeline:
         job = self._live.get(job_id) or self._ended.get(job_id)
         if job is not None and job.tenant == tenant:
             was_over = job.is_over
+            if was_over and await self._journal.was_deleted(job_id):
+                raise not_found(job_id)
             async for event in job.follow():
                 if event.event == "stored" and was_over:
                     # Asked of the store, for URLs that have not expired. Other ends stay as they

@@ -146,13 +146,6 @@ class RunningJob:
         self.is_let_go = True
         self._wake_followers()
 
-    def refuse(self, error: BaseException) -> None:
-        """End a job that was not accepted, for whoever follows it under its idempotency key."""
-        self.error = (
-            error if isinstance(error, KelvinError) else KelvinError("The job was not accepted.")
-        )
-        self.publish(JobEvent(event="failed", id=self.id, error=self.error.body()))
-
     def publish(self, event: JobEvent) -> None:
         """Append an event and wake every follower; events after the last one are dropped."""
         if self.is_over:

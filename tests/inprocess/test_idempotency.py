@@ -13,15 +13,17 @@ from serve.errors import (
     IdempotencyConflict,
     InvalidRequest,
     JobCancelled,
+    Overloaded,
     RecordUnreadable,
     StageFailed,
+    StorageUnavailable,
 )
 from serve.http.native import build_app
 from serve.idempotency import Idempotency
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.pipeline import Pipeline
-from serve.requests import GenerateRequest
+from serve.requests import GenerateRequest, JobRecord
 from serve.storage import ObjectStore
 from tests.inprocess.stand_in_stages import StandIn, follow, new_pipeline
 
@@ -74,6 +76,66 @@ async def test_a_key_whose_pipeline_died_before_the_job_was_written(
     result = await pipeline.generate(ASKED)
     assert (result.id, result.images[0].seed) == (job_id, 123)
     assert result.request.idempotency_key is None, "sending it again makes the pictures again"
+
+
+async def test_a_key_whose_pipeline_died_before_the_job_was_pending(
+    pipeline: Pipeline, other: Pipeline, storage: StorageSettings, stages: StandIn
+):
+    store = ObjectStore(storage)
+    journal, job_id = JobJournal(store), new_job_id()
+    await Idempotency(store).remember(ASKED, job_id, 123)
+    bare = ASKED.model_copy(update={"idempotency_key": None, "seed": 123})
+    # By a Pipeline with other defaults than ours.
+    wrote = pipeline.spec.resolve(bare.model_copy(update={"num_inference_steps": 3}))
+    await journal.accept(job_id, wrote)
+    await journal.forget_pending(job_id)
+    records = await asyncio.gather(*(each.submit(ASKED) for each in (pipeline, other)))
+    assert {record.id for record in records} == {job_id}
+    for each in (pipeline, other):
+        events = await asyncio.wait_for(follow(each, job_id), 10)
+        assert events[-1].result is not None
+        assert events[-1].result.request == wrote
+    assert len(stages.denoised) == 1
+
+
+async def test_who_sends_a_key_again_is_not_told_of_a_job_that_is_not_on_record(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    written, may_write = asyncio.Event(), asyncio.Event()
+    tries: list[str] = []
+    accept = JobJournal.accept
+
+    async def accept_late(journal: JobJournal, job_id: str, *args: Any) -> bool:
+        tries.append(job_id)
+        written.set()
+        await may_write.wait()
+        if len(tries) == 1:
+            raise StorageUnavailable("gone")
+        return await accept(journal, job_id, *args)
+
+    monkeypatch.setattr(JobJournal, "accept", accept_late)
+    first = asyncio.create_task(pipeline.submit(ASKED))
+    await written.wait()
+    second = asyncio.create_task(pipeline.submit(ASKED))
+    assert not (await asyncio.wait({second}, timeout=0.3))[0]
+    may_write.set()
+    with pytest.raises(StorageUnavailable):
+        await first
+    record = await second
+    assert tries == [record.id, record.id]
+    assert (await follow(pipeline, record.id))[-1].event == "stored"
+
+
+async def test_keys_do_not_let_more_in_than_there_is_room_for(pipeline: Pipeline, stages: StandIn):
+    stages.gate.clear()
+    asked = [ASKED.model_copy(update={"idempotency_key": f"key-{i}"}) for i in range(12)]
+    answers = await asyncio.gather(*map(pipeline.submit, asked), return_exceptions=True)
+    assert sum(isinstance(answer, Overloaded) for answer in answers) == 9, "a room of three"
+    stages.gate.set()
+    for answer in answers:
+        if isinstance(answer, JobRecord):
+            assert (await follow(pipeline, answer.id))[-1].event == "stored"
+    assert (await pipeline.submit(asked[-1])).id, "what was refused may be sent again"
 
 
 async def test_hanging_up_does_not_cancel_what_can_be_asked_for_again(

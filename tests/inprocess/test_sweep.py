@@ -24,7 +24,7 @@ from serve.pipeline import Pipeline
 from serve.requests import JobRecord
 from serve.storage import ObjectStore
 from serve.sweep import Sweep, Swept
-from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow
+from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
 DAY_S = 86_400.0
 
@@ -62,6 +62,18 @@ async def test_a_deleted_job_is_gone_with_its_pictures(pipeline: Pipeline, store
     late = JobRecord(id=result.id, status="succeeded", request=REQUEST, result=result)
     assert not await JobJournal(store).publish(result.id, late)
     assert await JobJournal(store).read(result.id) is None
+
+
+async def test_nobody_follows_what_another_pipeline_deleted(
+    pipeline: Pipeline,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    result = await pipeline.generate(REQUEST)
+    await new_pipeline(stages, storage, monkeypatch).delete(result.id)
+    with pytest.raises(JobNotFound):
+        await follow(pipeline, result.id)
 
 
 async def test_a_running_job_is_cancelled_and_deleted(

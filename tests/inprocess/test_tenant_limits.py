@@ -213,6 +213,7 @@ async def test_the_account_of_a_tenant(storage: StorageSettings, monkeypatch: py
     assert (used["images"], used["joules"]) == (3, 21.0)
     assert (used["jobs_succeeded"], used["jobs_failed"], used["jobs_cancelled"]) == (1, 1, 0)
     assert (await pipeline.usage("globex"))["gpu_seconds"] == 0.0
+    stages.gate.clear()
     job = await pipeline.submit(images(1), "globex")
     await pipeline.cancel(job.id, "globex")
     await until(lambda: not pipeline._live)
