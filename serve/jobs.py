@@ -54,7 +54,8 @@ class JobJournal:
         if pictures is None and isinstance(store, ObjectStore):
             pictures = store
         self._pictures = pictures
-        self._is_durable = isinstance(store, ObjectStore)
+        self.is_durable = isinstance(store, ObjectStore)
+        """False where it dies with this process, and knows of no other's jobs."""
 
     async def accept(
         self,
@@ -83,7 +84,7 @@ class JobJournal:
             tenant=tenant,
             status="pending",
             request=request,
-            durable=self._is_durable,
+            durable=self.is_durable,
         )
         data = record.model_dump_json().encode()
         is_new, _ = await asyncio.gather(
@@ -166,7 +167,7 @@ class JobJournal:
         """
         if record.id != checked(job_id) or not record.is_over:
             raise ValueError(f"not the end of job {job_id}: {record.id} {record.status}")
-        bare = _without_urls(record).model_copy(update={"durable": self._is_durable})
+        bare = _without_urls(record).model_copy(update={"durable": self.is_durable})
         data = bare.model_dump_json().encode()
         won = await self._store.put(_result_key(job_id), data, _JSON, if_absent=True)
         try:

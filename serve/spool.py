@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +73,7 @@ class Spool:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder = folder
         self.most_bytes = most_bytes
+        self._writing = threading.Lock()
 
     def used_bytes(self) -> int:
         """Return how much waits."""
@@ -82,14 +85,22 @@ class Spool:
                 continue  # removed meanwhile
         return total
 
-    def jobs(self) -> list[str]:
-        """Return the ids of jobs of which a picture waits."""
-        return [job.name for job in self._jobs() if is_job_id(job.name)]
+    def jobs(self, older_than_s: float = 0.0) -> list[str]:
+        """Return the ids of jobs of which a picture waits, the first for so long."""
+        before = time.time() - older_than_s
+        return [
+            job.name for job in self._jobs() if is_job_id(job.name) and _changed_at(job) <= before
+        ]
 
     def write(self, job_id: str, made: MadePicture, data: bytes) -> Spooled | None:
         """Write a picture down; None if it does not fit, or the disk refuses it."""
-        if self.used_bytes() + len(data) > self.most_bytes:
-            return None
+        # One by one, or all that are finished at a time would find the same room.
+        with self._writing:
+            if self.used_bytes() + len(data) > self.most_bytes:
+                return None
+            return self._written(job_id, made, data)
+
+    def _written(self, job_id: str, made: MadePicture, data: bytes) -> Spooled | None:
         spooled = self._place(job_id, made)
         try:
             self._make_folder()
@@ -105,8 +116,9 @@ class Spool:
         """Return a job's picture if it lies here, whole."""
         note = self.folder / checked(job_id) / f"{index}.json"
         try:
+            self._check_owner()
             made = MadePicture.model_validate_json(note.read_bytes())
-        except (OSError, ValidationError):
+        except (OSError, ValidationError, ConfigurationError):
             return None
         spooled = self._place(job_id, made)
         return spooled if spooled.note == note and spooled.read() is not None else None
@@ -123,12 +135,16 @@ class Spool:
 
     def _jobs(self) -> list[Path]:
         try:
+            self._check_owner()
             return [Path(entry.path) for entry in os.scandir(self.folder) if entry.is_dir()]
-        except OSError:
+        except (OSError, ConfigurationError):
             return []
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check_owner()
+
+    def _check_owner(self) -> None:
         for folder in (self.folder, self.folder.parent):
             # Its default lies where everybody may write: nobody may have made it for us.
             if folder.stat().st_uid not in (os.getuid(), 0) or folder.is_symlink():
@@ -148,10 +164,18 @@ def spool_of(settings: Settings) -> Spool | None:
     if settings.spool.mib == 0:
         return None
     base = settings.spool.directory or f"/var/tmp/kelvin-spool-{os.getuid()}"
-    storage = settings.storage
-    place = f"{storage.endpoint_url} {storage.bucket} {storage.prefix}"
+    # By pictures and journal: whose jobs have ended is asked of the journal.
+    stores = (settings.storage, settings.journal.storage or settings.storage)
+    place = " ".join(f"{each.endpoint_url} {each.bucket} {each.prefix}" for each in stores)
     folder = Path(base) / hashlib.sha256(place.encode()).hexdigest()[:16]
     return Spool(folder, settings.spool.mib * _MIB)
+
+
+def _changed_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return time.time()  # removed meanwhile
 
 
 def _write_whole(file: Path, data: bytes) -> None:

@@ -26,6 +26,7 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 4.0
 _ROOM_POLL_S = 0.25
 _BETWEEN_TIDYING_S = 30.0
+_FORGOTTEN_AFTER_S = 3600.0
 _METADATA_BYTES = 64 << 10
 
 
@@ -141,8 +142,10 @@ class Uploads:
 
     async def tidy(self, journal: JobJournal, live: Collection[str]) -> None:
         """Remove, now and then, what waits for jobs that have ended elsewhere; until cancelled."""
+        # A journal that is this process's alone says nothing of what others wait with.
+        older_than_s = 0.0 if journal.is_durable else _FORGOTTEN_AFTER_S
         while self._spool is not None:
-            for job_id in await asyncio.to_thread(self._spool.jobs):
+            for job_id in await asyncio.to_thread(self._spool.jobs, older_than_s):
                 try:
                     if job_id not in live and await journal.has_ended(job_id):
                         await asyncio.to_thread(self._spool.remove_job, job_id)

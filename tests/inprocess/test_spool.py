@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ import numpy as np
 import pytest
 
 from serve import uploads as uploads_module
-from serve.config import StorageSettings
+from serve.config import Settings, StorageSettings, load_settings
 from serve.errors import StorageUnavailable
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
 from serve.lease_store import LeaseStore
 from serve.pipeline import Pipeline
+from serve.record_store import MemoryStore
 from serve.requests import ImageRef
-from serve.spool import MadePicture, Spool
+from serve.spool import MadePicture, Spool, spool_of
 from serve.spool_settings import SpoolSettings
 from serve.storage import ObjectStore
+from serve.uploads import Uploads
 from tests.inprocess.faulty_server import passing_on, serving
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
@@ -313,3 +316,56 @@ def test_a_disk_that_refuses_is_no_error(tmp_path: Path):
     spool = Spool(tmp_path / "file" / "spool", most_bytes=10_000)
     assert spool.write(new_job_id(), made(b"PNG"), b"PNG") is None
     assert spool.jobs() == []
+
+
+async def test_pictures_finished_at_once_do_not_overfill_the_spool(tmp_path: Path):
+    spool = Spool(tmp_path / "a" / "b", 1 << 20)
+    data = os.urandom(300 << 10)
+
+    async def write() -> bool:
+        job_id = new_job_id()
+        return await asyncio.to_thread(spool.write, job_id, made(data), data) is not None
+
+    written = await asyncio.gather(*(write() for _ in range(16)))
+    assert sum(written) == 3
+    assert spool.used_bytes() <= spool.most_bytes
+
+
+async def test_a_folder_that_somebody_else_made_counts_for_nothing(tmp_path: Path):
+    theirs, data, job_id = Spool(tmp_path / "theirs" / "x", 1 << 20), b"picture", new_job_id()
+    assert theirs.write(job_id, made(data), data) is not None
+    (tmp_path / "ours").symlink_to(tmp_path / "theirs")
+    ours = Spool(tmp_path / "ours" / "x", 1 << 20)
+    assert theirs.find(job_id, 0) is not None
+    assert ours.find(job_id, 0) is None
+    assert ours.jobs() == []
+    assert ours.used_bytes() == 0
+    assert ours.write(job_id, made(data, 1), data) is None
+
+
+def test_services_with_journals_of_their_own_do_not_tidy_each_others_pictures(tmp_path: Path):
+    def settings(journal: dict[str, Any]) -> Settings:
+        spool = {"directory": str(tmp_path)}
+        return load_settings(overrides={"spool": spool, "journal": journal})
+
+    spools = [spool_of(settings(each)) for each in ({}, {"storage": {"bucket": "other"}})]
+    assert len({str(spool and spool.folder) for spool in spools}) == 2
+
+
+async def test_without_a_journal_what_another_process_waits_with_is_left(
+    storage: StorageSettings, tmp_path: Path
+):
+    spool = Spool(tmp_path / "a" / "b", 1 << 20)
+    jobs = [new_job_id() for _ in range(2)]
+    for job_id in jobs:
+        assert spool.write(job_id, made(b"x"), b"x") is not None
+    long_ago = time.time() - 7200
+    os.utime(spool.folder / jobs[0], (long_ago, long_ago))
+    uploads = Uploads(ObjectStore(storage), spool)
+    tidying = asyncio.create_task(uploads.tidy(JobJournal(MemoryStore()), ()))
+
+    async def is_tidied() -> bool:
+        return spool.jobs() == [jobs[1]]
+
+    await until(is_tidied)
+    tidying.cancel()
