@@ -105,10 +105,6 @@ class JobJournal:
             return False
         return is_mine
 
-    async def is_pending(self, job_id: str) -> bool:
-        """Return whether a job is accepted and has not ended, as far as a restart would know."""
-        return await self._store.exists(_pending_key(job_id))
-
     async def accepted_by(self, job_id: str) -> str | None:
         """Return the lease of the Pipeline that accepted a pending job; None: not known."""
         try:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from serve.detached import detached_context
 from serve.errors import KelvinError, StorageUnavailable
 from serve.key_store import KeyStore
 from serve.keys import KeyRecord, digest_of, is_key
@@ -21,6 +22,7 @@ REVOKED_WITHIN_S = 3.0
 _NEW_WITHIN_S = 1.0
 # While the store does not answer, nobody can revoke through it either.
 _KNOWN_FOR_S = 300.0
+_PATIENCE_S = 1.0
 
 
 class KeyRing:
@@ -34,7 +36,7 @@ class KeyRing:
     def __init__(self, store: KeyStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._guard = asyncio.Lock()
+        self._reading: asyncio.Task[KelvinError | None] | None = None
         self._records: Mapping[str, KeyRecord] = {}
         self._read_at = float("-inf")
         self._tried_at = float("-inf")
@@ -48,28 +50,41 @@ class KeyRing:
         if not is_key(key):
             return None
         digest = digest_of(key)
-        await self._read(REVOKED_WITHIN_S)
+        await self._refreshed(REVOKED_WITHIN_S)
         if digest not in self._records:
-            await self._read(_NEW_WITHIN_S)
+            await self._refreshed(_NEW_WITHIN_S)
         record = self._records.get(digest)
         return record if record is not None and record.is_of(key) else None
 
-    async def _read(self, max_age_s: float) -> None:
-        async with self._guard:
-            now = self._clock()
-            if now - self._read_at <= max_age_s:
-                return
-            is_known = now - self._read_at <= _KNOWN_FOR_S
+    async def _refreshed(self, max_age_s: float) -> None:
+        """Have the keys read anew if need be; who is known waits for a slow store a moment only."""
+        now = self._clock()
+        if now - self._read_at <= max_age_s:
+            return
+        is_known = now - self._read_at <= _KNOWN_FOR_S
+        if self._reading is None or self._reading.done():
             if is_known and now - self._tried_at <= _NEW_WITHIN_S:
                 return
             self._tried_at = now
-            try:
-                self._records = await self._store.records()
-                self._read_at = now
-            except KelvinError as error:
-                _log.warning("API keys cannot be read: %s", error)
-                if not is_known:
-                    # Where they lie is nobody's business who has not shown one.
-                    raise StorageUnavailable(
-                        "API keys cannot be checked now.", allowed="try again later"
-                    ) from None
+            loop = asyncio.get_running_loop()
+            self._reading = loop.create_task(self._read(), context=detached_context())
+        reading = self._reading
+        patience_s = max(0.0, self._tried_at + _PATIENCE_S - now) if is_known else None
+        if not (await asyncio.wait({reading}, timeout=patience_s))[0]:
+            return
+        error = reading.result()
+        if error is not None and not is_known:
+            # Where they lie is nobody's business who has not shown one.
+            raise StorageUnavailable(
+                "API keys cannot be checked now.", allowed="try again later"
+            ) from None
+
+    async def _read(self) -> KelvinError | None:
+        asked_at = self._clock()
+        try:
+            self._records = await self._store.records()
+        except KelvinError as error:
+            _log.warning("API keys cannot be read: %s", error)
+            return error
+        self._read_at = asked_at
+        return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import Status
 
 from serve.keys import without_keys
 
@@ -50,7 +51,7 @@ def _clean(span: ReadableSpan) -> ReadableSpan:
         ],
         links=span.links,
         kind=span.kind,
-        status=span.status,
+        status=Status(span.status.status_code, _without_keys(span.status.description)),
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
@@ -58,7 +59,11 @@ def _clean(span: ReadableSpan) -> ReadableSpan:
 
 
 def _cleaned(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        name: without_keys(value) if isinstance(value, str) else value
-        for name, value in (attributes or {}).items()
-    }
+    return {name: _without_keys(value) for name, value in (attributes or {}).items()}
+
+
+def _without_keys(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_keys(value)
+    # An attribute may be a sequence, as headers are.
+    return tuple(map(_without_keys, value)) if isinstance(value, tuple) else value

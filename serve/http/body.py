@@ -89,7 +89,7 @@ async def read_bytes(request: Request, largest_bytes: int) -> bytes:
         InvalidRequest: It ended early.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > largest_bytes:
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > largest_bytes:
         raise _too_large(int(announced[:20]), largest_bytes)
     data = bytearray()
     try:

@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 from serve.keys import is_key
 
@@ -49,9 +50,8 @@ def _of_path(scope: Scope) -> str | None:
     key, slash, rest = inner.removeprefix(_PATH_PREFIX).partition("/")
     scope["path"] = f"{root}/{rest}"
     if scope.get("raw_path") is not None:
-        raw: bytes = scope["raw_path"]
-        _, _, behind = raw[raw.find(_PATH_PREFIX.encode()) + len(_PATH_PREFIX) :].partition(b"/")
-        scope["raw_path"] = root.encode() + b"/" + behind
+        # Made anew: there the prefix and the key may be percent-encoded in any way.
+        scope["raw_path"] = quote(scope["path"]).encode()
     return key if is_key(key) and slash else ""
 
 

@@ -7,6 +7,7 @@ who asks from `caller_of`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
@@ -17,6 +18,7 @@ from serve.http.credentials import Scope, header, presented_key
 from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
 from serve.http.origin import refuse_foreign_host, refuse_foreign_page
+from serve.http.room import CallRoom
 from serve.key_ring import KeyRing
 from serve.loopback import is_loopback_host
 from serve.tenants import TRUSTED, Caller, Role
@@ -30,7 +32,7 @@ ADMIN: Final = frozenset({"/v1/status"})
 _READING = ("GET", "HEAD")
 
 # Set by proxies: who sends them is not on this machine, wherever the connection comes from.
-_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"via")
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,12 +47,14 @@ class Gate:
         app: What is behind it.
         http: Where the service listens, and who needs no key.
         keys: The API keys.
+        room: For calls that are open.
     """
 
-    def __init__(self, app: App, http: HttpSettings, keys: KeyRing) -> None:
+    def __init__(self, app: App, http: HttpSettings, keys: KeyRing, room: CallRoom) -> None:
         self._app = app
         self._http = http
         self._keys = keys
+        self._room = room
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Let a request in with its caller, or answer it with a typed error."""
@@ -58,12 +62,15 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope = dict(scope)
-        try:
-            scope[_CALLER] = await self._caller(scope)
-        except KelvinError as error:
-            await self._refuse(error, scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        with ExitStack() as held:
+            try:
+                caller = scope[_CALLER] = await self._caller(scope)
+                if caller is not None and _takes_room(scope):
+                    held.enter_context(self._room.held(caller.tenant))
+            except KelvinError as error:
+                await self._refuse(error, scope, receive, send)
+                return
+            await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope) -> Caller | None:
         key = presented_key(scope)
@@ -147,6 +154,11 @@ def _check_role(caller: Caller, scope: Scope) -> None:
             value=", ".join(sorted(caller.roles)),
             allowed=role,
         )
+
+
+def _takes_room(scope: Scope) -> bool:
+    # Probes are answered and jobs cancelled however full it is; neither takes long.
+    return scope.get("method") != "DELETE" and inner_path(scope) not in PUBLIC
 
 
 def _unauthenticated(message: str) -> Unauthenticated:

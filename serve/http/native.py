@@ -13,6 +13,7 @@ from serve.http.body import read_bytes, read_json
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
+from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
 from serve.inputs import Upload
 from serve.key_ring import KeyRing
@@ -78,7 +79,10 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     )
     install_error_handlers(app)
     app.add_middleware(
-        Gate, http=pipeline.settings.http, keys=KeyRing(key_store(pipeline.settings))
+        Gate,
+        http=pipeline.settings.http,
+        keys=KeyRing(key_store(pipeline.settings)),
+        room=CallRoom(pipeline.settings.pipeline.max_ongoing_requests),
     )
     largest_body = pipeline.settings.pipeline.max_body_bytes
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -15,11 +17,13 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from serve import key_ring
-from serve.config import StorageSettings, load_settings
+from serve.config import HttpSettings, StorageSettings, load_settings
 from serve.errors import JobNotFound
-from serve.http.gate import PUBLIC, needed_role
+from serve.http.gate import PUBLIC, Gate, needed_role
 from serve.http.native import build_app
+from serve.http.room import CallRoom
 from serve.job_ids import new_job_id
+from serve.key_ring import KeyRing
 from serve.key_store import FileKeys
 from serve.keys import KeyRecord, new_key
 from serve.pipeline import Pipeline
@@ -45,10 +49,17 @@ def pipeline(
 
 
 def with_http(
-    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, folder: Path, **http: Any
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    most_calls: int = 256,
+    **http: Any,
 ) -> Pipeline:
-    settings = load_settings(overrides={"http": http, "keys": {"file": str(folder / "keys.json")}})
-    sections: dict[str, Any] = {"http": settings.http, "keys": settings.keys}
+    file, calls = {"file": str(folder / "keys.json")}, {"max_ongoing_requests": most_calls}
+    settings = load_settings(overrides={"http": http, "keys": file, "pipeline": calls})
+    sections: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("http", "keys", "pipeline")
+    }
     return new_pipeline(StandIn(), storage, monkeypatch, **sections)
 
 
@@ -168,6 +179,32 @@ async def test_no_tenant_finds_what_is_anothers(
     assert [key.split("/")[2] for key in left] == [done["id"]]
 
 
+async def test_no_tenant_can_hold_all_calls(
+    keys: FileKeys, tmp_path: Path, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = with_http(storage, monkeypatch, tmp_path, most_calls=6, host="0.0.0.0")
+    app = build_app(pipeline)
+    stages: Any = pipeline._models.own.stages.pools["denoise"]["narrow"]
+    stages.gate.clear()
+    greedy, modest = (await made(keys, "acme"))[0], (await made(keys, "globex"))[0]
+    # One job, and many who wait for it.
+    asked = JOB | {"idempotency_key": "k"}
+    async with client(app, greedy) as http, client(app, modest) as other:
+        waiting = [asyncio.create_task(http.post("/v1/generate", json=asked)) for _ in range(9)]
+        refused, held = await asyncio.wait(waiting, timeout=5, return_when=asyncio.ALL_COMPLETED)
+        assert len(held) == 3
+        for answer in (task.result() for task in refused):
+            assert is_refusal(answer, 429)
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await other.get("/v1/models")).status_code == 200
+        assert is_refusal(await http.get("/v1/models"), 429)
+        assert (await http.get("/healthz")).status_code == 200
+        (job_id,) = pipeline._live
+        assert (await http.delete(f"/v1/jobs/{job_id}")).status_code == 200
+        assert {(await task).status_code for task in held} == {409}
+        assert (await http.get("/v1/models")).status_code == 200
+
+
 async def test_an_idempotency_key_is_its_tenants_own(pipeline: Pipeline, keys: FileKeys):
     app = build_app(pipeline)
     asked = JOB | {"idempotency_key": "order-17"}
@@ -224,6 +261,22 @@ async def test_a_key_is_taken_wherever_a_client_can_put_it(pipeline: Pipeline, k
         assert is_refusal(
             await http.get("/v1/models", headers={"authorization": f"Basic {bad}"}), 401
         )
+
+
+@pytest.mark.parametrize("prefix", ["/k/", "/%6b/", "/k%2F"])
+async def test_nothing_behind_the_gate_sees_a_key_in_the_path(prefix: str, keys: FileKeys):
+    key, _ = await made(keys)
+    seen: list[dict[str, Any]] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    path = unquote(f"{prefix}{key}/v1/jobs/é x")
+    raw = f"{prefix}{key.replace('e', '%65')}/v1/jobs/%C3%A9%20x".encode()
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": raw, "headers": []}
+    await Gate(behind, HttpSettings(host="0.0.0.0"), KeyRing(keys), CallRoom(9))(scope, None, None)  # type: ignore[arg-type]
+    (told,) = seen
+    assert (told["path"], told["raw_path"]) == ("/v1/jobs/é x", b"/v1/jobs/%C3%A9%20x")
 
 
 async def test_a_key_in_the_path_is_written_down_nowhere(
@@ -301,7 +354,12 @@ async def test_loopback_needs_no_key(
         async with client(app, peer="::1", base=base) as http:
             assert (await http.post("/v1/jobs", json=JOB, headers=headers)).status_code == 202
             assert (await http.get("/v1/status")).status_code == 200
-    forwarded = [{"x-forwarded-for": "9.9.9.9"}, {"forwarded": "for=9.9.9.9"}, {"via": "1.1 x"}]
+    forwarded = [
+        {"x-forwarded-for": "9.9.9.9"},
+        {"x-real-ip": "9.9.9.9"},
+        {"forwarded": "for=9.9.9.9"},
+        {"via": "1.1 x"},
+    ]
     async with client(app, peer="127.0.0.1", base="http://127.0.0.1") as http:
         for headers in forwarded:
             assert is_refusal(await http.get("/v1/models", headers=headers), 401)

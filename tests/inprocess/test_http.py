@@ -91,6 +91,13 @@ async def test_a_bug_answers_without_its_insides():
     assert "secret" not in answer.text
 
 
+async def test_a_length_of_strange_digits_is_no_length():
+    headers = {b"content-length": "²²".encode("latin-1")}
+    async with client(StandIn(Overloaded("reached"))) as http:
+        answer = await http.post("/v1/generate", content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == 429, "it was read"
+
+
 async def test_not_ready_is_503_and_says_why():
     async with client(StandIn()) as http:
         answer = await http.get("/readyz")

@@ -13,7 +13,9 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Status, StatusCode
 
+from serve import key_ring
 from serve.__main__ import main
 from serve.config import Settings, load_settings
 from serve.errors import ConfigurationError, StorageUnavailable
@@ -85,9 +87,12 @@ class Counting:
         self.known: dict[str, KeyRecord] = {}
         self.reads = 0
         self.is_down = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def records(self) -> Mapping[str, KeyRecord]:
         self.reads += 1
+        await self.answers.wait()
         if self.is_down:
             raise StorageUnavailable("down")
         return dict(self.known)
@@ -144,6 +149,30 @@ async def test_known_keys_outlive_an_outage_of_minutes_but_no_longer():
         await ring.find(key)
 
 
+async def test_a_store_that_hangs_holds_up_nobody_whose_key_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(key_ring, "_PATIENCE_S", 0.05)
+    store, clock = Counting(), Clock()
+    ring = KeyRing(store, clock)
+    key, record = new_key("acme", ("generate",))
+    await store.add(record)
+    assert await ring.find(key) == record
+    store.answers.clear()
+    clock.now += 10.0
+    async with asyncio.timeout(5.0):
+        # One who guesses makes it be asked, and those who know wait for neither.
+        guess = new_key("acme", ("admin",))[0]
+        found = await asyncio.gather(*map(ring.find, [guess, *[key] * 50]))
+    assert found == [None, *[record] * 50]
+    assert store.reads == 2
+    clock.now += 400.0
+    strangers = asyncio.create_task(ring.find(key))
+    assert not (await asyncio.wait({strangers}, timeout=0.2))[0], "known for too long"
+    store.answers.set()
+    assert await strangers == record
+
+
 async def test_without_any_answer_ever_nobody_comes_in():
     store = Counting()
     store.is_down = True
@@ -170,13 +199,17 @@ def test_no_span_carries_a_key() -> None:
     with tracer.start_as_current_span(f"proxy_http_request pipeline GET /k/{key}/v1/jobs") as span:
         span.set_attribute("request_route_path", f"/k/{key}/v1/jobs")
         span.set_attribute("http.status_code", 200)
+        span.set_attribute("http.request.header.referer", [f"http://x/k/{key}/page"])
+        span.set_status(Status(StatusCode.ERROR, f"no route /k/{key}/v1/job"))
         span.add_event("seen", {"path": f"/k/{key}/v1/jobs"})
     (told,) = sent.get_finished_spans()
     assert told.name == "proxy_http_request pipeline GET /k/kelvin_***/v1/jobs"
     assert told.attributes == {
         "request_route_path": "/k/kelvin_***/v1/jobs",
         "http.status_code": 200,
+        "http.request.header.referer": ("http://x/k/kelvin_***/page",),
     }
+    assert told.status.description == "no route /k/kelvin_***/v1/job"
     assert told.context == span.get_span_context()
     assert key[10:30] not in told.to_json()
 
