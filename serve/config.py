@@ -28,6 +28,7 @@ from pydantic_settings import (
 from cluster.pool_state import Stage
 from serve.access_settings import HttpSettings as HttpSettings
 from serve.access_settings import KeySettings
+from serve.comfyui_settings import ComfyuiSettings
 from serve.errors import ConfigurationError
 from serve.heat_settings import AutoscalingSettings, GovernorSection, RoutingSection, Section
 from serve.journal_settings import JournalSettings
@@ -253,6 +254,7 @@ class Settings(Section):
     embedded_store: EmbeddedStoreSettings = EmbeddedStoreSettings()
     http: HttpSettings = HttpSettings()
     keys: KeySettings = KeySettings()
+    comfyui: ComfyuiSettings = ComfyuiSettings()
     tenants: TenantSettings = TenantSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()

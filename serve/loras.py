@@ -129,6 +129,10 @@ class LoraLibrary:
             )
         return LoraUses(tuple(text), tuple(denoise))
 
+    def has_text_part(self, name: str) -> bool:
+        """Return whether a LoRA adapts text encoders; raises as `file`."""
+        return bool(self.file(name)[0].of(*TEXT_PARTS))
+
     def file(self, name: str) -> tuple[LoraFile, str]:
         """Return a LoRA's checked header, and the version of its content.
 

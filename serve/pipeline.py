@@ -33,7 +33,7 @@ from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
 from serve.jobs import JobJournal
-from serve.loras import shown_loras
+from serve.loras import LoraLibrary, shown_loras
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
@@ -86,7 +86,7 @@ class Pipeline:
         self.settings = settings
         self.spec = spec
         self._store = ObjectStore(settings.storage)
-        records = record_store(settings, self._store)
+        self.records = records = record_store(settings, self._store)
         self._journal = JobJournal(records, self._store)
         self._removal = Removal(records, self._store)
         self._metrics = telemetry.Metrics()
@@ -193,6 +193,14 @@ class Pipeline:
         if isinstance(job, str):
             return await self.job(job, tenant)
         return job.record("pending", durable=self.settings.journal.enabled)
+
+    async def check(self, request: GenerateRequest) -> GenerateRequest:
+        """Return a request resolved, as `submit` would take it now; raises as that does."""
+        return await self._acceptance.admit(GenerateRequest.model_validate(request))
+
+    async def lora_library(self, model: str | None) -> LoraLibrary:
+        """Return the LoRAs of a model; raises where there is none of that name."""
+        return (await self._models.find(model)).loras
 
     async def job(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Return what is known of a job: from here if it lives here, else from the store.

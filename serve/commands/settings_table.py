@@ -74,6 +74,9 @@ def _words(annotation: Any) -> str:
         if parts[-1] is Ellipsis:
             return f"list of {_words(parts[0])}"
         return f"[{', '.join(map(_words, parts))}]"
+    if get_origin(annotation) is dict:
+        key, value = map(_words, get_args(annotation))
+        return f"object of {key}: {value}"
     names: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
     names |= {
         PoolSettings: "pool, as `denoiser`",
@@ -87,7 +90,7 @@ def _words(annotation: Any) -> str:
 def _shown(default: Any) -> str:
     if default is None:
         return "none"
-    if default in ("", ()):
+    if default in ("", (), {}):
         return "empty"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 

@@ -12,10 +12,27 @@ from typing import Any, Final
 
 from serve.errors import KelvinError
 from serve.http.a1111_errors import web_ui_body
+from serve.http.comfyui_errors import comfyui_body
 
 ErrorShape = Callable[[KelvinError], dict[str, Any]]
 
-_SHAPES: Final[tuple[tuple[str, ErrorShape], ...]] = (("/sdapi/", web_ui_body),)
+_COMFYUI = (
+    "/api/",
+    "/prompt",
+    "/history",
+    "/queue",
+    "/interrupt",
+    "/view",
+    "/upload/",
+    "/object_info",
+    "/system_stats",
+    "/models",
+    "/free",
+)
+_SHAPES: Final[tuple[tuple[str, ErrorShape], ...]] = (
+    ("/sdapi/", web_ui_body),
+    *((prefix, comfyui_body) for prefix in _COMFYUI),
+)
 
 
 def error_body(error: KelvinError, scope: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from serve.errors import InvalidRequest
 from serve.http.body import read_bytes, read_json
+from serve.http.comfyui import add_comfyui
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
@@ -179,6 +180,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         told = found if is_known(request) else {"ready": found["ready"]}
         return JSONResponse(told, status_code=200 if found["ready"] else 503)
 
+    add_comfyui(app, pipeline)
     return app
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from urllib.parse import unquote
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from starlette.routing import Route
 
 from serve import key_ring
 from serve.config import HttpSettings, StorageSettings, load_settings
-from serve.errors import JobNotFound
+from serve.errors import JobNotFound, KelvinError
+from serve.http.error_shapes import error_body
 from serve.http.gate import PUBLIC, Gate, needed_role
 from serve.http.native import build_app
 from serve.http.room import CallRoom
@@ -79,10 +81,14 @@ def client(
 
 def calls(app: FastAPI, job_id: str) -> Iterator[tuple[str, str]]:
     """Yield (method, path) of all that the app has; one of a kind unknown here fails."""
-    for route in app.routes:
-        assert isinstance(route, APIRoute | Route), f"{route}: say here how it is called"
-        for method in route.methods or ():
-            path = route.path.replace("{job_id}", job_id)
+    for context in iter_route_contexts(app.routes):
+        kind = type(context.original_route)
+        if issubclass(kind, APIWebSocketRoute):
+            continue  # a test of its own, below
+        assert issubclass(kind, APIRoute | Route), f"{context.path}: say here how it is called"
+        for method in context.methods or ():
+            path = (context.path or "").replace("{job_id}", job_id)
+            path = re.sub(r"\{(prompt_id|node_class|folder)\}", "x", path)
             assert "{" not in path, f"{path}: say here what stands in its place"
             yield method, path
 
@@ -90,15 +96,13 @@ def calls(app: FastAPI, job_id: str) -> Iterator[tuple[str, str]]:
 def is_refusal(answer: httpx.Response, status: int) -> bool:
     if answer.request.method == "HEAD":
         return answer.status_code == status
-    error = answer.json()["error"]
-    return answer.status_code == status and set(error) == {
-        "type",
-        "code",
-        "message",
-        "field",
-        "value",
-        "allowed",
-    }
+    path = re.sub("^/k/[^/]*", "", answer.request.url.path)
+    told, empty = answer.json(), error_body(KelvinError(""), {"path": path})
+    return answer.status_code == status and keys_of(told) == keys_of(empty)
+
+
+def keys_of(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: set(value) if isinstance(value, dict) else None for name, value in body.items()}
 
 
 async def test_every_route_needs_a_key_that_counts(pipeline: Pipeline, keys: FileKeys):
@@ -337,7 +341,7 @@ async def test_a_web_page_elsewhere_cannot_post_to_loopback(
             if method in ("POST", "DELETE"):
                 answer = await http.request(method, path, json=JOB, headers=headers)
                 assert is_refusal(answer, 403), (method, path)
-                assert answer.json()["error"]["code"] == "foreign_origin"
+                assert '"foreign_origin"' in answer.text
     assert not pipeline._live
 
 

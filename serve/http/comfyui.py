@@ -1,0 +1,322 @@
+"""ComfyUI's HTTP routes and websocket, each under `/api` as well (`server.py`)."""
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of local functions.
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request, WebSocket
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from serve.errors import InvalidRequest, JobNotFound
+from serve.http.body import read_json
+from serve.http.comfyui_door import ComfyuiDoor
+from serve.http.comfyui_files import image_at, picture_of
+from serve.http.comfyui_nodes import NODES, TEXT_ENCODERS, VAES, shown_node
+from serve.http.comfyui_sockets import Socket
+from serve.http.gate import tenant_of
+from serve.pictures import CONTENT_TYPES
+
+if TYPE_CHECKING:
+    from serve.pipeline import Pipeline
+
+_API_VERSION = "0.3.0"  # of ComfyUI, whose routes these are
+_MOST_LISTED = 200
+_NEWEST_LISTED = 64
+
+
+def add_comfyui(app: FastAPI, pipeline: "Pipeline") -> None:
+    """Add the routes to an app.
+
+    Args:
+        app: Behind its gate.
+        pipeline: That makes the pictures.
+    """
+    router = _router(ComfyuiDoor(pipeline), pipeline)
+    app.include_router(router)
+    app.include_router(router, prefix="/api", include_in_schema=False)
+
+
+def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
+    router = APIRouter(tags=["ComfyUI"])
+    largest_body = pipeline.settings.pipeline.max_body_bytes
+
+    async def body_of(request: Request) -> dict[str, Any]:
+        body = await read_json(request, largest_body, any_content_type=True)
+        if not isinstance(body, dict):
+            raise InvalidRequest(
+                "The body is no JSON object.", field="body", allowed="a JSON object in UTF-8"
+            )
+        return _plain(body)
+
+    @router.post("/prompt")
+    async def post_prompt(request: Request) -> JSONResponse:
+        """Take a workflow in API format, once its jobs are written to the store."""
+        record = await door.accept(await body_of(request), tenant_of(request))
+        answer = {
+            "prompt_id": record.id,
+            "number": record.number,
+            "node_errors": record.node_errors,
+            "warnings": record.warnings,
+        }
+        return JSONResponse(answer)
+
+    @router.get("/prompt")
+    async def get_prompt(request: Request) -> JSONResponse:
+        """Say how many prompts are not over."""
+        return JSONResponse(await door.remaining(tenant_of(request)))
+
+    @router.get("/history")
+    async def history(request: Request, max_items: str = "", offset: str = "") -> JSONResponse:
+        """List prompts that are over, oldest first: the newest ones, or those before `offset`."""
+        most = _count("max_items", max_items, _NEWEST_LISTED)
+        skip = _count("offset", "" if offset == "-1" else offset, 0)
+        records = await door.records.newest(tenant_of(request), min(most, _MOST_LISTED), skip)
+        found = [(record.id, await door.history(record)) for record in records]
+        return JSONResponse({name: entry for name, entry in found if entry is not None})
+
+    @router.get("/history/{prompt_id}")
+    async def history_of(request: Request, prompt_id: str) -> JSONResponse:
+        """Say what became of a prompt; an empty object until it is over."""
+        record = await door.records.find(prompt_id, tenant_of(request))
+        entry = None if record is None else await door.history(record)
+        return JSONResponse({} if entry is None else {prompt_id: entry})
+
+    @router.post("/history")
+    async def post_history(request: Request) -> Response:
+        """Remove prompts from history: `{"clear": true}` or `{"delete": [ids]}`."""
+        body, tenant = await body_of(request), tenant_of(request)
+        for record in await _named(door, body, tenant):
+            await door.records.forget(record)
+        if body.get("clear") is True:
+            while records := await door.records.newest(tenant, _MOST_LISTED):
+                for record in records:
+                    await door.records.forget(record)
+        return Response()
+
+    @router.get("/queue")
+    async def queue(request: Request) -> JSONResponse:
+        """List prompts that are not over."""
+        return JSONResponse(await door.queue(tenant_of(request)))
+
+    @router.post("/queue")
+    async def post_queue(request: Request) -> Response:
+        """Cancel prompts: `{"clear": true}` those that wait, `{"delete": [ids]}` the named ones."""
+        body, tenant = await body_of(request), tenant_of(request)
+        for record in await _named(door, body, tenant):
+            await door.cancel(record)
+        if body.get("clear") is True:
+            await door.cancel_all(tenant, waiting=True)
+        return Response()
+
+    @router.post("/interrupt")
+    async def interrupt(request: Request) -> Response:
+        """Cancel what is being made: of `prompt_id`, or of all one's own prompts."""
+        body, tenant = await _optional_body(request, body_of), tenant_of(request)
+        if body.get("prompt_id") is None:
+            await door.cancel_all(tenant, waiting=False)
+        else:
+            for record in await _named(door, {"delete": [body["prompt_id"]]}, tenant):
+                await door.cancel(record)
+        return Response()
+
+    @router.post("/free")
+    async def free() -> Response:
+        """Do nothing: models stay loaded, `kelvin models unload` unloads them."""
+        return Response()
+
+    @router.get("/view")
+    async def view(
+        request: Request, filename: str = "", type: str = "output", preview: str | None = None
+    ) -> Response:
+        """Return a picture by the name that `/history` gave it; `preview=webp;90` shrinks it."""
+        found = picture_of(filename)
+        if found is None:
+            raise _no_picture(filename)
+        job = await pipeline.job(found[0], tenant_of(request))
+        image = image_at(job.result, found[1])
+        if image is None:
+            raise _no_picture(filename)
+        data = await door.picture(image, job.id, job.tenant)
+        kind = CONTENT_TYPES[image.output_format]
+        if preview is not None:
+            data, kind = await run_in_threadpool(_as_preview, data, preview)
+        name = filename.rpartition("/")[2].replace('"', "")
+        headers = {
+            "Content-Disposition": f'filename="{name}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(data, media_type=kind, headers=headers)
+
+    @router.get("/object_info")
+    async def object_info() -> JSONResponse:
+        """List the nodes that workflows may have."""
+        catalogue = await door.catalogue()
+        return JSONResponse({name: shown_node(node, catalogue) for name, node in NODES.items()})
+
+    @router.get("/object_info/{node_class}")
+    async def object_info_of(node_class: str) -> JSONResponse:
+        """Describe one class of nodes; an empty object where there is none."""
+        node = NODES.get(node_class)
+        shown = {} if node is None else {node_class: shown_node(node, await door.catalogue())}
+        return JSONResponse(shown)
+
+    @router.get("/models")
+    async def model_folders() -> JSONResponse:
+        """List the folders that `/models/{folder}` knows."""
+        return JSONResponse(list(_folders(await door.catalogue())))
+
+    @router.get("/models/{folder}")
+    async def models_in(folder: str) -> Response:
+        """List the files of a folder, as workflows name them."""
+        folders = _folders(await door.catalogue())
+        return JSONResponse(folders[folder]) if folder in folders else Response(status_code=404)
+
+    @router.get("/embeddings")
+    async def embeddings() -> JSONResponse:
+        """List textual inversions: there are none."""
+        return JSONResponse([])
+
+    @router.get("/extensions")
+    async def extensions() -> JSONResponse:
+        """List extensions of ComfyUI's page: there are none."""
+        return JSONResponse([])
+
+    @router.get("/features")
+    async def features() -> JSONResponse:
+        """Say what clients may use beyond the first version of the interface."""
+        return JSONResponse({"supports_preview_metadata": False, "max_upload_size": largest_body})
+
+    @router.get("/system_stats")
+    async def system_stats() -> JSONResponse:
+        """Say what this is. Machines are the operator's business: `/v1/status` tells of them."""
+        kelvin = importlib.metadata.version("kelvin-serve")
+        device = {"name": f"Kelvin {kelvin}: {pipeline.spec.name}", "type": "kelvin", "index": 0}
+        memory = dict.fromkeys(
+            ("vram_total", "vram_free", "torch_vram_total", "torch_vram_free"), 0
+        )
+        system = {
+            "os": os.name,
+            "ram_total": 0,
+            "ram_free": 0,
+            "comfyui_version": f"{_API_VERSION}+kelvin.{kelvin}",
+            "python_version": f"{platform.python_version()} ({sys.platform})",
+            "pytorch_version": "",
+            "embedded_python": False,
+            "argv": [],
+        }
+        return JSONResponse({"system": system, "devices": [{**device, **memory}]})
+
+    @router.websocket("/ws")
+    async def websocket(websocket: WebSocket) -> None:
+        """Send what happens to the prompts of `clientId`."""
+        tenant = tenant_of(websocket)
+        client = websocket.query_params.get("clientId") or uuid.uuid4().hex
+        await websocket.accept()
+        socket = Socket()
+        door.sockets.add(tenant, client, socket)
+        try:
+            status = await door.remaining(tenant)
+            socket.send("status", {"status": status, "sid": client})
+            await socket.serve(websocket)
+        finally:
+            door.sockets.remove(tenant, client, socket)
+
+    return router
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body that JSON can say again.
+
+    ComfyUI writes NaN for nodes that always change; it becomes null.
+
+    Raises:
+        InvalidRequest: Its text cannot be encoded.
+    """
+    try:
+        text = json.dumps(body, ensure_ascii=False)
+        text.encode()
+        plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            "The body has text that is no Unicode, or is nested too deeply.",
+            field="body",
+            allowed="a JSON object in UTF-8",
+        ) from None
+    return plain
+
+
+async def _optional_body(
+    request: Request, body_of: Callable[[Request], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the body, or an empty one where nothing was sent: older clients send none."""
+    if request.headers.get("content-length", "0") == "0":
+        return {}
+    return await body_of(request)
+
+
+async def _named(door: ComfyuiDoor, body: dict[str, Any], tenant: str) -> list[Any]:
+    ids = body.get("delete", [])
+    if not isinstance(ids, list) or len(ids) > _MOST_LISTED:
+        raise InvalidRequest(
+            "Field 'delete' is no list of prompt ids.",
+            field="delete",
+            value=ids,
+            allowed=f"a list of at most {_MOST_LISTED}",
+        )
+    found = [await door.records.find(str(each), tenant) for each in ids]
+    return [record for record in found if record is not None]
+
+
+def _folders(catalogue: Any) -> dict[str, list[str]]:
+    checkpoints = list(catalogue.checkpoints)
+    return {
+        "checkpoints": checkpoints,
+        "diffusion_models": checkpoints,
+        "unet": checkpoints,
+        "loras": list(catalogue.loras),
+        "text_encoders": list(TEXT_ENCODERS),
+        "clip": list(TEXT_ENCODERS),
+        "vae": list(VAES),
+    }
+
+
+def _count(name: str, text: str, default: int) -> int:
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InvalidRequest(
+            f"Query parameter {name!r} is no number.",
+            field=name,
+            value=text,
+            allowed="a whole number, 0 or more",
+        )
+    return int(text)
+
+
+def _no_picture(filename: str) -> JobNotFound:
+    return JobNotFound(
+        "There is no such picture.",
+        field="filename",
+        value=filename,
+        allowed="a name that /history or the websocket gave",
+    )
+
+
+def _as_preview(data: bytes, preview: str) -> tuple[bytes, str]:
+    """Return a picture as `preview` asks: webp or jpeg, a semicolon, and the quality."""
+    kind, _, quality = preview.partition(";")
+    kind = kind if kind in ("webp", "jpeg") else "webp"
+    level = int(quality) if quality.isascii() and quality.isdigit() and len(quality) < 4 else 90
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(buffer, kind.upper(), quality=min(100, max(1, level)))
+    return buffer.getvalue(), f"image/{kind}"

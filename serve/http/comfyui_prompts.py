@@ -1,0 +1,238 @@
+"""Accepted ComfyUI prompts in the journal's store: one prompt is one or several of Kelvin's jobs.
+
+    comfyui/{tenant}/prompts/{sha256 of prompt_id}.json    the workflow, and which job makes what
+    comfyui/{tenant}/order/{countdown}-{sha256}            empty; for lists, newest first
+    comfyui/{tenant}/open/{sha256}                         empty; its jobs may not have ended
+    comfyui/{tenant}/jobs/{id}                             whose workflow a job's pictures carry
+
+Jobs are accepted first, under idempotency keys made of prompt_id; the record is written before the
+prompt is answered. So a prompt that was answered is found by every Pipeline and after any restart,
+and who was not answered may send it again under its prompt_id and gets the same jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serve.errors import InvalidRequest, RecordUnreadable
+from serve.job_ids import checked
+from serve.record_store import RecordStore
+from serve.removal import delete_all
+from serve.tenants import checked_tenant
+
+_JSON = "application/json"
+_EMPTY = b"{}\n"
+_LONGEST_ID = 200
+_LONGEST_KEYWORD = 79  # of a PNG's text chunk
+_AT_ONCE = 16
+_LAST_MS = 10**13 - 1
+
+
+class ChainRecord(BaseModel):
+    """Which job makes the pictures of which nodes.
+
+    Attributes:
+        job: Its id.
+        sampler: Id of the KSampler.
+        encoder: Id of the node that encodes the prompt.
+        decoder: Id of the node that decodes.
+        outputs: Id of each output node -> prefix of its files' names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    sampler: str
+    encoder: str
+    decoder: str
+    outputs: dict[str, str]
+
+
+class PromptRecord(BaseModel):
+    """One accepted prompt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    tenant: str
+    number: int | float
+    created_ms: int
+    digest: str
+    prompt: dict[str, Any]
+    extra_data: dict[str, Any]
+    chains: tuple[ChainRecord, ...]
+    node_errors: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def client(self) -> str | None:
+        """Who is sent its messages."""
+        client = self.extra_data.get("client_id")
+        return client if isinstance(client, str) else None
+
+    def class_type(self, node: str) -> str:
+        """Return the class of one of its nodes."""
+        return str(self.prompt[node]["class_type"])
+
+    def png_text(self) -> dict[str, str]:
+        """Return the text chunks that ComfyUI writes into a picture: nodes.py, SaveImage."""
+        info = self.extra_data.get("extra_pnginfo")
+        more = info if isinstance(info, dict) else {}
+        texts = {name: value for name, value in more.items() if _is_keyword(name)}
+        return {name: json.dumps(value) for name, value in {**texts, "prompt": self.prompt}.items()}
+
+    def queue_item(self) -> list[Any]:
+        """Return what `/queue` and `/history` show of it."""
+        outputs = [output for chain in self.chains for output in chain.outputs]
+        return [self.number, self.id, self.prompt, self.extra_data, outputs]
+
+
+class PromptRecords:
+    """The prompts in one store. Every method raises StorageUnavailable where that is away.
+
+    Args:
+        store: Of the journal.
+    """
+
+    def __init__(self, store: RecordStore) -> None:
+        self._store = store
+
+    async def write(self, record: PromptRecord) -> PromptRecord:
+        """Write a prompt down, and return what stands there now: one of that id may have come."""
+        folder, digest = _folder(record.tenant), _digest(record.id)
+        named = json.dumps({"prompt": digest}).encode()
+        await asyncio.gather(
+            self._store.put(_order_key(record), _EMPTY, _JSON),
+            self._store.put(f"{folder}open/{digest}", _EMPTY, _JSON),
+            *(
+                self._store.put(f"{folder}jobs/{chain.job}", named, _JSON)
+                for chain in record.chains
+            ),
+        )
+        data = record.model_dump_json().encode()
+        key = f"{folder}prompts/{digest}.json"
+        if await self._store.put(key, data, _JSON, if_absent=True):
+            return record
+        return await self._read(key) or record
+
+    async def find(self, prompt_id: str, tenant: str) -> PromptRecord | None:
+        """Return a tenant's prompt; None: there is none of that id."""
+        return await self._read(f"{_folder(tenant)}prompts/{_digest(prompt_id)}.json")
+
+    async def newest(self, tenant: str, most: int, skip: int = 0) -> list[PromptRecord]:
+        """Return a tenant's newest prompts, oldest first.
+
+        Args:
+            tenant: Whose.
+            most: How many.
+            skip: So many newer ones are left out.
+        """
+        keys = await self._store.list_some(f"{_folder(tenant)}order/", "", skip + most)
+        # Sent twice at the same time, one has two.
+        digests = list(dict.fromkeys(key.rsplit("-", 1)[-1] for key in keys[skip:]))
+        return await self._read_all(tenant, digests[::-1])
+
+    async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
+        """Return the prompt that a tenant's job belongs to; None: it came through another door."""
+        data = await self._store.get(f"{_folder(tenant)}jobs/{checked(job_id)}")
+        if data is None:
+            return None
+        try:
+            digest = str(json.loads(data)["prompt"])
+        except (ValueError, TypeError, KeyError):
+            return None
+        is_ours = len(digest) == 64 and digest.isalnum()
+        return await self._read(f"{_folder(tenant)}prompts/{digest}.json") if is_ours else None
+
+    async def open(self, tenant: str) -> list[PromptRecord]:
+        """Return a tenant's prompts whose jobs may not have ended, oldest first."""
+        prefix = f"{_folder(tenant)}open/"
+        keys = await self._store.list_keys(prefix)
+        found = await self._read_all(tenant, [key.removeprefix(prefix) for key in keys])
+        return sorted(found, key=lambda record: record.created_ms)
+
+    async def close(self, record: PromptRecord) -> None:
+        """Take a prompt whose jobs have all ended out of the open ones."""
+        await self._store.delete(f"{_folder(record.tenant)}open/{_digest(record.id)}")
+
+    async def forget(self, record: PromptRecord) -> None:
+        """Remove a prompt from history; its pictures stay."""
+        folder, digest = _folder(record.tenant), _digest(record.id)
+        await delete_all(
+            self._store,
+            [
+                _order_key(record),
+                f"{folder}open/{digest}",
+                *(f"{folder}jobs/{chain.job}" for chain in record.chains),
+                f"{folder}prompts/{digest}.json",
+            ],
+        )
+
+    async def _read_all(self, tenant: str, digests: list[str]) -> list[PromptRecord]:
+        found: list[PromptRecord] = []
+        for begin in range(0, len(digests), _AT_ONCE):
+            keys = [
+                f"{_folder(tenant)}prompts/{digest}.json"
+                for digest in digests[begin : begin + _AT_ONCE]
+            ]
+            found += [each for each in await asyncio.gather(*map(self._read, keys)) if each]
+        return found
+
+    async def _read(self, key: str) -> PromptRecord | None:
+        data = await self._store.get(key)
+        if data is None:
+            return None
+        try:
+            return PromptRecord.model_validate_json(data)
+        except ValidationError:
+            raise RecordUnreadable(
+                "The record of a prompt cannot be read.",
+                field="prompt_id",
+                value=self._store.s3_uri(key),
+                allowed="a bucket or prefix of Kelvin's own",
+            ) from None
+
+
+def checked_id(prompt_id: object) -> str:
+    """Return a prompt_id as ComfyUI does, as text.
+
+    Raises:
+        InvalidRequest: It is empty, too long, or not printable.
+    """
+    text = str(prompt_id) if isinstance(prompt_id, str | int) else ""
+    if not text or len(text) > _LONGEST_ID or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(
+            "This is no prompt_id.",
+            field="prompt_id",
+            value=prompt_id,
+            allowed=f"1 to {_LONGEST_ID} printable ASCII characters; a UUID is drawn if absent",
+        )
+    return text
+
+
+def now_ms() -> int:
+    """Return milliseconds of Unix time, as ComfyUI stamps its messages."""
+    return time.time_ns() // 1_000_000
+
+
+def _is_keyword(name: str) -> bool:
+    return 1 <= len(name) <= _LONGEST_KEYWORD and name.isascii() and name.isprintable()
+
+
+def _folder(tenant: str) -> str:
+    return f"comfyui/{checked_tenant(tenant)}/"
+
+
+def _order_key(record: PromptRecord) -> str:
+    countdown = _LAST_MS - record.created_ms
+    return f"{_folder(record.tenant)}order/{countdown:013d}-{_digest(record.id)}"
+
+
+def _digest(prompt_id: str) -> str:
+    return hashlib.sha256(prompt_id.encode()).hexdigest()
