@@ -329,7 +329,7 @@ class Pipeline:
                 "joules": self._models.joules,
             },
             "further_models": await shown_further(self._models, self._identity.application),
-            "loras": await asyncio.to_thread(shown_loras, self._models.own.loras),
+            "loras": await self.loras(),
             "tenants": self._book.as_json(),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
             "journal": self._keeping.as_json(),
@@ -361,6 +361,10 @@ class Pipeline:
     async def models(self) -> list[dict[str, Any]]:
         """Return every model, whether it takes requests, and what they may ask of it."""
         return await shown_models(self._models)
+
+    async def loras(self) -> dict[str, Any]:
+        """Return `{"available": [names]}` of what requests to the own model may name."""
+        return await asyncio.to_thread(shown_loras, self._models.own.loras)
 
     async def shared_settings(self) -> Settings:
         """Return the settings that a further model takes over; they hold no secrets."""

@@ -339,7 +339,9 @@ class JobRecord(BaseModel):
     )
     result: GenerateResult | None = None
     error: dict[str, Any] | None = None
-    progress: JobEvent | None = Field(None, description="the newest event, where known")
+    progress: JobEvent | None = Field(
+        None, description="the newest event, where known, with the newest preview so far"
+    )
     durable: bool = Field(
         True, description="false where the service keeps no journal: it dies with its process"
     )

@@ -205,6 +205,14 @@ class RunningJob:
             raise KelvinError(f"Job {self.id} ended without a result.")
         return newest.result
 
+    def _newest_with_preview(self) -> JobEvent | None:
+        """Return the last event, with the newest preview if it has none: who polls saw none."""
+        newest = self.newest
+        if newest is None or newest.is_last or newest.preview or not self._previews:
+            return newest
+        shown = self._events[self._previews[-1]].preview
+        return newest.model_copy(update={"preview": shown})
+
     def record(self, status: JobStatus, *, durable: bool) -> JobRecord:
         """Return what `GET /v1/jobs/{id}` answers while the job lives here."""
         return JobRecord(
@@ -212,6 +220,6 @@ class RunningJob:
             tenant=self.tenant,
             status=status,
             request=self.request,
-            progress=self.newest,
+            progress=self._newest_with_preview(),
             durable=durable,
         )

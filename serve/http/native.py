@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from serve.errors import InvalidRequest
+from serve.http.a1111 import web_ui_routes
 from serve.http.body import read_bytes, read_json
 from serve.http.comfyui import add_comfyui
 from serve.http.errors import install_error_handlers
@@ -181,6 +182,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         return JSONResponse(told, status_code=200 if found["ready"] else 503)
 
     add_comfyui(app, pipeline)
+    app.include_router(web_ui_routes(pipeline))
     return app
 
 

@@ -1,12 +1,13 @@
 """What the tests of one process share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from serve.config import StorageSettings
 from serve.pipeline import Pipeline
+from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
 
@@ -22,6 +23,13 @@ def pipeline(
 ) -> Pipeline:
     """A Pipeline on those stages and a real store."""
     return new_pipeline(stages, storage, monkeypatch)
+
+
+@pytest.fixture
+def server(pipeline: Pipeline) -> Iterator[Served]:
+    """That Pipeline behind a real HTTP server."""
+    with served(pipeline) as server:
+        yield server
 
 
 @pytest.fixture
