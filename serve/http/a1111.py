@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from serve.errors import JobConflict, NotSupportedYet
 from serve.http.a1111_infotext import info, infotext
 from serve.http.a1111_names import SAMPLERS, SCHEDULERS
-from serve.http.a1111_request import Asked, read_txt2img
+from serve.http.a1111_request import Asked, read_img2img, read_txt2img
 from serve.http.body import read_json
 from serve.http.gate import tenant_of
 from serve.job_ids import accepted_seconds_ago
@@ -33,13 +33,21 @@ def web_ui_routes(pipeline: "Pipeline") -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
+    async def made(request: Request, body: dict[str, Any], asked: Asked) -> dict[str, Any]:
+        result = await pipeline.generate(asked.request, tenant_of(request))
+        return await _answer(pipeline, body, asked, result)
+
     @router.post("/txt2img")
     async def txt2img(request: Request) -> dict[str, Any]:
         """Make pictures and wait for them; hanging up cancels the job."""
         body = await read_json(request, largest_body)
-        asked = read_txt2img(body)
-        result = await pipeline.generate(asked.request, tenant_of(request))
-        return await _answer(pipeline, body, asked, result)
+        return await made(request, body, read_txt2img(body))
+
+    @router.post("/img2img")
+    async def img2img(request: Request) -> dict[str, Any]:
+        """Make pictures from a start image; otherwise as txt2img."""
+        body = await read_json(request, largest_body)
+        return await made(request, body, read_img2img(body))
 
     @router.get("/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
@@ -151,7 +159,7 @@ async def _answer(
     wanted = result.images if asked.send_images else ()
     return {
         "images": list(await asyncio.gather(*(file(image) for image in wanted))),
-        "parameters": body,
+        "parameters": {name: value for name, value in body.items() if name != "init_images"},
         "info": info(result, asked.batch_size, asked.warnings),
     }
 

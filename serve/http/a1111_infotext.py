@@ -28,7 +28,7 @@ def infotext(result: GenerateResult, image: ImageRef) -> str:
         "Seed": image.seed,
         "Size": f"{image.width}x{image.height}",
         "Model": result.model,
-        "Denoising strength": _short(getattr(request, "strength", None)),
+        "Denoising strength": _short(request.strength),
         "Shift": _short(request.shift),
         "Version": "Kelvin",
     }
@@ -72,7 +72,7 @@ def info(result: GenerateResult, batch_size: int, warnings: tuple[str, ...]) -> 
             "sd_vae_hash": None,
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
-            "denoising_strength": getattr(request, "strength", None),
+            "denoising_strength": request.strength,
             "extra_generation_params": {
                 "Schedule type": SCHEDULERS[request.scheduler] if request.scheduler else None
             },

@@ -19,6 +19,7 @@ from serve.http.a1111_names import sampler_named, scheduler_named
 from serve.requests import LARGEST_NUM_IMAGES, GenerateRequest, OutputFormat
 
 _PREVIEW_EVERY: Final = 5  # steps, for whoever asks `/progress`; the web UI's own default is 10
+_USUAL_STRENGTH: Final = 0.75  # the web UI's own
 # Same text as modules/extra_networks.py.
 _EXTRA_NETWORK: Final = re.compile(r"<(\w+):([^>]+)>")
 _FORMATS: Final[dict[str, OutputFormat]] = {
@@ -42,7 +43,7 @@ _NOT_BUILT: Final[dict[str, Callable[[Any], bool]]] = {
     "s_noise": lambda value: value in (None, 1),
     "eta": lambda value: value in (None, 1),
     "mask": lambda value: value is None,
-    "image_cfg_scale": lambda value: value in (None, 0),
+    "resize_mode": lambda value: value in (None, 0, 1),
     "firstpass_image": lambda value: value is None,
     "infotext": lambda value: not value,
     "alwayson_scripts": lambda value: not value,
@@ -60,9 +61,9 @@ _CHANGES_NOTHING: Final = _names(
     hr_sampler_name hr_scheduler hr_prompt hr_negative_prompt hr_cfg hr_distilled_cfg
     firstphase_width firstphase_height override_settings_restore_afterwards disable_extra_networks
     refiner_switch_at comments script_args force_task_id distilled_cfg_scale sampler_index
-    include_init_images resize_mode mask_blur mask_blur_x mask_blur_y inpainting_fill
+    include_init_images mask_blur mask_blur_x mask_blur_y inpainting_fill
     inpaint_full_res inpaint_full_res_padding inpainting_mask_invert initial_noise_multiplier
-    latent_mask mask_round
+    latent_mask mask_round image_cfg_scale
     """
 )
 # Settings of the web UI that change nothing with these values.
@@ -96,8 +97,34 @@ def read_txt2img(body: Any) -> Asked:
         InvalidRequest: Of a field in the web UI's name, or in Kelvin's where that is another.
         NotSupportedYet: Likewise.
     """
+    return _asked(_checked_object(body))
+
+
+def read_img2img(body: Any) -> Asked:
+    """Return what a body of `/sdapi/v1/img2img` asks for; raises as `read_txt2img`.
+
+    A start image of another shape is cut off where the web UI's `resize_mode` 0 would stretch it.
+    """
+    images = _checked_object(body).get("init_images")
+    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
+        raise InvalidRequest(
+            "Image to image starts from one picture.",
+            field="init_images",
+            value=None if images is None else f"{type(images).__name__}",
+            allowed="a list of one picture: base64 or a data: URI",
+        )
+    strength = body.get("denoising_strength")
+    strength = _USUAL_STRENGTH if strength is None else _number(strength)
+    return _asked(body, init_image=images[0], strength=strength)
+
+
+def _checked_object(body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("The body is no object.", field="body", allowed="a JSON object")
+    return body
+
+
+def _asked(body: dict[str, Any], **start: Any) -> Asked:
     _refuse_what_is_not_built(body, _NOT_BUILT)
     settings = _object(body, "override_settings")
     _refuse_what_is_not_built(settings, _SETTINGS_NOT_BUILT, "override_settings.")
@@ -127,6 +154,7 @@ def read_txt2img(body: Any) -> Asked:
         "scheduler": None if not scheduler else scheduler_named(str(scheduler), "scheduler"),
         "output_format": _format(settings),
         "preview_every": _PREVIEW_EVERY,
+        **start,
     }
     request = GenerateRequest(**fields)
     return Asked(request, batch_size, body.get("send_images") is not False, _unknown(body))

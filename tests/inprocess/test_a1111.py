@@ -62,6 +62,24 @@ def test_pictures_come_with_their_parameters(api: webuiapi.WebUIApi, stages: Sta
     )
 
 
+def test_a_picture_to_start_from(api: webuiapi.WebUIApi, stages: StandIn):
+    start = Image.new("RGB", (32, 16), "red")
+    small = {name: value for name, value in SMALL.items() if name != "steps"}
+    result = api.img2img([start], prompt="a", steps=4, denoising_strength=0.5, **small)
+    assert result.image.size == (16, 16)
+    assert result.info["denoising_strength"] == 0.5
+    assert "Denoising strength: 0.5" in result.image.info["parameters"]
+    assert stages.denoised[0].strength == 0.5
+    assert "init_images" not in result.parameters
+
+
+@pytest.mark.parametrize("images", [None, [], "a", ["a", "b"], ["http://other/a.png"], ["!"]])
+def test_what_is_no_picture_to_start_from(server: Served, images: Any):
+    body = {"prompt": "a", "init_images": images}
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (400, "init_images"), answer.text
+
+
 def test_a_body_may_leave_everything_to_the_model(server: Served):
     answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "a", "bogus": 1})
     assert answer.status_code == 200, answer.text
