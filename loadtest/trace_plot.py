@@ -12,7 +12,7 @@ _WIDE, _HIGH = 900, 130
 _LEFT, _RIGHT, _TOP, _BETWEEN = 64, 60, 40, 26
 _SHADES = ("#ffffff", "#fff3e0", "#e8f5e9", "#e3f2fd")
 _COLORS = ("#c0392b", "#1f5fbf", "#2e8b57", "#8e44ad")
-_LABEL_ROWS, _LABEL_HIGH = 4, 14
+_LABEL_ROWS, _LABEL_HIGH = 6, 14
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 

@@ -2,7 +2,7 @@
 
 Ray Serve stops a replica once its calls are done, or at the end of this time whatever they are at.
 So it must be longer than all that a replica may hold takes, and is: an idle one goes at once. A job
-of POST /v1/jobs is no call: one that outlives its Pipeline is taken over by another.
+of POST /v1/jobs is no call, and is waited for as long (`serve.departure`).
 
 A denoiser hands its work over after the step under way. A Pipeline waits for the pictures of its
 callers, and so does a denoiser whose requests do not move.

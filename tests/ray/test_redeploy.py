@@ -1,10 +1,11 @@
 """A new version is rolled out and two of three denoisers go, under load: no request notices.
 
-Slow; run by `make test-slow`.
+Nor does one when everything is deleted and deployed again. Slow; run by `make test-slow`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
 from serve.app import APP_NAME, build
+from serve.jobs import JobJournal
+from serve.lease_store import LeaseStore
+from serve.storage import ObjectStore
 from tests.ray.hot_cards import HeatScript
 from tests.ray.world import World, wait_until
 
@@ -127,3 +131,30 @@ def test_a_rolling_redeploy_and_a_scale_in_under_load_fail_nobody(rolling_world:
     assert len(reports) >= LEAST
     assert sum(report["moves"] for report in reports) > 0
     assert sum(report["steps_repeated"] for report in reports) == 0
+
+
+@pytest.mark.slow
+def test_deleting_the_application_leaves_its_jobs_to_the_next(rolling_world: World):
+    world = rolling_world
+    assert world.kelvin is not None
+    jobs = {world.submit(num_inference_steps=100, num_images=4, seed=n) for n in range(6)}
+    serve.delete(APP_NAME)
+    store = ObjectStore(world.storage)
+    left = asyncio.run(JobJournal(store).pending())
+    assert left
+    assert jobs.issuperset(left)
+    # So that whoever comes next need not wait.
+    assert asyncio.run(LeaseStore(store).etags()) == {}
+    serve.run(
+        build(world.kelvin.settings),
+        name=APP_NAME,
+        route_prefix="/",
+        external_scaler_enabled=True,
+    )
+    for job_id in jobs:
+        wait_until(
+            lambda job_id=job_id: (  # type: ignore[misc]
+                world.http.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
+            ),
+            within_s=180,
+        )
