@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from loadtest.chaos_attack import Target
 from loadtest.chaos_nodes import WorkerNodes
 from loadtest.chaos_run import chaos
@@ -13,12 +15,14 @@ JOBS = 40
 HURT = tuple(kind for kind in KINDS if kind != "head")
 
 
+@pytest.mark.timeout(480)
 def test_no_job_is_lost_doubled_or_changed_by_chaos(world: World):
     assert world.kelvin is not None
     with WorkerNodes(1, num_cpus=3) as nodes:
         target = Target(world.kelvin, world.store, nodes)
-        found = chaos(target, JOBS, at_once=6, rounds=1, kinds=HURT, seed=1, limit_s=220.0)
+        found = chaos(target, JOBS, at_once=6, rounds=1, kinds=HURT, seed=1, limit_s=200.0)
     assert found["ok"], found
-    wait_until(lambda: world.http.get("/readyz").status_code == 200)
+    # What was on the node that is gone starts elsewhere; those who come next find all in place.
     for stage in ("text", "denoise", "decode"):
-        wait_until(lambda stage=stage: len(world.replicas(stage)) == 2)  # type: ignore[misc]
+        wait_until(lambda stage=stage: len(world.replicas(stage)) == 2, within_s=150)  # type: ignore[misc]
+    wait_until(lambda: world.http.get("/readyz").status_code == 200)
