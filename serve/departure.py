@@ -61,7 +61,8 @@ class Departure:
         """
         began_at = monotonic() if self._began_at is None else self._began_at
         deadline = began_at + self._within_s - _MARGIN_S
-        while live and monotonic() < deadline:
+        # What was given up ends elsewhere.
+        while not all(job.is_given_up for job in live.values()) and monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
         for job in live.values():
             job.let_go()
