@@ -1,4 +1,4 @@
-"""How boto3 is set up so that it works alike on AWS, MinIO, SeaweedFS and R2.
+"""How botocore, boto3's core, is set up so that it works alike on AWS, MinIO, SeaweedFS and R2.
 
 Bounded retries and timeouts, SigV4, path-style addresses for own endpoints, no checksum trailers,
 and credentials either by boto3's usual chain or from one named file alone.
@@ -7,9 +7,10 @@ and credentials either by boto3's usual chain or from one named file alone.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, cast
 
-import boto3
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ProfileNotFound
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connections: int) -> S3Client:
-    """Return a client, which is thread-safe; making one costs a fifth of a second.
+    """Return a client, which is thread-safe; making the first costs a fifth of a second.
 
     Args:
         settings: Region, credentials, timeouts, tries.
@@ -50,9 +51,10 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
             # A proxy from the environment cannot reach this machine's loopback.
             proxies={} if is_loopback(endpoint_url) else None,
         )
-        return session.client(
+        client = session.create_client(
             "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
         )
+        return cast("S3Client", client)
     except ValueError:
         # boto3's own words repeat the URL, which may hold a password.
         where = host_of(endpoint_url)
@@ -64,15 +66,17 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
         ) from None
 
 
-def _session(settings: StorageSettings) -> boto3.Session:
+def _session(settings: StorageSettings) -> botocore.session.Session:
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions())
     if settings.credentials_file is None:
-        return boto3.Session()
+        return session
     # This file alone: neither AWS_ACCESS_KEY_ID nor a role in ~/.aws/config may take its place.
-    core = botocore.session.get_session()
-    core.set_config_variable("credentials_file", settings.credentials_file)
-    core.set_config_variable("config_file", os.devnull)
+    session.set_config_variable("credentials_file", settings.credentials_file)
+    session.set_config_variable("config_file", os.devnull)
+    session.set_config_variable("profile", "default")
     try:
-        return boto3.Session(botocore_session=core, profile_name="default")
+        session.get_scoped_config()
     except ProfileNotFound:
         raise StorageUnavailable(
             "storage.credentials_file cannot be read, or has no profile [default].",
@@ -81,3 +85,10 @@ def _session(settings: StorageSettings) -> boto3.Session:
             allowed="an AWS shared-credentials file, the same path on every node; absent for "
             "boto3's usual chain",
         ) from None
+    return session
+
+
+@cache
+def _descriptions() -> botocore.loaders.Loader:
+    """Return what reads botocore's descriptions of services; each is parsed once a process."""
+    return botocore.loaders.create_loader()

@@ -1,6 +1,6 @@
 """The S3 client: any store that speaks S3 (AWS, MinIO, SeaweedFS, R2), asynchronous outside.
 
-boto3 is synchronous and blocks, so every call runs in a bounded thread pool and never on a
+botocore is synchronous and blocks, so every call runs in a bounded thread pool and never on a
 replica's event loop. Conditional writes decide who wins, so a retried write whose first try had
 arrived must not be mistaken for a lost race: each write carries a nonce that settles it.
 """

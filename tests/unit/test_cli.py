@@ -51,7 +51,7 @@ def test_help_and_generate_load_nothing_heavy() -> None:
     # A command that thinks for three seconds before it refuses a typing mistake is not used.
     script = (
         "import sys; from serve.__main__ import main; main(['generate', 'x', '--width', '17']);"
-        "heavy = {'torch', 'ray', 'boto3', 'diffusers', 'transformers'} & set(sys.modules);"
+        "heavy = {'torch', 'ray', 'botocore', 'diffusers', 'transformers'} & set(sys.modules);"
         "sys.exit(','.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT)

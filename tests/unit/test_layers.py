@@ -25,7 +25,7 @@ sys.exit(", ".join({forbidden!r} & set(sys.modules)) or 0)
     ("packages", "forbidden"),
     [
         (("serve",), {"torch", "diffusers", "transformers"}),
-        (("deployments.payloads", "serve.requests", "serve.client"), {"torch", "ray", "boto3"}),
+        (("deployments.payloads", "serve.requests", "serve.client"), {"torch", "ray", "botocore"}),
         (("deployments.sd3", "deployments.engine"), {"ray"}),
         # Importing them takes longer than reading Large's weights: a new replica waits for it.
         (
