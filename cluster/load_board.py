@@ -78,6 +78,12 @@ class LoadBoard:
             if at is not None and self._columns.in_flight[at] > 0:
                 self._columns.in_flight[at] -= 1
 
+    def in_flight(self, replica: str) -> int:
+        """Return how many requests this process has sent there that have not ended."""
+        with self._guard:
+            at = self._columns.place.get(replica)
+            return 0 if at is None else int(self._columns.in_flight[at])
+
     def choose(self, work: RoutedWork, now: float) -> str | None:
         """Return where the work is best sent; None: no replica is known."""
         with self._guard:

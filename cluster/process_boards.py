@@ -19,6 +19,7 @@ from cluster.learnt_speeds import behind_peers, usual_step_s
 from cluster.load_board import LoadBoard
 from cluster.pool_state import ReplicaState
 from cluster.routing import ReplicaLoad, RoutedWork, RoutingSettings
+from cluster.routing_weights import staleness
 from cluster.waiting_outside import WaitingOutside
 from cluster.work_keys import lora_key, size_key
 from cluster.work_sizes import WorkSizes
@@ -55,6 +56,8 @@ class PoolBoard:
         self._steps_s: dict[str, float] = {}
         self.usual_step_s: float | None = None  # cool seconds of the usual step on these cards
         self._slow: dict[str, tuple[float, ReplicaLoad]] = {}  # when it told so
+        # When a replica told so, and cool seconds that it holds of this process and of others.
+        self._shared: dict[str, tuple[float, float, float]] = {}
         self._looked_at = float("-inf")
 
     def heard(self, state: ReplicaState) -> None:
@@ -82,10 +85,25 @@ class PoolBoard:
         now = self.clock()
         self.loads.report(load, now)
         self.has_heard = True
+        own = min(self.loads.in_flight(state.id) / state.requests, 1.0) if state.requests else 1.0
         with self._guard:
+            self._shared[state.id] = (now, own * state.backlog_s, (1 - own) * state.backlog_s)
             self._slow.pop(state.id, None)
             if load.speed < 1 or load.throttled:
                 self._slow[state.id] = (now, load)
+
+    def shared_s(self, now: float) -> tuple[float, float]:
+        """Return cool seconds that replicas hold of this process, and of others.
+
+        As they told where they hold requests of this process; after some seconds without news that
+        says less and less.
+        """
+        with self._guard:
+            told = list(self._shared.values())
+        ages = np.array([now - at for at, _, _ in told])
+        known = 1.0 - staleness(ages, RoutingSettings().stale_after_s)
+        own = float((known * np.array([each for _, each, _ in told])).sum())
+        return own, float((known * np.array([each for _, _, each in told])).sum())
 
     def _behind(self, step_s: float | None) -> float:
         if step_s is None or self.usual_step_s is None:
@@ -120,6 +138,8 @@ class PoolBoard:
         if ids:
             self.outside.replica_came()
         self._seen = frozenset(ids)
+        with self._guard:
+            self._shared = {name: self._shared[name] for name in ids if name in self._shared}
         if ids:  # of a pool that is empty for now, its speed stays known
             with self._guard:
                 kept = {name: self._steps_s[name] for name in ids if name in self._steps_s}

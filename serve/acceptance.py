@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
-from serve.admission import check_schedule, refuse_if_full
+from serve.admission import check_schedule, refuse_if_full, refuse_if_late
 from serve.errors import IdempotencyConflict, JobConflict, Overloaded
+from serve.forecast import Forecaster
 from serve.idempotency import Idempotency, Remembered
 from serve.init_image import upright_size, with_own_size
 from serve.inputs import Inputs
@@ -33,6 +34,7 @@ class Acceptance:
         owner: Returns the lease under which a job may be accepted.
         book: Of tenants.
         inputs: Start images.
+        forecaster: Says when a request would be done.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Acceptance:
         owner: Callable[[], Awaitable[str | None]],
         book: TenantBook,
         inputs: Inputs,
+        forecaster: Forecaster,
     ) -> None:
         self._models = models
         self._journal = journal
@@ -55,6 +58,7 @@ class Acceptance:
         self._book = book
         self._inputs = inputs
         self._guards: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._forecaster = forecaster
 
     async def admit(
         self, request: GenerateRequest, share: float = 1.0, tenant: str | None = None
@@ -168,13 +172,20 @@ class Acceptance:
             raise JobConflict(
                 "This Pipeline has just taken the job over.", field="id", value=job_id
             )
+        model = self._models.met(resolved.model)
+        forecast = None if model is None else self._forecaster.of(model, resolved, tenant)
+        if model is not None and forecast is not None:
+            refuse_if_late(model, resolved, forecast)
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
+        if model is not None and forecast is not None:
+            self._forecaster.take_on(job, model, forecast.estimate)
         self._live[job_id] = job
         return job
 
     def _drop(self, job: RunningJob) -> None:
         del self._live[job.id]
+        job.forget_work()
         self._book.give_back(job.tenant, job.request.num_images)
 
     async def _remembered(self, request: GenerateRequest, job: RunningJob) -> Remembered:

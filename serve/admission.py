@@ -10,7 +10,8 @@ from collections.abc import Collection
 
 from deployments.sd3.sigmas import make_sigmas
 from serve.config import PoolSettings
-from serve.errors import Overloaded
+from serve.errors import DeadlineExceeded, Overloaded, StageUnavailable
+from serve.forecast import Forecast
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModel, ServedModels
@@ -78,6 +79,53 @@ def refuse_if_full(
                 value=request.num_images,
                 allowed=f"no more than are left free of {most}; Retry-After says when to try",
             )
+
+
+def refuse_if_late(model: ServedModel, request: GenerateRequest, forecast: Forecast) -> None:
+    """Refuse a request that would not be done before its deadline.
+
+    Where nothing is under way a request is taken if it can be done at all, whatever was learnt of
+    slower times: else nothing would ever show that those are over.
+
+    Args:
+        model: Of the request.
+        request: Resolved.
+        forecast: Of it.
+
+    Raises:
+        DeadlineExceeded: It could not be met even with nothing else to do.
+        Overloaded: Because of what is under way; says when it would be met.
+        StageUnavailable: Because a stage has no replica.
+    """
+    deadline_s, estimate = request.deadline_s, forecast.estimate
+    if deadline_s is None or estimate is None or estimate.at_most_s <= deadline_s:
+        return
+    if (down := model.outlook.down()) is not None:
+        stage, start_s = down
+        model.stages.wake()
+        raise StageUnavailable(
+            f"Stage {stage!r} has no replica now, and one takes about {start_s:.0f} s to start.",
+            field="deadline_s",
+            value=deadline_s,
+            allowed="more seconds, no deadline, or later; Retry-After says when",
+            retry_after_s=start_s,
+        )
+    if (least_s := estimate.completion.least_s) > deadline_s:
+        raise DeadlineExceeded(
+            f"The request takes {least_s:.3g} s or more even when nothing else is to be done.",
+            field="deadline_s",
+            value=deadline_s,
+            allowed="more seconds, a smaller request, or no deadline",
+        )
+    if not forecast.is_idle:
+        raise Overloaded(
+            f"The request would be done in about {estimate.expected_s:.2g} s, and surely in "
+            f"{estimate.at_most_s:.2g} s.",
+            field="deadline_s",
+            value=deadline_s,
+            allowed="more seconds, or later; Retry-After says when",
+            retry_after_s=estimate.at_most_s - deadline_s,
+        )
 
 
 def _capacity(pool: PoolSettings) -> float:

@@ -25,6 +25,7 @@ from serve.config import Settings
 from serve.departure import Departure
 from serve.endings import Endings, last_event, outcome
 from serve.errors import JobConflict, KelvinError, ModelConflict
+from serve.forecast import Forecaster
 from serve.further_models import ModelFacts
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
@@ -103,6 +104,7 @@ class Pipeline:
         )
         self._book = TenantBook(settings.tenants, settings.pipeline.num_replicas, self._metrics)
         self._inputs = Inputs(self._store)
+        self._forecaster = Forecaster(settings.tenants)
         self._acceptance = Acceptance(
             self._models,
             self._journal,
@@ -112,6 +114,7 @@ class Pipeline:
             lambda: self._keeping.owner(),
             self._book,
             self._inputs,
+            self._forecaster,
         )
         self._departure = Departure(
             stop_signal(), pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults)
@@ -411,6 +414,9 @@ class Pipeline:
 
     def _start(self, job: RunningJob) -> None:
         self._live[job.id] = job
+        model = self._models.met(job.request.model)
+        if job.work_left is None and model is not None:
+            self._forecaster.take_on(job, model)
         job.publish(JobEvent(event="queued", id=job.id))
         job.start(self._run(job))
 
@@ -448,6 +454,7 @@ class Pipeline:
         job.publish(last)
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._book.ended(job, last.event)
+        self._forecaster.ended(job, last.event, is_last=not self._live)
         self._ended[job.id] = job
         kept = sum(ended.num_events for ended in self._ended.values())
         while kept > _ENDED_EVENTS_KEPT:

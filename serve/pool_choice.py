@@ -11,8 +11,9 @@ from cluster.card_kinds import card_kind
 from cluster.learnt_speeds import KindSpeed, learnt_speeds
 from cluster.plan_settings import PlanSettings
 from cluster.pool_state import ReplicaState, Stage
-from cluster.process_boards import board_of, kind_of
+from cluster.process_boards import PoolBoard, board_of, kind_of
 from cluster.routing import PoolLoad, RoutedWork, RoutingSettings, choose_pool
+from cluster.work_sizes import Asked, asked_steps
 from deployments.payloads import DenoiseJob, Latents
 from serve.config import PoolSettings, Settings
 
@@ -122,6 +123,13 @@ class PoolChoice:
         if latents.cool_s is not None:
             sizes = self._boards[pool].sizes
             sizes.learn(kind_of(job), job.steps_left, latents.cool_s)
+            rows = 2 if job.negative is not None and job.guidance_scale > 1 else 1
+            asked = asked_steps(job.width, job.height, rows)
+            sizes.learn(asked, job.steps_left, latents.cool_s)
+
+    def took(self, pool: str, kind: Asked, seconds: float) -> None:
+        """Take what a call cost there; what came from a cache says nothing."""
+        self._boards[pool].sizes.learn(kind, 1, seconds)
 
     def _load(self, pool: PoolSettings, own: RoutedWork, speed: float) -> PoolLoad:
         board = self._boards[pool.name]
@@ -160,17 +168,19 @@ class PoolChoice:
         return RoutedWork()
 
     def _speeds(self, stage: Stage) -> dict[str, float]:
-        """Return the speeds of a stage's pools, as measured where they were estimates."""
-        return learnt_speeds(
-            {
-                pool.name: KindSpeed(
-                    estimated_speed(pool),
-                    pool.kind_speed is None,
-                    self._boards[pool.name].usual_step_s,
-                )
-                for pool in self._pools[stage]
-            }
-        )
+        return speeds_of(self._pools[stage], self._boards)
+
+
+def speeds_of(pools: tuple[PoolSettings, ...], boards: Mapping[str, PoolBoard]) -> dict[str, float]:
+    """Return the speeds of a stage's pools, as measured where they were estimates."""
+    return learnt_speeds(
+        {
+            pool.name: KindSpeed(
+                estimated_speed(pool), pool.kind_speed is None, boards[pool.name].usual_step_s
+            )
+            for pool in pools
+        }
+    )
 
 
 def kind_of_card(pool: PoolSettings) -> str:

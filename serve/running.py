@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+from cluster.pace import Estimate
 from serve.detached import detached_context
 from serve.errors import DeadlineExceeded, KelvinError, StageUnavailable
 from serve.requests import GenerateRequest, GenerateResult, JobEvent, JobRecord, JobStatus
 from serve.tenants import DEFAULT_TENANT
+from serve.work_ahead import WorkLeft
 
 _Result = TypeVar("_Result")
 
@@ -51,6 +53,10 @@ class RunningJob:
         """True once another Pipeline process has taken it over."""
         self.is_let_go = False
         """True once this process, which ends, leaves it pending for another one."""
+        self.work_left: WorkLeft | None = None
+        """Of what stages have to do for it, where that is counted; told of every event."""
+        self.estimate: Estimate | None = None
+        """Of when it would be done, when it was accepted; None where nothing was known."""
         self._life: asyncio.Task[None] | None = None
         self._work: asyncio.Task[Any] | None = None
         self.is_cancelled = False
@@ -139,7 +145,13 @@ class RunningJob:
     def give_up(self) -> None:
         """Stop the work because another Pipeline process does it now; how it ends is its matter."""
         self.is_given_up = True
+        self.forget_work()
         self.cancel()
+
+    def forget_work(self) -> None:
+        """Count its work as ahead of nobody: it is not done here."""
+        if self.work_left is not None:
+            self.work_left.gone()
 
     def let_go(self) -> None:
         """Leave it as it is on record; followers hear no more here, and no end."""
@@ -150,6 +162,8 @@ class RunningJob:
         """Append an event and wake every follower; events after the last one are dropped."""
         if self.is_over:
             return
+        if self.work_left is not None:
+            self.work_left.seen(event)
         self._events.append(event)
         self._drop_old_previews(event)
         self._wake_followers()

@@ -25,6 +25,7 @@ from serve.further_models import ModelFacts
 from serve.loras import LoraLibrary
 from serve.model_applications import ModelState, application_of, model_states
 from serve.models import model_not_found
+from serve.outlook import Outlook
 from serve.pool_choice import PoolChoice
 from serve.production import PipelineIdentity, Production
 from serve.readiness import Readiness
@@ -54,6 +55,7 @@ class ServedModel:
     production: Production
     readiness: Readiness
     loras: LoraLibrary
+    outlook: Outlook
     deployed_at: float | None = None  # of its application; None: it is the service's own
 
 
@@ -320,5 +322,6 @@ class ServedModels:
             ),
             Readiness(stages, self._store, may_be_empty),
             loras,
+            Outlook(settings),
             deployed_at,
         )

@@ -25,6 +25,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from cluster.pool_state import ReplicaState, Stage
+from cluster.work_sizes import Asked, asked_picture, asked_prompts
 from deployments.payloads import (
     DenoiseEvent,
     DenoiseJob,
@@ -82,6 +83,9 @@ class Choice(Protocol):
     def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
         """Take what a picture cost there."""
 
+    def took(self, pool: str, kind: Asked, seconds: float) -> None:
+        """Take what a call cost there."""
+
 
 class Stages:
     """Handles to the text, denoise and decode pools.
@@ -118,6 +122,8 @@ class Stages:
                 )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
+                seconds = sum(each.stamp.seconds for each in encoded)
+                self._choice.took(pool, asked_prompts(len(encoded)), seconds)
             return encoded
 
         suspicion = Suspicion("text")
@@ -181,6 +187,10 @@ class Stages:
         """Return about how many cool seconds of an H100 denoising takes."""
         return self._choice.estimated_s(job)
 
+    def wake(self) -> None:
+        """Have stages start that have no replica and start on demand; returns at once."""
+        self._waking.wake(("text", "denoise", "decode"))
+
     async def decode(self, latents: Latents) -> Pixels:
         """Decode one picture."""
         suspicion = Suspicion("decode")
@@ -192,6 +202,8 @@ class Stages:
                     self.pools["decode"][pool].decode.remote(latents, **_alone_if(suspicion))
                 )
             self._choice.heard(pool, pixels.load)
+            height, width, _ = pixels.pixels.shape
+            self._choice.took(pool, asked_picture(width, height), pixels.stamp.seconds)
             return pixels
 
         return await self._retried("decode", attempt, suspicion)

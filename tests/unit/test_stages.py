@@ -14,6 +14,7 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError
 
 from cluster.pool_state import ReplicaState, Stage
+from cluster.work_sizes import Asked
 from deployments.payloads import (
     DenoiseJob,
     Latents,
@@ -101,6 +102,7 @@ class FakeChoice:
         self.vain: set[str] = set()
         self.told: list[tuple[str, ReplicaState]] = []
         self.pictures: list[tuple[str, DenoiseJob, Latents]] = []
+        self.calls: list[tuple[str, Asked, float]] = []
 
     @contextmanager
     def sending(self, stage: Stage, payload: Any, job: DenoiseJob | None = None) -> Iterator[str]:
@@ -124,6 +126,9 @@ class FakeChoice:
 
     def learnt(self, pool: str, job: DenoiseJob, latents: Latents) -> None:
         self.pictures.append((pool, job, latents))
+
+    def took(self, pool: str, kind: Asked, seconds: float) -> None:
+        self.calls.append((pool, kind, seconds))
 
 
 def stages(retries: int = 2, **handles: Any) -> Stages:
