@@ -27,8 +27,11 @@ _WINDOW_S = 3.0
 _SHORTEST_S = 0.5
 _QUEUE_OF = 3.0
 _WEIGHT_S = 1.0
-# What is accepted now may be slowed down by what comes later: refusing takes a processor too. As
-# long as nothing was learnt, and at least, so much longer is planned for.
+_FORGETS_S = 10.0
+# What waits may be slowed down by what comes later: refusing takes a processor too, and ten times
+# too many requests halved what two cores did. A queue half as long keeps them as busy.
+_QUEUE_MARGIN = 2.0
+# As long as nothing was learnt, and at least, so much longer is planned for.
 _FIRST_MARGIN = 1.5
 _LEAST_MARGIN = 1.2
 _MOST_MARGIN = 2.5  # what took longer than that was a machine that stood still
@@ -61,6 +64,8 @@ class Pace:
         self._alone = 1.0
         self._seen_alone = 0
         self._queue: float | None = None
+        self._usual: float | None = None  # the same, of more than just now
+        self._looked_at = float("-inf")
         self._margins: deque[float] = deque(maxlen=_REMEMBERED)
         self._come_s = 0.0  # work accepted, ever
         self._done: deque[tuple[float, float]] = deque()  # when, and how much work was done by then
@@ -94,8 +99,9 @@ class Pace:
         else:
             self._done.clear()
         expected = self._alone * found.alone_s + self.queue * found.behind_s
+        planned = expected + (_QUEUE_MARGIN - 1) * self.queue * found.behind_s
         is_learnt = self._seen_alone > 0 or self._queue is not None
-        return Estimate(found, expected, expected * self.margin, is_learnt)
+        return Estimate(found, expected, planned * self.margin, is_learnt)
 
     def accepted(self, found: Completion) -> None:
         """Note that a request is taken on."""
@@ -130,10 +136,15 @@ class Pace:
         while now - done[0][0] > _WINDOW_S and now - done[1][0] >= _SHORTEST_S:
             done.popleft()
         (since, before), (_, after) = done[0], done[-1]
-        if now - since >= _SHORTEST_S:
-            # What was seen before counts as much as a second: a moment's standstill is none.
-            done_s = max(after - before, 0.0) + _WEIGHT_S / self.queue
-            self._queue = _bounded((now - since + _WEIGHT_S) / done_s)
+        if now - since < _SHORTEST_S:
+            return
+        # What was seen before counts as much as a second: a moment's standstill is none.
+        usual = self._alone if self._usual is None else self._usual
+        done_s = max(after - before, 0.0) + _WEIGHT_S / usual
+        self._queue = _bounded((now - since + _WEIGHT_S) / done_s)
+        forgotten = min((now - self._looked_at) / _FORGETS_S, 1.0)
+        self._usual = usual + forgotten * (self._queue - usual)
+        self._looked_at = now
 
 
 def _bounded(pace: float) -> float:
