@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.soak import mixed_request
 from tests.ray.world import World, wait_until
 
 SOAK_S = 180.0
@@ -26,14 +27,7 @@ STAGES = ("text", "denoise", "decode")
 def _one_job(world: World, number: int) -> tuple[bool, dict[str, Any]]:
     """Submit a job, cancel some, and return whether it was cancelled and its last record."""
     rng = random.Random(number)
-    job_id = world.submit(
-        prompt=f"soak {number}",
-        num_inference_steps=rng.choice((2, 8, 40)),
-        num_images=rng.choice((1, 1, 2)),
-        guidance_scale=rng.choice((1.0, 4.0)),
-        sampler=rng.choice(("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde")),
-        seed=number,
-    )
+    job_id = world.submit(**mixed_request(number))
     cancelled = rng.random() < 0.2 and world.http.delete(f"/v1/jobs/{job_id}").status_code == 200
     record: dict[str, Any] = {}
 
