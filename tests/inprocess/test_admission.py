@@ -92,8 +92,9 @@ async def test_a_request_behind_too_much_work_is_told_when_to_come_again(
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
         assert refused.json()["error"]["field"] == "deadline_s"
         wait_s = int(refused.headers["retry-after"])
-        # Ten pictures of two seconds and its own: some five seconds too much, and a margin.
-        assert 3 <= wait_s <= 40
+        # Ten pictures of two seconds and its own: some five seconds too much, and a margin; more,
+        # where it was long enough that nothing went on.
+        assert 3 <= wait_s <= 300
         assert (await post(http, deadline_s=1000.0)).status_code == 202
         assert (await post(http)).status_code == 202
         await world.end()
