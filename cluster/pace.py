@@ -49,12 +49,25 @@ class Estimate:
         expected_s: As likely earlier as later.
         at_most_s: Hardly ever later.
         is_learnt: From requests before; without, it is no more than what stages tell.
+        faster: Seconds by which `at_most_s` falls in a second, as what is ahead gets done.
+        pace: Seconds that a second of work in the queue takes.
     """
 
     completion: Completion
     expected_s: float
     at_most_s: float
     is_learnt: bool = True
+    faster: float = 1.0
+    pace: float = 1.0
+
+    def wait_s(self, deadline_s: float) -> float:
+        """Return after how long it would hardly ever be later than a deadline."""
+        return max(self.at_most_s - deadline_s, 0.0) / self.faster
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that it will keep the service busy."""
+        return self.pace * self.completion.own_s
 
 
 class Pace:
@@ -100,8 +113,11 @@ class Pace:
             self._done.clear()
         expected = self._alone * found.alone_s + self.queue * found.behind_s
         planned = expected + (_QUEUE_MARGIN - 1) * self.queue * found.behind_s
+        margin = self.margin
         is_learnt = self._seen_alone > 0 or self._queue is not None
-        return Estimate(found, expected, planned * self.margin, is_learnt)
+        return Estimate(
+            found, expected, planned * margin, is_learnt, margin * _QUEUE_MARGIN, self.queue
+        )
 
     def accepted(self, found: Completion) -> None:
         """Note that a request is taken on."""

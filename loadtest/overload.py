@@ -8,6 +8,10 @@ and looks for what may not be: an accepted job that comes late, a refusal that i
 Retry-After, a `Retry-After` that is not true (some of those refused wait so long and ask again),
 processes that grow, and slow answers one deadline after it is over. The load generator runs on the
 same cores; how late it was is in the report.
+
+A short overload goes before, as a rehearsal: it is reported, and memory is judged from after it on.
+On a CPU torch keeps some 10 MiB of compiled kernels for each size of batch, and sizes never met
+before come with the first overload.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from serve.config import Settings, load_settings
 _SATURATION_S = 15.0
 _CALLERS = 24  # of the closed loop
 _SETTLES_S = 3.0  # of it, that do not count
+_REHEARSAL_S = 15.0
 _USUAL_S = 15.0  # at a usual load, before and after
 _USUAL_LOAD = 0.3  # of saturation
 _SAMPLE_S = 1.0
@@ -57,15 +62,16 @@ class Caller:
         self.run = Run(options.deadline_s)
 
     async def measure(self) -> None:
-        """Measure saturation, the usual load, the overload, and the usual load again."""
+        """Measure saturation, a first overload, the usual load, the overload, and that again."""
         side = asyncio.create_task(self._sample())
         try:
             async with self._door:
                 rate = await self._saturation()
-                await self._offer("usual load", _USUAL_LOAD * rate, _USUAL_S)
+                await self._offer("rehearsal", self._options.times * rate, _REHEARSAL_S)
+                pause_s = self._options.deadline_s + _USUAL_S
+                await self._offer("usual load", _USUAL_LOAD * rate, pause_s)
                 await self._offer("overload", self._options.times * rate, self._options.seconds)
-                last_s = self._options.deadline_s + _USUAL_S
-                await self._offer("usual load again", _USUAL_LOAD * rate, last_s)
+                await self._offer("usual load again", _USUAL_LOAD * rate, pause_s)
         finally:
             # Who was told to come later than this is not waited for.
             for task in (side, *self._asking_again):

@@ -38,7 +38,7 @@ class Run:
 
     Attributes:
         deadline_s: Of each request.
-        phases: In order: saturation, usual load, overload, usual load again.
+        phases: In order: saturation, rehearsal, usual load, overload, usual load again.
         again: Refusals, and what came of asking again when told to.
         census: Second of the run, and all processes then.
     """
@@ -51,10 +51,12 @@ class Run:
 
 def report_of(run: Run) -> dict[str, Any]:
     """Return all figures, whether each target is met, and whether all are."""
-    _, usual, over, after = run.phases
+    _, rehearsal, usual, over, after = run.phases
+    usually = [each for each in usual.answers if each.at >= rehearsal.end + run.deadline_s]
     late = [each for each in after.answers if each.at >= over.end + run.deadline_s]
     figures: dict[str, Any] = {
-        "usual": latency_figures(usual.answers),
+        "rehearsal": overload_figures(rehearsal, run.deadline_s),
+        "usual": latency_figures(usually),
         "overload": overload_figures(over, run.deadline_s),
         "asked_again": again_figures(run, over.end),
         "one_deadline_after": latency_figures(late),
@@ -189,9 +191,10 @@ def table_of(report: dict[str, Any]) -> Table:
     table.add_column("measured", justify="right")
     for what, measured in (
         ("saturation, jobs/s", report["saturation"]["jobs_per_s"]),
+        ("in rehearsal accepted; of those in time", _in_time(report["rehearsal"])),
         ("offered, requests/s", over["offered_per_s"]),
         ("made, jobs/s", over["made_per_s"]),
-        ("accepted; of those in time", f"{over['accepted']}; {over['in_time']}"),
+        ("accepted; of those in time", _in_time(over)),
         (f"accepted p95, s of {report['deadline_s']:g}", over["p95_s"]),
         ("refused; within p95 s", f"{over['refused']}; {over['refused_within']['p95_s']}"),
         ("neither made nor 429 with Retry-After", over["neither"] or "none"),
@@ -262,6 +265,10 @@ def _sizes(run: Run, seconds: Sequence[int]) -> dict[str, Sequence[float | None]
                 line[int(at)] = max(sizes)
         lines[name] = line
     return lines
+
+
+def _in_time(figures: dict[str, Any]) -> str:
+    return f"{figures['accepted']}; {figures['in_time']}"
 
 
 def _of(figures: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
@@ -135,7 +136,7 @@ class Acceptance:
         else:
             # Its Pipeline died before it had said that it is pending: nobody would look at it.
             resolved = await self.admit(recorded.request or request, tenant=tenant)
-            job, start = self._taken_in(known.job_id, resolved, tenant), None
+            job, start = self._taken_in(known.job_id, resolved, tenant, request), None
         return job if await self._is_written_down(job, start) else job.id
 
     async def _reserved(
@@ -161,9 +162,11 @@ class Acceptance:
             job_id, resolved = known.job_id, resolved.model_copy(update={"seed": known.seed})
         if start is not None:
             resolved = resolved.model_copy(update={"init_image": self._inputs.uri(job_id, tenant)})
-        return self._taken_in(job_id, resolved, tenant), start
+        return self._taken_in(job_id, resolved, tenant, request), start
 
-    def _taken_in(self, job_id: str, resolved: GenerateRequest, tenant: str) -> RunningJob:
+    def _taken_in(
+        self, job_id: str, resolved: GenerateRequest, tenant: str, sent: GenerateRequest
+    ) -> RunningJob:
         """Return a job that takes up room; nothing may be awaited since it was admitted.
 
         It is among the living before it is on record, or it would be taken for an orphan.
@@ -175,7 +178,8 @@ class Acceptance:
         model = self._models.met(resolved.model)
         forecast = None if model is None else self._forecaster.of(model, resolved, tenant)
         if model is not None and forecast is not None:
-            refuse_if_late(model, resolved, forecast)
+            # Who was told to come again is known by sending the same.
+            refuse_if_late(model, resolved, forecast, self._forecaster.places, _key(sent, tenant))
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
         if model is not None and forecast is not None:
@@ -213,3 +217,8 @@ class Acceptance:
         finally:
             if not is_new:
                 self._drop(job)
+
+
+def _key(request: GenerateRequest, tenant: str) -> bytes:
+    sent = f"{tenant}\0{request.model_dump_json()}"
+    return hashlib.blake2b(sent.encode(), digest_size=16).digest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from cluster.places import Places
 from deployments.sd3.sigmas import make_sigmas
 from serve.config import PoolSettings
 from serve.errors import DeadlineExceeded, Overloaded, StageUnavailable
@@ -81,7 +82,9 @@ def refuse_if_full(
             )
 
 
-def refuse_if_late(model: ServedModel, request: GenerateRequest, forecast: Forecast) -> None:
+def refuse_if_late(
+    model: ServedModel, request: GenerateRequest, forecast: Forecast, places: Places, key: bytes
+) -> None:
     """Refuse a request that would not be done before its deadline.
 
     Where nothing is under way a request is taken if it can be done at all, whatever was learnt of
@@ -91,14 +94,19 @@ def refuse_if_late(model: ServedModel, request: GenerateRequest, forecast: Forec
         model: Of the request.
         request: Resolved.
         forecast: Of it.
+        places: Of those who were told to come again, before others.
+        key: Of the request among those.
 
     Raises:
         DeadlineExceeded: It could not be met even with nothing else to do.
         Overloaded: Because of what is under way; says when it would be met.
         StageUnavailable: Because a stage has no replica.
     """
-    deadline_s, estimate = request.deadline_s, forecast.estimate
-    if deadline_s is None or estimate is None or estimate.at_most_s <= deadline_s:
+    deadline_s, estimate, now = request.deadline_s, forecast.estimate, forecast.at
+    if deadline_s is None or estimate is None:
+        return
+    if estimate.at_most_s <= (room_s := places.room(deadline_s, key, now)):
+        places.came(key)
         return
     if (down := model.outlook.down()) is not None:
         stage, start_s = down
@@ -124,7 +132,7 @@ def refuse_if_late(model: ServedModel, request: GenerateRequest, forecast: Forec
             field="deadline_s",
             value=deadline_s,
             allowed="more seconds, or later; Retry-After says when",
-            retry_after_s=estimate.at_most_s - deadline_s,
+            retry_after_s=places.promise(key, estimate.wait_s(room_s), estimate.busy_s, now),
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cluster.completion import completion
 from cluster.pace import Estimate, Pace
+from cluster.places import Places
 from cluster.pool_state import Stage
 from cluster.work_sizes import Asked
 from serve.requests import EventName, GenerateRequest
@@ -29,10 +30,12 @@ class Forecast:
     Attributes:
         estimate: None where nothing like it was ever done.
         is_idle: Nothing is ahead of it here.
+        at: When it was made, in seconds.
     """
 
     estimate: Estimate | None
     is_idle: bool
+    at: float
 
 
 class Forecaster:
@@ -41,6 +44,9 @@ class Forecaster:
     Args:
         tenants: Their weights.
         clock: Seconds, never going back.
+
+    Attributes:
+        places: Of those who were told to come again.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Forecaster:
     ) -> None:
         self._tenants = tenants
         self._clock = clock
+        self.places = Places()
         self._ahead = WorkAhead()
         self._paces: dict[str, Pace] = {}
 
@@ -64,9 +71,9 @@ class Forecaster:
             if outlook is not None:
                 stages.append(outlook)
             elif stage == "denoise":
-                return Forecast(None, is_idle)
-        pace = self._pace(model.facts.spec.name)
-        return Forecast(pace.estimate(completion(stages), self._clock()), is_idle)
+                return Forecast(None, is_idle, self._clock())
+        pace, now = self._pace(model.facts.spec.name), self._clock()
+        return Forecast(pace.estimate(completion(stages), now), is_idle, now)
 
     def take_on(
         self, job: RunningJob, model: ServedModel, estimate: Estimate | None = None

@@ -44,6 +44,8 @@ class World:
             for stage, name in STAGES.items()
         }
         self.pipeline = new_pipeline(self.stages, storage, monkeypatch, **pools, **sections)
+        # A test may take its time, and nothing is done meanwhile: that is no standstill.
+        self.pipeline._forecaster._clock = lambda: 50.0
 
     @property
     def board(self) -> PoolBoard:
@@ -92,9 +94,8 @@ async def test_a_request_behind_too_much_work_is_told_when_to_come_again(
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
         assert refused.json()["error"]["field"] == "deadline_s"
         wait_s = int(refused.headers["retry-after"])
-        # Ten pictures of two seconds and its own: some five seconds too much, and a margin; more,
-        # where it was long enough that nothing went on.
-        assert 3 <= wait_s <= 300
+        # Ten pictures of two seconds and its own: some five seconds too much, and a margin.
+        assert 3 <= wait_s <= 20
         assert (await post(http, deadline_s=1000.0)).status_code == 202
         assert (await post(http)).status_code == 202
         await world.end()
@@ -183,7 +184,7 @@ async def test_a_tenant_leaves_time_for_another(
         return 40
 
     first, second = await accepted("acme"), await accepted("globex")
-    assert 5 <= second <= first <= 15, "thirty would do for one alone"
+    assert 3 <= second <= first <= 15, "thirty would do for one alone"
     await world.end()
 
 

@@ -1,0 +1,109 @@
+"""Places in a line outside: whoever is told to come again finds room when they do.
+
+Under overload room that becomes free is taken at once by whoever comes next, so "come again in a
+second" is true for one in ten. Here each one who is refused gets a time of their own, one after the
+other as fast as work gets done; who comes back when told may use the last part of the room, which
+is closed to others as long as somebody is expected ("trunk reservation" of telephony: Akinpelu,
+AT&T Bell Laboratories Technical Journal 63, 1984). The service stays busy all the same.
+
+Many never come back. How many do is learnt, and the line is as long as those who will.
+
+Pure: whoever calls says what time it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+RESERVED = 0.2  # of a deadline, for those who were told to come
+LONGEST_S = 300.0  # that anybody is told
+_MOST = 10_000
+_GRACE_S = 5.0  # that one may come later, or half of what they were told to wait
+_EARLY_S = 0.05  # clocks and roundings
+_MEAN_OF = 50
+_LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    due: float
+    gone_at: float
+    work_s: float
+
+
+class Places:
+    """Of one process; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[bytes, _Place] = OrderedDict()
+        self._work_s = 0.0
+        self._share = 1.0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def share_who_come(self) -> float:
+        """Of those who were told to come again."""
+        return self._share
+
+    def is_turn(self, key: bytes, now: float) -> bool:
+        """Whether somebody is here who was told to come now."""
+        self._forget(now)
+        place = self._places.get(key)
+        return place is not None and place.due - _EARLY_S <= now <= place.gone_at
+
+    def room(self, whole: float, key: bytes, now: float) -> float:
+        """Return how much of some room is open to somebody."""
+        if self.is_turn(key, now) or not self._places:
+            return whole
+        return whole * (1 - RESERVED)
+
+    def came(self, key: bytes) -> None:
+        """Note that somebody found room; it does no harm if they had no place."""
+        if key in self._places:
+            self._drop(key)
+            self._learn(1.0)
+
+    def promise(self, key: bytes, wait_s: float, work_s: float, now: float) -> float:
+        """Give somebody a place and return the seconds until it is their turn.
+
+        Whoever has one keeps it; whoever came in their turn and found no room after all is first.
+
+        Args:
+            key: Who, or what they ask for.
+            wait_s: Until there is room, were nobody else expected.
+            work_s: What they will keep the service busy with.
+            now: Seconds.
+        """
+        self._forget(now)
+        place = self._places.get(key)
+        if place is not None and place.due - _EARLY_S > now:
+            return place.due - now
+        if place is None:
+            wait_s = max(wait_s, self._work_s * self._share)
+        else:
+            self._drop(key)
+        wait_s = min(max(wait_s, 1.0), LONGEST_S)
+        if len(self._places) < _MOST:
+            grace_s = max(_GRACE_S, wait_s / 2)
+            self._places[key] = _Place(now + wait_s, now + wait_s + grace_s, work_s)
+            self._work_s += work_s
+        return wait_s
+
+    def _forget(self, now: float) -> None:
+        while self._places:
+            key, place = next(iter(self._places.items()))
+            if place.gone_at >= now:
+                return
+            self._drop(key)
+            self._learn(0.0)
+
+    def _drop(self, key: bytes) -> None:
+        self._work_s = max(self._work_s - self._places.pop(key).work_s, 0.0)
+        if not self._places:
+            self._work_s = 0.0
+
+    def _learn(self, came: float) -> None:
+        self._share = max(self._share + (came - self._share) / _MEAN_OF, _LEAST_SHARE)
