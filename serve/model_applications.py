@@ -84,6 +84,12 @@ def is_running(name: str) -> bool:
     return app is not None and app.status == "RUNNING"
 
 
+def is_deleted(name: str) -> bool:
+    """Return whether an application is going or gone; it waits for Serve."""
+    app = serve.status().applications.get(name)
+    return app is None or app.status == "DELETING"
+
+
 def _why(application: ApplicationStatusOverview) -> str:
     """Return why an application failed: tracebacks, whose last line is what a person needs."""
     said = [application.message, *(each.message for each in application.deployments.values())]

@@ -35,6 +35,7 @@ from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
 from serve.jobs import JobJournal
 from serve.loras import LoraLibrary, shown_loras
+from serve.model_applications import is_deleted
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
 from serve.production import PipelineIdentity
@@ -117,7 +118,9 @@ class Pipeline:
             self._forecaster,
         )
         self._departure = Departure(
-            stop_signal(), pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults)
+            stop_signal(),
+            lambda: is_deleted(self._identity.application),
+            pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults),
         )
         self._keeping = JobKeeping(
             Adoption(
@@ -423,6 +426,7 @@ class Pipeline:
     async def check_health(self) -> None:
         """Take Serve's first question as the sign to begin keeping jobs; it never fails."""
         self._keeping.start()
+        self._departure.start(self._live)
 
     async def _unasked(self, job: RunningJob) -> None:
         """Cancel a job that nobody else knows of; one that is over takes no notice."""

@@ -23,10 +23,11 @@ KEYED = REQUEST.model_copy(update={"idempotency_key": "a"})
 
 
 class Serve:
-    """What a Pipeline sees of it: whether it is asked to go."""
+    """What a Pipeline sees of it: whether it is asked to go, and all of its application is."""
 
     def __init__(self) -> None:
         self.asks = False
+        self.deletes = False
 
     def stop_signal(self) -> Callable[[], bool]:
         return lambda: self.asks
@@ -48,7 +49,9 @@ def make(
         settings = JournalSettings(lease_s=600.0)
         with monkeypatch.context() as patch:
             patch.setattr(pipeline_module, "stop_signal", serve.stop_signal)
-            return new_pipeline(stages, storage, monkeypatch, journal=settings)
+            pipeline = new_pipeline(stages, storage, monkeypatch, journal=settings)
+        monkeypatch.setattr(pipeline_module, "is_deleted", lambda application: serve.deletes)
+        return pipeline
 
     return make
 
@@ -109,6 +112,27 @@ async def test_what_fails_because_everything_stops_stays_pending(
         await pipeline.submit(REQUEST)
     for each in left:
         await taken_over(make, serve, journal, each)
+
+
+async def test_all_is_let_go_when_the_application_is_deleted(
+    make: Callable[[StandIn], Pipeline], serve: Serve, journal: JobJournal
+):
+    stages = StandIn()
+    stages.gate.clear()  # as if it waited for a replica, of which none comes any more
+    pipeline = make(stages)
+    await pipeline.check_health()
+    job_id = (await pipeline.submit(REQUEST)).id
+    following = asyncio.create_task(follow(pipeline, job_id))
+    waiting = asyncio.create_task(pipeline.generate(REQUEST))
+    await in_time(lambda: len(stages.denoised) == 2)
+    serve.asks = serve.deletes = True
+    with pytest.raises(StageUnavailable):
+        await asyncio.wait_for(waiting, 20)
+    assert not any(event.is_last for event in await asyncio.wait_for(following, 20))
+    await asyncio.wait_for(pipeline.depart(), 20)
+    assert await journal.pending() == [job_id]
+    serve.deletes = False
+    await taken_over(make, serve, journal, job_id)
 
 
 async def test_a_stage_that_is_down_while_nothing_stops_is_a_failure(
