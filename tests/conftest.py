@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 
 from serve.config import StorageSettings
 from serve.embedded_store import EmbeddedStore
+from tests.order import put_in_order
 
 # The machine's own settings and credentials must decide no test; nor its proxies, nor a search for
 # credentials at a cloud's metadata address.
@@ -21,6 +22,10 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 # How long an example takes says more about the machine than about the code.
 hypothesis_settings.register_profile("kelvin", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("kelvin")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    put_in_order(items, divided=hasattr(config, "workerinput"))
 
 
 @pytest.fixture(scope="session")

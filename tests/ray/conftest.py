@@ -1,4 +1,4 @@
-"""One Kelvin for all tests here, two replicas a stage; whoever restarts it leaves it running."""
+"""One Kelvin at a time for all tests here, and as few starts of one as can be."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.world import World, wait_until
-
-__all__ = ["World", "unstarted_world", "wait_until", "world"]
+from tests.ray.world import World
 
 
 @pytest.fixture(scope="session")
-def unstarted_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The store, and whatever Kelvin a test starts on it; the usual one may run already."""
+def any_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The store, and whatever Kelvin the last test had on it."""
     world = World(tmp_path_factory.mktemp("world"))
     try:
         yield world
@@ -21,7 +19,8 @@ def unstarted_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]
         world.close()
 
 
-@pytest.fixture(scope="session")
-def world(unstarted_world: World) -> World:
-    unstarted_world.start(replicas=2)
-    return unstarted_world
+@pytest.fixture(scope="module")
+def world(any_world: World) -> World:
+    """The usual Kelvin: pico, two replicas a stage."""
+    any_world.have(replicas=2)
+    return any_world

@@ -18,7 +18,7 @@ from serve.__main__ import main
 from serve.config import StorageSettings
 from serve.local import LocalKelvin
 from serve.pictures import read_request
-from tests.ray.conftest import World
+from tests.ray.world import World
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., tuple[int, dict[str, Any]]]

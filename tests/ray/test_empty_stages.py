@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.ray.world import FAST, World, wait_until
 
+pytestmark = pytest.mark.own_kelvin
+
 STAGES = {"text": "text_encoder", "denoise": "denoiser", "decode": "vae_decoder"}
 
 
 @pytest.fixture
-def empty_world(unstarted_world: World) -> Iterator[World]:
-    world = unstarted_world
-    was_running = world.kelvin is not None
-    world.stop()
+def empty_world(any_world: World) -> World:
     size = {"num_replicas": 0, "min_replicas": 0, "max_replicas": 1, "torch_threads": 1}
     pools: dict[str, Any] = {
         section: [{"name": section.replace("_", "-"), **size}] for section in STAGES.values()
     }
-    world.start(replicas=1, **pools)
-    try:
-        yield world
-    finally:
-        world.stop()
-        if was_running:
-            world.start(replicas=2)
+    any_world.have(replicas=1, **pools)
+    return any_world
 
 
 def test_the_first_request_starts_all_stages_at_once(empty_world: World):

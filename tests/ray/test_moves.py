@@ -20,6 +20,8 @@ from tests.ray.events import following
 from tests.ray.hot_cards import HeatScript
 from tests.ray.world import World, wait_until
 
+pytestmark = pytest.mark.own_kelvin
+
 STEPS = 20
 AT_STEP = 15
 EVERY = 5
@@ -27,22 +29,14 @@ JOB = {"prompt": "a green star", "num_inference_steps": STEPS, "sampler": "dpmpp
 
 
 @pytest.fixture(scope="module")
-def slow_world(unstarted_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = unstarted_world
-    was_running = world.kelvin is not None
-    world.stop()
+def slow_world(any_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     script = HeatScript(tmp_path_factory.mktemp("heat"))
     thermal = {"source": "scripted", "script": str(script.path), "period_s": 0.2}
     denoiser = {"name": "denoiser", "torch_threads": 1, "num_replicas": 2}
-    world.start(
+    any_world.have(
         replicas=1, thermal=thermal, denoiser=[denoiser | {"checkpoint_every_steps": EVERY}]
     )
-    try:
-        yield world
-    finally:
-        world.stop()
-        if was_running:
-            world.start(replicas=2)
+    return any_world
 
 
 @pytest.fixture

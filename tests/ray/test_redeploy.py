@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,30 +24,24 @@ from serve.storage import ObjectStore
 from tests.ray.hot_cards import HeatScript
 from tests.ray.world import World, wait_until
 
+pytestmark = pytest.mark.own_kelvin
+
 AT_ONCE = 8
 LEAST = 200
 STEPS = 12
 
 
 @pytest.fixture
-def rolling_world(unstarted_world: World, tmp_path: Path) -> Iterator[World]:
-    world = unstarted_world
-    was_running = world.kelvin is not None
-    world.stop()
+def rolling_world(any_world: World, tmp_path: Path) -> World:
     # Rehearsed cards, an eighth of a second a step: who goes has work under way.
     thermal = {"source": "scripted", "script": str(HeatScript(tmp_path).path), "period_s": 0.2}
-    world.start(
+    any_world.have(
         replicas=1,
         thermal=thermal,
         denoiser=[{"name": "denoiser", "torch_threads": 1, "num_replicas": 3}],
         pipeline={"num_replicas": 2},
     )
-    try:
-        yield world
-    finally:
-        world.stop()
-        if was_running:
-            world.start(replicas=2)
+    return any_world
 
 
 class Load:

@@ -1,4 +1,4 @@
-"""Everything is stopped and started again; runs last, for it costs a whole start."""
+"""Everything is stopped and started again; the last on the usual Kelvin, for it leaves another."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class World:
         self.store = EmbeddedStore(folder / "store", "pictures")
         self.store.start()
         self.kelvin: LocalKelvin | None = None
+        self._asked: dict[str, Any] | None = None
         self.http = httpx.Client()
 
     @property
@@ -67,12 +68,21 @@ class World:
             }
         )
 
+    def have(self, replicas: int, **overrides: Any) -> None:
+        """Go on with the Kelvin that runs if it was started so; else start another in its place."""
+        asked = {"replicas": replicas, **overrides}
+        if self._asked != asked:
+            self.stop()
+            self.start(**asked)
+
     def start(self, replicas: int, **overrides: Any) -> None:
         self.kelvin = LocalKelvin(self.settings(replicas, **overrides))
         self.kelvin.start()
+        self._asked = {"replicas": replicas, **overrides}
         self.http = httpx.Client(base_url=self.kelvin.url, timeout=120, trust_env=False)
 
     def stop(self) -> None:
+        self._asked = None
         self.http.close()
         if self.kelvin is not None:
             self.kelvin.stop()

@@ -19,7 +19,7 @@ def trace_id() -> str:
 def seen(tmp_path_factory, trace_id) -> Any:
     folder = tmp_path_factory.mktemp("traced")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ray.traced_run", str(folder), trace_id],
+        [sys.executable, "-m", "tests.processes.traced_run", str(folder), trace_id],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

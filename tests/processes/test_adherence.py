@@ -13,7 +13,7 @@ import pytest
 from deployments.builtin.held_out import states_held_out
 from deployments.builtin.world import read_claims
 from loadtest.trials import holds
-from tests.ray.adherence_run import PROMPTS
+from tests.processes.adherence_run import PROMPTS
 
 LEAST_RIGHT = 35  # of 40: 88 %; 38 were right when the weights were new
 
@@ -29,7 +29,7 @@ def test_the_prompts_are_core_and_held_out():
 @pytest.mark.timeout(1200)
 def test_seven_pictures_in_eight_show_all_that_was_asked(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ray.adherence_run", str(tmp_path)],
+        [sys.executable, "-m", "tests.processes.adherence_run", str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
