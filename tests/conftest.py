@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -19,6 +20,10 @@ for _name in list(os.environ):
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
+# The other worker has the other core; torch's threads would wait for each other, spinning.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 # How long an example takes says more about the machine than about the code.
 hypothesis_settings.register_profile("kelvin", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("kelvin")
@@ -26,6 +31,13 @@ hypothesis_settings.load_profile("kelvin")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     put_in_order(items, divided=hasattr(config, "workerinput"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.two_workers import ByFile  # where xdist is installed
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
