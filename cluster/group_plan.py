@@ -134,8 +134,9 @@ def _surprise(
         return Surprise(now, max(before.peak, needs.lasting), receded=False)
     if now - before.at >= settings.after_surprise_s:
         return None
-    receded = before.receded or needs.lasting < _RECEDED * before.peak
-    return Surprise(before.at, max(before.peak, needs.lasting), receded)
+    if not before.receded and needs.lasting < _RECEDED * before.peak:
+        return Surprise(now, before.peak, receded=True)
+    return Surprise(before.at, max(before.peak, needs.lasting), before.receded)
 
 
 def _may_shrink(since: float, shrunk_at: float | None, now: float, settings: PlanSettings) -> bool:

@@ -17,7 +17,7 @@ class Surprise:
     """Work that came so suddenly that it waited for far too long.
 
     Attributes:
-        at: When it last did, or about as much came again.
+        at: When it last did, about as much came again, or it was over.
         peak: Cool capacity for the most that came since it began.
         receded: It has gone since then.
     """

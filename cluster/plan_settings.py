@@ -18,9 +18,11 @@ class PlanSettings:
             replicas need relatively more of them for the same wait (square-root staffing: Halfin
             and Whitt, Operations Research 29, 1981); beyond some tens the utilisation rules.
         scale_in_after_s: Fewer replicas must have been enough for so long without a break.
-        after_surprise_s: For so long after work has waited twice the target, or about as much has
-            come again, replicas stay for the most that came: what came suddenly may come again, and
-            who starts then is late for it.
+        after_surprise_s: Work that waited twice the target came too suddenly to be met. For so long
+            after it is over replicas stay for the most that came: what came suddenly may come
+            again, and who starts then is late for it. Half an hour, since what people and their
+            timers do comes again by the half hour rather than by the minute. Where that much load
+            stays, it is the usual load after as long.
         scale_in_step_s: Between two steps down: the rest must show that it holds the load.
         scale_in_share: Of a group's replicas that one step may take away; always at least one.
         scale_in_band: Fewer are enough only this far below the target utilisation, so that noise
@@ -49,7 +51,7 @@ class PlanSettings:
     target_utilisation: float = 0.75
     burst_reserve: float = 0.7
     scale_in_after_s: float = 120.0
-    after_surprise_s: float = 900.0
+    after_surprise_s: float = 1800.0
     scale_in_step_s: float = 30.0
     scale_in_share: float = 0.2
     scale_in_band: float = 0.05

@@ -13,6 +13,8 @@ from cluster.pool_state import PoolState, ReplicaState
 
 REQUEST_S = 2.0
 START_S = 40.0
+REMEMBERED_S = 900
+SETTINGS = PlanSettings(after_surprise_s=REMEMBERED_S)
 
 
 class Loop:
@@ -76,7 +78,7 @@ class Loop:
         """Let work come; with `random` as Poisson arrivals of requests, without it evenly."""
         for _ in range(seconds):
             came = rate if random is None else REQUEST_S * _poisson(random, rate / REQUEST_S)
-            self.step(came, PlanSettings())
+            self.step(came, SETTINGS)
 
 
 def _poisson(random: Random, mean: float) -> int:
@@ -126,7 +128,7 @@ def test_a_burst_is_cleared_and_its_replicas_go_again() -> None:
     assert 30 <= max(loop.counts) <= 110
     loop.run(5.0, 600, random)
     assert 25 <= loop.counts[-1] < max(loop.counts)  # for as much again, not for its backlog
-    loop.run(5.0, 800, random)
+    loop.run(5.0, REMEMBERED_S, random)
     assert loop.counts[-1] <= before + 1
 
 
@@ -182,12 +184,25 @@ def test_replicas_stay_for_bursts_that_come_again_and_go_once_they_do_not() -> N
     burst(loop, 14.0)
     first = max(loop.counts)
     assert loop.counts[-1] > 2 * usual
-    # The second finds its replicas, and is no surprise; the third comes 1,040 s after the first.
+    # The second finds its replicas, and is no surprise; so does the third, long after the first.
+    loop.run(2.0, REMEMBERED_S - 900)
     for _ in range(2):
         burst(loop, 14.0)
         assert max(loop.waits[-500:]) < 5.0
     assert max(loop.counts) <= first + 2
-    loop.run(2.0, 1200)
+    loop.run(2.0, REMEMBERED_S + 400)
+    assert loop.counts[-1] <= usual + 1
+
+
+def test_a_long_burst_is_remembered_from_its_end() -> None:
+    loop = Loop(3)
+    loop.run(2.0, 200)
+    usual = loop.counts[-1]
+    # Once replicas have come nothing waits any more, but the burst goes on.
+    loop.run(14.0, REMEMBERED_S - 400)
+    loop.run(2.0, 700)
+    assert loop.counts[-1] > 2 * usual
+    loop.run(2.0, REMEMBERED_S)
     assert loop.counts[-1] <= usual + 1
 
 
@@ -196,5 +211,5 @@ def test_load_that_stays_lower_than_a_burst_does_not_keep_its_replicas() -> None
     loop.run(2.0, 200)
     loop.run(14.0, 200)
     most = max(loop.counts)
-    loop.run(11.5, 1800)
+    loop.run(11.5, REMEMBERED_S + 900)
     assert loop.counts[-1] < 0.95 * most
