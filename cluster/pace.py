@@ -112,12 +112,11 @@ class Pace:
         else:
             self._done.clear()
         expected = self._alone * found.alone_s + self.queue * found.behind_s
-        planned = expected + (_QUEUE_MARGIN - 1) * self.queue * found.behind_s
         margin = self.margin
+        queue_margin = max(margin, _QUEUE_MARGIN)
+        planned = margin * self._alone * found.alone_s + queue_margin * self.queue * found.behind_s
         is_learnt = self._seen_alone > 0 or self._queue is not None
-        return Estimate(
-            found, expected, planned * margin, is_learnt, margin * _QUEUE_MARGIN, self.queue
-        )
+        return Estimate(found, expected, planned, is_learnt, queue_margin, self.queue)
 
     def accepted(self, found: Completion) -> None:
         """Note that a request is taken on."""

@@ -1,12 +1,13 @@
 """Places in a line outside: whoever is told to come again finds room when they do.
 
 Under overload room that becomes free is taken at once by whoever comes next, so "come again in a
-second" is true for one in ten. Here each one who is refused gets a time of their own, one after the
-other as fast as work gets done; who comes back when told may use the last part of the room, which
-is closed to others as long as somebody is expected ("trunk reservation" of telephony: Akinpelu,
-AT&T Bell Laboratories Technical Journal 63, 1984). The service stays busy all the same.
+second" is true for one in ten. Here each one who is refused gets a time: the first second for which
+not so many are expected already as can be served in it. Who comes back when told may use the last
+part of the room, which is closed to others as long as somebody is expected ("trunk reservation" of
+telephony: Akinpelu, AT&T Bell Laboratories Technical Journal 63, 1984). The service stays busy all
+the same.
 
-Many never come back. How many do is learnt, and the line is as long as those who will.
+Many never come back. How many do is learnt, and only those are expected.
 
 Pure: whoever calls says what time it is.
 """
@@ -16,12 +17,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-RESERVED = 0.2  # of a deadline, for those who were told to come
+RESERVED = 0.25  # of a deadline, for those who were told to come
 LONGEST_S = 300.0  # that anybody is told
 _MOST = 10_000
-_GRACE_S = 5.0  # that one may come later, or half of what they were told to wait
+_BUSY = 0.8  # of a second, with those who are expected in it
+_GRACE_S = 5.0  # that one may come later, and a tenth of what they were told to wait
+_GRACE_SHARE = 0.1
 _EARLY_S = 0.05  # clocks and roundings
 _MEAN_OF = 50
+_BELIEVED = 10  # so many who come are believed in to begin with
 _LEAST_SHARE = 0.02
 
 
@@ -37,8 +41,9 @@ class Places:
 
     def __init__(self) -> None:
         self._places: OrderedDict[bytes, _Place] = OrderedDict()
-        self._work_s = 0.0
+        self._work_s: dict[int, float] = {}  # by the second in which it is due
         self._share = 1.0
+        self._learnt_of = _BELIEVED
 
     def __len__(self) -> int:
         return len(self._places)
@@ -78,19 +83,28 @@ class Places:
             now: Seconds.
         """
         self._forget(now)
+        wait_s = min(max(wait_s, 1.0), LONGEST_S)
         place = self._places.get(key)
         if place is not None and place.due - _EARLY_S > now:
             return place.due - now
         if place is None:
-            wait_s = max(wait_s, self._work_s * self._share)
+            due = self._first_free(now + wait_s, now + LONGEST_S, work_s)
         else:
             self._drop(key)
-        wait_s = min(max(wait_s, 1.0), LONGEST_S)
+            due = now + wait_s
         if len(self._places) < _MOST:
-            grace_s = max(_GRACE_S, wait_s / 2)
-            self._places[key] = _Place(now + wait_s, now + wait_s + grace_s, work_s)
-            self._work_s += work_s
-        return wait_s
+            gone_at = due + _GRACE_S + _GRACE_SHARE * (due - now)
+            self._places[key] = _Place(due, gone_at, work_s)
+            self._work_s[int(due)] = self._work_s.get(int(due), 0.0) + work_s
+        return due - now
+
+    def _first_free(self, earliest: float, latest: float, work_s: float) -> float:
+        for second in range(int(earliest), int(latest)):
+            expected_s = self._work_s.get(second, 0.0) * self._share
+            if not expected_s or expected_s + work_s * self._share <= _BUSY:
+                # One after the other within the second as well.
+                return max(earliest, second + expected_s / _BUSY)
+        return latest
 
     def _forget(self, now: float) -> None:
         while self._places:
@@ -101,9 +115,12 @@ class Places:
             self._learn(0.0)
 
     def _drop(self, key: bytes) -> None:
-        self._work_s = max(self._work_s - self._places.pop(key).work_s, 0.0)
-        if not self._places:
-            self._work_s = 0.0
+        place = self._places.pop(key)
+        second = int(place.due)
+        self._work_s[second] -= place.work_s
+        if self._work_s[second] <= 1e-9:
+            del self._work_s[second]
 
     def _learn(self, came: float) -> None:
-        self._share = max(self._share + (came - self._share) / _MEAN_OF, _LEAST_SHARE)
+        self._learnt_of = min(self._learnt_of + 1, _MEAN_OF)
+        self._share = max(self._share + (came - self._share) / self._learnt_of, _LEAST_SHARE)

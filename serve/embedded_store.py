@@ -26,6 +26,9 @@ from serve.errors import ConfigurationError, StorageUnavailable
 from serve.loopback_ports import GRPC_OFFSET, free_port, is_free
 from serve.storage import ObjectStore
 
+# Go's garbage, in per cent of what is in use, that SeaweedFS may hold. With Go's own 100 it grew
+# to 275 MiB over 400 jobs' objects and to 90 with this, and took no more processor time.
+_GOGC = "25"
 _SERVICES = ("master", "volume", "filer", "s3", "admin")
 _READY_S = 60.0
 _VOLUMES_S = 20.0  # from S3 answering to its volumes having joined
@@ -177,6 +180,7 @@ class EmbeddedStore:
                 stdout=log,
                 stderr=log,
                 pass_fds=(self._lock.fileno(),),
+                env={"GOGC": _GOGC, **os.environ},
                 start_new_session=True,
             )
         deadline = time.monotonic() + _READY_S
