@@ -189,7 +189,6 @@ def random_decoder(
     """
     with init_empty_weights(include_buffers=False):
         model = AutoencoderKL(**settings)
-    model.encoder = None
     _fill(model, device, precision, None, generator)
     return VaeDecoder(model, device, precision.without_fp8("a VAE has no FP8 weights"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,7 @@ class Pipeline:
 
     async def stream(
         self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """Make pictures and yield the job's events; `.cancel()` on the stream cancels the job.
 
         Not so with an idempotency key: whoever has it may ask for the job again. Through a handle

@@ -13,6 +13,7 @@ from typing import Any, Final
 from serve.errors import KelvinError
 from serve.http.a1111_errors import web_ui_body
 from serve.http.comfyui_errors import comfyui_body
+from serve.http.openai_errors import openai_body, openai_edit_body
 
 ErrorShape = Callable[[KelvinError], dict[str, Any]]
 
@@ -32,6 +33,8 @@ _COMFYUI = (
 _SHAPES: Final[tuple[tuple[str, ErrorShape], ...]] = (
     ("/sdapi/", web_ui_body),
     *((prefix, comfyui_body) for prefix in _COMFYUI),
+    ("/v1/images/edits", openai_edit_body),
+    ("/v1/images/", openai_body),
 )
 
 

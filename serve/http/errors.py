@@ -11,13 +11,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve.errors import KelvinError, Overloaded
+from serve.errors import (
+    DeadlineExceeded,
+    KelvinError,
+    Overloaded,
+    RecordUnreadable,
+    StageFailed,
+)
 from serve.http.error_shapes import error_body
 from serve.keys import without_keys
 
 _log = logging.getLogger("ray.serve")
 
 _RETRY_AFTER_S = 2
+_ALWAYS_FAILS = (StageFailed, DeadlineExceeded, RecordUnreadable)
 
 
 class RouteNotFound(KelvinError):
@@ -52,6 +59,9 @@ def error_response(error: KelvinError, scope: MutableMapping[str, Any]) -> JSONR
     if error.status == 503 or isinstance(error, Overloaded):
         known_s = error.retry_after_s
         headers["Retry-After"] = str(_RETRY_AFTER_S if known_s is None else math.ceil(known_s))
+    if error.status == 409 or isinstance(error, _ALWAYS_FAILS):
+        # Who tries whatever is 409 or 5xx again, as OpenAI's clients do, obeys this.
+        headers["x-should-retry"] = "false"
     if error.status in (408, 413):
         # What is left of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

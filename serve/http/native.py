@@ -15,6 +15,7 @@ from serve.http.comfyui import add_comfyui
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
+from serve.http.openai import add_openai_routes, openai_model
 from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
 from serve.inputs import Upload
@@ -87,6 +88,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         room=CallRoom(pipeline.settings.pipeline.max_ongoing_requests),
     )
     largest_body = pipeline.settings.pipeline.max_body_bytes
+    add_openai_routes(app, pipeline, largest_body)
 
     async def read_request(request: Request) -> GenerateRequest:
         return GenerateRequest.model_validate(
@@ -166,8 +168,12 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """Return every model with its state: loading, loaded, failed or unloading."""
-        return {"models": await pipeline.models()}
+        """Return every model with its state: loading, loaded, failed or unloading.
+
+        `object` and `data` say the same as OpenAI's clients read it.
+        """
+        found = await pipeline.models()
+        return {"models": found, "object": "list", "data": [openai_model(each) for each in found]}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

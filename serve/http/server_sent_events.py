@@ -1,4 +1,4 @@
-"""A job's events as a text/event-stream (WHATWG HTML, section 9.2)."""
+"""A text/event-stream (WHATWG HTML, section 9.2): a job's events, or what a door makes of them."""
 
 from __future__ import annotations
 
@@ -16,43 +16,63 @@ HEARTBEAT_S = 15.0
 def event_response(
     first: JobEvent, rest: AsyncIterator[JobEvent], heartbeat_s: float = HEARTBEAT_S
 ) -> StreamingResponse:
-    """Return a response that sends each event as it comes.
+    """Return a response that sends each event of a job as it comes.
 
     Args:
         first: An event already taken, so that an unknown job could be answered otherwise.
         rest: The others; closed when the client goes.
         heartbeat_s: A comment is sent after this many silent seconds.
     """
+
+    async def told() -> AsyncIterator[str]:
+        yield _line(first)
+        async for event in rest:
+            yield _line(event)
+
+    return stream_response(told(), heartbeat_s)
+
+
+def stream_response(
+    messages: AsyncIterator[str], heartbeat_s: float = HEARTBEAT_S
+) -> StreamingResponse:
+    """Return a response that sends each message, from `message`, as it comes.
+
+    Args:
+        messages: Cancelled when the client goes.
+        heartbeat_s: A comment is sent after this many silent seconds.
+    """
     return StreamingResponse(
-        _lines(first, rest, heartbeat_s),
+        _with_heartbeats(messages, heartbeat_s),
         media_type="text/event-stream",
         # nginx collects answers before passing them on unless told not to.
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 
 
-async def _lines(
-    first: JobEvent, rest: AsyncIterator[JobEvent], heartbeat_s: float
-) -> AsyncIterator[str]:
-    yield _line(first)
-    pending: asyncio.Task[JobEvent | None] | None = None
+def message(event: str, data: str) -> str:
+    """Return one message of a stream; `data` is without line breaks, as JSON is."""
+    return f"event: {event}\ndata: {data}\n\n"
+
+
+async def _with_heartbeats(messages: AsyncIterator[str], heartbeat_s: float) -> AsyncIterator[str]:
+    pending: asyncio.Task[str | None] | None = None
     try:
         while True:
-            pending = asyncio.create_task(_next(rest))
+            pending = asyncio.create_task(_next(messages))
             while not (await asyncio.wait({pending}, timeout=heartbeat_s))[0]:
                 yield ": heartbeat\n\n"
-            event = pending.result()
-            if event is None:
+            text = pending.result()
+            if text is None:
                 return
-            yield _line(event)
+            yield text
     finally:
         if pending is not None:
             pending.cancel()
 
 
-async def _next(events: AsyncIterator[JobEvent]) -> JobEvent | None:
-    return await anext(events, None)
+async def _next(messages: AsyncIterator[str]) -> str | None:
+    return await anext(messages, None)
 
 
 def _line(event: JobEvent) -> str:
-    return f"event: {event.event}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
+    return message(event.event, event.model_dump_json(exclude_none=True))

@@ -6,14 +6,16 @@ import httpx
 import pytest
 
 from serve.http.native import build_app
+from serve.keys import new_key
 from serve.pipeline import Pipeline
 
+WRONG_KEY = new_key("acme", ("generate",))[0]
 WEB_UI = {"error", "detail", "body", "errors", "code", "field", "value", "allowed"}
 
 
 @pytest.mark.parametrize(
     ("path", "headers"),
-    [("/sdapi/v1/nothing", {}), ("/sdapi/v1/txt2img", {"authorization": "Bearer wrong"})],
+    [("/sdapi/v1/nothing", {}), ("/sdapi/v1/txt2img", {"authorization": f"Bearer {WRONG_KEY}"})],
     ids=["router", "gate"],
 )
 async def test_the_web_uis_clients_find_errors_where_they_look(pipeline: Pipeline, path, headers):

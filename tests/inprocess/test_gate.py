@@ -88,7 +88,7 @@ def calls(app: FastAPI, job_id: str) -> Iterator[tuple[str, str]]:
         assert issubclass(kind, APIRoute | Route), f"{context.path}: say here how it is called"
         for method in context.methods or ():
             path = (context.path or "").replace("{job_id}", job_id)
-            path = re.sub(r"\{(prompt_id|node_class|folder)\}", "x", path)
+            path = re.sub(r"\{(prompt_id|node_class|folder|name(:path)?)\}", "x", path)
             assert "{" not in path, f"{path}: say here what stands in its place"
             yield method, path
 
@@ -281,6 +281,18 @@ async def test_nothing_behind_the_gate_sees_a_key_in_the_path(prefix: str, keys:
     await Gate(behind, HttpSettings(host="0.0.0.0"), KeyRing(keys), CallRoom(9))(scope, None, None)  # type: ignore[arg-type]
     (told,) = seen
     assert (told["path"], told["raw_path"]) == ("/v1/jobs/é x", b"/v1/jobs/%C3%A9%20x")
+
+
+async def test_where_no_key_is_needed_only_one_of_ours_can_be_wrong(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    app = build_app(with_http(storage, monkeypatch, tmp_path, host="127.0.0.1"))
+    ours = new_key("acme", ("generate",))[0]
+    for key, status in (("sk-of-another-service", 200), ("none", 200), (ours, 401), ("", 401)):
+        async with client(app, key, "127.0.0.1", "http://127.0.0.1") as http:
+            assert (await http.get("/v1/models")).status_code == status
+    async with client(app, "none", "10.1.2.3", "http://127.0.0.1") as http:
+        assert (await http.get("/v1/models")).status_code == 401
 
 
 async def test_a_key_in_the_path_is_written_down_nowhere(

@@ -179,10 +179,14 @@ def test_openapi_lists_every_route(world: World):
     document = world.http.get("/openapi.json").json()
     assert {path: set(methods) for path, methods in document["paths"].items()} == {
         "/v1/generate": {"post"},
-        "/v1/jobs": {"post"},
+        "/v1/jobs": {"get", "post"},
         "/v1/jobs/{job_id}": {"get", "delete"},
         "/v1/jobs/{job_id}/events": {"get"},
         "/v1/models": {"get"},
+        "/v1/models/{name}": {"get"},
+        "/v1/uploads": {"post"},
+        "/v1/images/generations": {"post"},
+        "/v1/images/edits": {"post"},
         "/v1/status": {"get"},
         "/v1/usage": {"get"},
         "/healthz": {"get"},

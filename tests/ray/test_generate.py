@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from serve.pictures import read_request
@@ -31,6 +34,23 @@ def test_a_prompt_becomes_a_stored_picture(world: World):
         "store",
     ]
     assert all(report["precision"] for report in result["stages"])
+
+
+def test_openais_client_edits_a_picture(world: World):
+    """Over the proxy, with a multipart body, through the encoder in another process."""
+    picture = world.fetch(world.generate(width=96, height=64)["images"][0])
+    key: dict[str, Any] = {"api_key": "none", "max_retries": 0}
+    with openai.OpenAI(base_url=str(world.http.base_url.join("/v1")), **key) as client:
+        told = client.images.edit(
+            image=picture, prompt="b", stream=True, partial_images=1, extra_body={"strength": 1}
+        )
+        *partial, last = list(told)
+        assert [event.type for event in partial] <= ["image_edit.partial_image"]
+        assert decoded(base64.b64decode(last.b64_json)).shape == (64, 96, 3)
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.generate(prompt="a", size="9x9")
+    assert caught.value.param == "size"
+    assert caught.value.request_id
 
 
 def test_an_expired_url_is_refused(world: World):
