@@ -1,4 +1,4 @@
-"""How a picture will be decoded, and in how much memory: settled before it starts.
+"""How a picture will be decoded, or encoded, and in how much memory: settled before it starts.
 
 Whole is quickest, and its memory grows with the picture: by this account 2.6 GiB at 1024x1024 and
 10.5 at 2048x2048 for SD3.5's VAE. What the budget does not hold is decoded in tiles
@@ -10,6 +10,7 @@ tiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,15 +74,6 @@ class DecoderShape:
         widest = max(block.widest * block.scale**2 for block in self._blocks())
         return self._bytes(_WHOLE_COPIES * widest * height * width)
 
-    def encode_bytes(self, height: int, width: int) -> int:
-        """Return the peak of encoding a picture to latents of these sides, beside the weights.
-
-        The encoder has the decoder's channels, but for the widest: what a decoder enlarges is as
-        wide as the block before it, what an encoder reduces as its own.
-        """
-        widest = max(block.after * block.scale**2 for block in self._blocks())
-        return self._bytes(_WHOLE_COPIES * widest * height * width)
-
     def kept_bytes(self, height: int, width: int) -> int:
         """Return the most that waits for its turn while a tile is computed."""
         most = max(block.kept * block.scale**2 for block in self._blocks())
@@ -105,6 +97,36 @@ class DecoderShape:
         image = 3 * height * width * last**2
         return max(self.middle_bytes(height, width), self._bytes(tiles + image))
 
+    def encoded_whole_bytes(self, height: int, width: int) -> int:
+        """Return the peak of encoding a picture to latents of these sides, beside the weights."""
+        widest = max(after * scale**2 for _, after, scale in self._encoder_blocks())
+        return self._bytes(_WHOLE_COPIES * widest * height * width)
+
+    def encoded_kept_bytes(self, height: int, width: int) -> int:
+        """Return the most that waits for its turn while a tile is computed."""
+        most = max(
+            (before + 2 * after) * scale**2 for before, after, scale in self._encoder_blocks()
+        )
+        return self._bytes(most * height * width)
+
+    def encoded_tiled_bytes(self, height: int, width: int, tile: int, on_host: bool) -> int:
+        """Return the peak of encoding in tiles, beside the weights."""
+        area = (tile + _MARGIN) ** 2
+        tiles = max(
+            (0 if on_host else (before + 2 * after) * scale**2 * height * width)
+            + _TILE_COPIES * after * area
+            for before, after, scale in self._encoder_blocks()
+        )
+        image = 3 * height * width * 4 ** (len(self.block_out_channels) - 1)
+        return max(self.middle_bytes(height, width), self._bytes(tiles + image))
+
+    def _encoder_blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Yield channels in, where those are another layer than the ones out, out, and scale."""
+        before = 0
+        for at, after in enumerate(self.block_out_channels):
+            yield before, after, 2 ** (len(self.block_out_channels) - 1 - at)
+            before = after
+
     def _blocks(self) -> list[_Block]:
         after = self.block_out_channels[::-1]
         before = (after[0], *after)
@@ -116,7 +138,7 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """One picture's way through the decoder."""
+    """One picture's way through the decoder, or the encoder."""
 
     tile: int | None  # side, in activations of whichever layer; None: the picture whole
     on_host: bool  # activations wait for their turn in the host's memory
@@ -132,12 +154,7 @@ def frugal_plan(shape: DecoderShape, height: int, width: int) -> DecodePlan:
         height: Of the latents.
         width: Of the latents.
     """
-    return _tiled(shape, height, width, _FRUGAL_TILE, on_host=True)
-
-
-def _tiled(shape: DecoderShape, height: int, width: int, tile: int, on_host: bool) -> DecodePlan:
-    kept = shape.kept_bytes(height, width) if on_host else 0
-    return DecodePlan(tile, on_host, shape.tiled_bytes(height, width, tile, on_host), kept)
+    return _tiled_decode(shape, height, width)(_FRUGAL_TILE, True)
 
 
 def plan_decode(
@@ -160,18 +177,58 @@ def plan_decode(
         StageFailed: Not even the smallest tiles fit.
     """
     whole = shape.whole_bytes(height, width)
+    tiled = _tiled_decode(shape, height, width)
+    return _chosen(whole, tiled, memory_bytes, mode, "Decoding", f"latents of {height}x{width}")
+
+
+def plan_encode(
+    shape: DecoderShape,
+    height: int,
+    width: int,
+    memory_bytes: int,
+    mode: Tiling = "auto",
+) -> DecodePlan:
+    """Choose how to encode one picture; arguments and errors as `plan_decode`."""
+    whole = shape.encoded_whole_bytes(height, width)
+
+    def tiled(tile: int, on_host: bool) -> DecodePlan:
+        kept = shape.encoded_kept_bytes(height, width) if on_host else 0
+        device = shape.encoded_tiled_bytes(height, width, tile, on_host)
+        return DecodePlan(tile, on_host, device, kept)
+
+    return _chosen(whole, tiled, memory_bytes, mode, "Encoding", f"latents of {height}x{width}")
+
+
+def _tiled_decode(
+    shape: DecoderShape, height: int, width: int
+) -> Callable[[int, bool], DecodePlan]:
+    def tiled(tile: int, on_host: bool) -> DecodePlan:
+        kept = shape.kept_bytes(height, width) if on_host else 0
+        return DecodePlan(tile, on_host, shape.tiled_bytes(height, width, tile, on_host), kept)
+
+    return tiled
+
+
+def _chosen(
+    whole: int,
+    tiled: Callable[[int, bool], DecodePlan],
+    memory_bytes: int,
+    mode: Tiling,
+    doing: str,
+    what: str,
+) -> DecodePlan:
     if mode == "off" or (mode == "auto" and whole <= memory_bytes):
         return DecodePlan(None, False, whole)
     for on_host in (False, True):
         for tile in range(_LARGEST_TILE, _SMALLEST_TILE - 1, -_TILE_MULTIPLE):
-            plan = _tiled(shape, height, width, tile, on_host)
+            plan = tiled(tile, on_host)
             if plan.device_bytes <= memory_bytes:
                 return plan
-    least = shape.tiled_bytes(height, width, _SMALLEST_TILE, on_host=True)
+    least = tiled(_SMALLEST_TILE, True).device_bytes
     raise StageFailed(
-        f"Decoding latents of {height}x{width} takes {least / GIB:.2f} GiB or more beside the VAE's"
-        f" weights, and {max(memory_bytes, 0) / GIB:.2f} GiB may be used.",
+        f"{doing} {what} takes {least / GIB:.2f} GiB or more beside the VAE's weights, and"
+        f" {max(memory_bytes, 0) / GIB:.2f} GiB may be used.",
         field="latents",
-        value=f"[{height}, {width}]",
+        value=what,
         allowed="a smaller picture, or more memory for this stage",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,17 +21,18 @@ from deployments.sd3.card import usable_bytes
 from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.compiled_decode import CompiledDecode, Prepared
 from deployments.sd3.decode_plan import (
-    GIB,
     DecodePlan,
     DecoderShape,
     TilingSettings,
     frugal_plan,
     plan_decode,
+    plan_encode,
 )
 from deployments.sd3.host_memory import keep_freed_memory
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
 from deployments.sd3.tiled_decode import decode_in_tiles
+from deployments.sd3.tiled_encode import encode_in_tiles
 from serve.errors import StageFailed
 
 _log = logging.getLogger(__name__)
@@ -198,27 +200,26 @@ class VaeDecoder:
                 value=f"{pixels.dtype} {list(pixels.shape)}",
                 allowed=f"uint8 [height, width, 3], sides multiples of {side}",
             )
-        self._check_encodes(pixels.shape[0] // side, pixels.shape[1] // side)
         # Copied: arrays that came through an object store are read-only, which torch warns about.
         image = torch.from_numpy(np.array(pixels)).to(self.device).permute(2, 0, 1)[None]
         image = (image.float() / 255 * 2 - 1).to(self.precision.compute_dtype)
-        latents = self.model.encode(image).latent_dist
+        latents = DiagonalGaussianDistribution(self._moments(image))
         mean = (latents.mean.float() - self.shift_factor) * self.scaling_factor
         std = latents.std.float() * self.scaling_factor
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise StageFailed("The VAE produced NaN or infinite latents.", field="init_image")
         return mean[0].cpu().numpy(), std[0].cpu().numpy()
 
-    def _check_encodes(self, height: int, width: int) -> None:
-        needed, room = self.shape.encode_bytes(height, width), self._memory_bytes()
-        if needed > room:
-            raise StageFailed(
-                f"Encoding the start image takes {needed / GIB:.2f} GiB beside the VAE's weights,"
-                f" and {max(room, 0) / GIB:.2f} GiB may be used.",
-                field="init_image",
-                value=f"latents of {height}x{width}",
-                allowed="a smaller picture, or more memory for this stage (decode_memory_gib)",
-            )
+    def _moments(self, image: Tensor) -> Tensor:
+        """Return [1, 2 C, h, w] of [1, 3, 8 h, 8 w], as planned."""
+        height, width = (
+            side // 2 ** (len(self.shape.block_out_channels) - 1) for side in image.shape[2:]
+        )
+        plan = plan_encode(self.shape, height, width, self._memory_bytes(), self.tiling.mode)
+        encoder = self.model.encoder
+        moments = encoder(image) if plan.tile is None else encode_in_tiles(encoder, image, plan)
+        quant: Tensor = moments if self.model.quant_conv is None else self.model.quant_conv(moments)
+        return quant
 
     def _image(self, scaled: Tensor) -> Tensor:
         """Return [1, 3, 8 h, 8 w] from -1 to 1, as planned, or in tiles where that ran out."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from deployments.sd3.precision import choose_precision
 from deployments.sd3.vae import VaeDecoder
-from loadtest.stage_memory import REAL, random_decoder
+from loadtest.stage_memory import GIB, REAL, random_decoder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,8 +37,18 @@ def test_encoding_takes_no_more_than_was_planned(height, width):
     mean, std = encoder.encode(picture(height, width))
     peak = torch.cuda.max_memory_allocated() - before
     assert mean.shape == std.shape == (16, height // 8, width // 8)
-    planned = encoder.shape.encode_bytes(height // 8, width // 8)
-    assert 0.3 * planned <= peak <= planned
+    planned = encoder.shape.encoded_whole_bytes(height // 8, width // 8)
+    assert peak <= planned
+
+
+def test_2048x2048_is_encoded_in_three_gib():
+    encoder = vae("bf16")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    mean, _ = encoder.encode(picture(2048, 2048))
+    assert mean.shape == (16, 256, 256)
+    assert torch.cuda.max_memory_allocated() - before + encoder.resident_bytes <= 3 * GIB
 
 
 def test_bfloat16_encodes_what_float32_does():

@@ -1,5 +1,6 @@
 """Decoding: right shapes and dtypes, within its memory, and no picture out of what is no number."""
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from deployments.builtin.dequantise import dequantized_directory
 from deployments.builtin.pico import write_pico
 from deployments.builtin.world import draw, sample_example
 from deployments.sd3 import vae as vae_module
-from deployments.sd3.decode_plan import TilingSettings
+from deployments.sd3.decode_plan import DecodePlan, TilingSettings, plan_encode
 from deployments.sd3.tiled_decode import decode_in_tiles
+from deployments.sd3.tiled_encode import encode_in_tiles
 from deployments.sd3.vae import VaeDecoder
 from serve.errors import StageFailed
 
@@ -78,18 +80,33 @@ def test_start_images_of_a_wrong_shape_are_refused(decoder, shape):
     assert caught.value.field == "init_image"
 
 
-def test_a_start_image_that_does_not_fit_the_memory_is_refused_before_it_is_encoded(decoder):
-    side = decoder.shape.encode_bytes(4, 4)
-    tight = VaeDecoder(
-        decoder.model,
-        decoder.device,
-        decoder.precision,
-        TilingSettings("auto", decoder.resident_bytes + side),
-    )
-    mean, std = tight.encode(np.zeros((32, 32, 3), np.uint8))
-    assert mean.shape == std.shape == (decoder.channels, 4, 4)
-    with pytest.raises(StageFailed, match="more memory|may be used"):
-        tight.encode(np.zeros((32, 48, 3), np.uint8))
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize(("height", "width", "tile"), [(64, 96, 16), (48, 112, 32), (32, 32, 24)])
+def test_a_start_image_in_tiles_is_encoded_as_whole(decoder, height, width, tile, on_host):
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    encoder = copy.deepcopy(decoder.model.encoder).float()
+    plan = DecodePlan(tile, on_host, 0)
+    with torch.inference_mode():
+        whole, tiled = encoder(image), encode_in_tiles(encoder, image, plan)
+    assert tiled.shape == whole.shape
+    assert float((tiled - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
+
+
+def test_what_does_not_fit_whole_is_encoded_in_tiles_and_what_never_fits_is_refused(decoder):
+    pixels = np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8)
+    whole = decoder.shape.encoded_whole_bytes(16, 16)
+    assert plan_encode(decoder.shape, 16, 16, whole - 1).tile is not None
+
+    def encoded(room: int) -> np.ndarray:
+        settings = TilingSettings("auto", decoder.resident_bytes + room)
+        parts = decoder.model, decoder.device, decoder.precision, settings
+        return VaeDecoder(*parts).encode(pixels)[0]
+
+    tiled, exact = encoded(whole - 1), encoded(whole)
+    assert np.linalg.norm(tiled - exact) <= 0.02 * np.linalg.norm(exact)
+    with pytest.raises(StageFailed, match="Encoding .* may be used"):
+        encoded(1 << 10)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deployments.sd3 import tiled_decode
+from deployments.sd3 import tiled_layers
 from deployments.sd3.channel_statistics import ChannelStatistics
 from deployments.sd3.decode_plan import GIB, DecodePlan, DecoderShape, frugal_plan, plan_decode
 from deployments.sd3.tiled_decode import decode_in_tiles
@@ -117,10 +117,10 @@ def test_attention_with_its_scores_in_parts_is_the_same(decoder, monkeypatch):
     latents = uneven(6, 6)
     with torch.inference_mode():
         plain = decode_in_tiles(decoder, latents, IN_TILES)
-        monkeypatch.setattr(tiled_decode, "ATTENTION_PART_BYTES", 8 * 36 * 5)
+        monkeypatch.setattr(tiled_layers, "ATTENTION_PART_BYTES", 8 * 36 * 5)
         # As where no kernel takes heads so wide.
         monkeypatch.setattr(
-            tiled_decode, "sdpa_kernel", lambda kernels: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+            tiled_layers, "sdpa_kernel", lambda kernels: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
         )
         other = decode_in_tiles(decoder, latents, IN_TILES)
     torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-4)
