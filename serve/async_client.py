@@ -16,7 +16,15 @@ from serve.client_errors import ServerUnreachable
 from serve.client_wire import DEFAULT_URL
 from serve.keys import without_keys
 from serve.loopback import is_loopback
-from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobPage, JobRecord
+from serve.requests import (
+    GenerateRequest,
+    GenerateResult,
+    ImageRef,
+    JobEvent,
+    JobPage,
+    JobRecord,
+    Upload,
+)
 
 
 class AsyncKelvin:
@@ -182,6 +190,11 @@ class AsyncKelvin:
         except httpx.TransportError as error:
             raise wire.picture_unreachable(image, error) from error
         return wire.picture_in(response, image)
+
+    async def upload(self, picture: bytes) -> Upload:
+        """Keep a PNG, JPEG or WebP file that requests may start from, by its `init_image`."""
+        answer = await self._call("POST", "/v1/uploads", content=picture)
+        return wire.parsed(Upload, answer.content)
 
     async def models(self) -> list[dict[str, Any]]:
         """Return every model of the service, with its state, defaults, limits and LoRAs."""

@@ -29,7 +29,15 @@ from serve.client_errors import ServerUnreachable
 from serve.client_wire import DEFAULT_URL
 from serve.keys import without_keys
 from serve.loopback import is_loopback
-from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent, JobPage, JobRecord
+from serve.requests import (
+    GenerateRequest,
+    GenerateResult,
+    ImageRef,
+    JobEvent,
+    JobPage,
+    JobRecord,
+    Upload,
+)
 
 __all__ = ["DEFAULT_URL", "AsyncKelvin", "Kelvin"]
 
@@ -191,6 +199,10 @@ class Kelvin:
         except httpx.TransportError as error:
             raise wire.picture_unreachable(image, error) from error
         return wire.picture_in(response, image)
+
+    def upload(self, picture: bytes) -> Upload:
+        """Keep a PNG, JPEG or WebP file that requests may start from, by its `init_image`."""
+        return wire.parsed(Upload, self._call("POST", "/v1/uploads", content=picture).content)
 
     def models(self) -> list[dict[str, Any]]:
         """Return every model of the service, with its state, defaults, limits and LoRAs."""

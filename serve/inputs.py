@@ -16,12 +16,12 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from serve.errors import InvalidRequest, StageFailed, StorageUnavailable
 from serve.init_image import file_format, fitted, pixels_of, refused, sent_bytes
 from serve.job_ids import checked, is_job_id
 from serve.pictures import CONTENT_TYPES, EXTENSIONS
+from serve.requests import Upload
 from serve.storage import ObjectStore
 from serve.tenants import checked_tenant, pictures_prefix
 
@@ -33,18 +33,6 @@ _LARGEST_FILE = 64 << 20
 _DECODED_AT_ONCE = 2
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 4.0
-
-
-class Upload(BaseModel):
-    """A picture sent beforehand."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    init_image: str = Field(description="s3:// URI, as the field of that name takes it")
-    sha256: str = Field(description="of the file as it came, hexadecimal")
-    size_bytes: int
-    width: int = Field(description="as it is meant to be seen: EXIF may turn it")
-    height: int
 
 
 class Inputs:

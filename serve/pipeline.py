@@ -29,7 +29,7 @@ from serve.forecast import Forecaster
 from serve.further_models import ModelFacts
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
-from serve.inputs import Inputs, Upload
+from serve.inputs import Inputs
 from serve.job_ids import not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
@@ -48,6 +48,7 @@ from serve.requests import (
     JobEvent,
     JobPage,
     JobRecord,
+    Upload,
 )
 from serve.running import RunningJob
 from serve.served_models import ServedModels

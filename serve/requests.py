@@ -256,6 +256,18 @@ class ImageRef(BaseModel):
     seed: int
 
 
+class Upload(BaseModel):
+    """A picture sent beforehand, for requests to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    init_image: str = Field(description="s3:// URI, as the field of that name takes it")
+    sha256: str = Field(description="of the file as it came, hexadecimal")
+    size_bytes: int
+    width: int = Field(description="as it is meant to be seen: EXIF may turn it")
+    height: int
+
+
 class StageReport(BaseModel):
     """What one stage did for one request, as it reports itself."""
 

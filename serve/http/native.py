@@ -18,11 +18,10 @@ from serve.http.idempotency_header import with_idempotency_key
 from serve.http.openai import add_openai_routes, openai_model
 from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
-from serve.inputs import Upload
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
 from serve.pictures import CONTENT_TYPES
-from serve.requests import GenerateRequest, GenerateResult, JobPage, JobRecord
+from serve.requests import GenerateRequest, GenerateResult, JobPage, JobRecord, Upload
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import time
+from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve import inputs as inputs_module
+from serve.client import Kelvin
+from serve.commands.generate import request_from
 from serve.config import StorageSettings
 from serve.errors import InvalidRequest, StorageUnavailable
-from serve.http.native import build_app
+from serve.init_image import sent_bytes
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
@@ -22,6 +25,7 @@ from serve.pipeline import Pipeline
 from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
+from tests.inprocess.served import served
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 from tests.inprocess.test_takeover import ended, stop
 
@@ -185,15 +189,47 @@ async def test_what_a_job_that_was_never_accepted_left_goes_after_an_hour(
     assert not await store.exists(key)
 
 
-async def test_uploads_over_http(pipeline: Pipeline, stages: StandIn):
-    transport = httpx.ASGITransport(build_app(pipeline))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        answer = await http.post("/v1/uploads", content=picture())
-        assert answer.status_code == 201
-        told = answer.json()
-        assert (told["width"], told["height"]) == (32, 48)
-        body = {"prompt": "a", "init_image": told["init_image"], "strength": 1}
-        assert (await http.post("/v1/generate", json=body)).status_code == 200
-        refused = await http.post("/v1/uploads", content=b"text")
-    assert (refused.status_code, refused.json()["error"]["field"]) == (400, "init_image")
+def test_a_picture_is_uploaded_once_and_started_from_by_its_uri(
+    pipeline: Pipeline, stages: StandIn
+):
+    with served(pipeline) as server, Kelvin(server.url) as kelvin:
+        upload = kelvin.upload(picture())
+        assert (upload.width, upload.height) == (32, 48)
+        asked = GenerateRequest(prompt="a", init_image=upload.init_image, strength=1)
+        assert kelvin.generate(asked).images
+        with pytest.raises(InvalidRequest) as caught:
+            kelvin.upload(b"text")
+    assert caught.value.field == "init_image"
     assert np.array_equal(stages.started[0], pixels(picture()))
+
+
+async def test_a_store_that_is_away_for_a_while_is_waited_for(
+    pipeline: Pipeline, stages: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    get = ObjectStore.get
+    refusals: list[str] = []
+
+    async def failing(self: ObjectStore, key: str) -> bytes | None:
+        if key.endswith("/input.png") and len(refusals) < 2:
+            refusals.append(key)
+            raise StorageUnavailable("gone")
+        return await get(self, key)
+
+    monkeypatch.setattr(ObjectStore, "get", failing)
+    monkeypatch.setattr(inputs_module, "_FIRST_PAUSE_S", 0.01)
+    await pipeline.generate(asked(picture()))
+    assert len(refusals) == 2
+    assert len(stages.started) == 1
+
+
+def test_the_command_sends_a_file_or_a_uri(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(picture())
+    given = {"prompt": "a", "strength": 0.5}
+    sent = request_from({**given, "init_image": str(tmp_path / "a.png")}).init_image
+    assert sent_bytes(str(sent)) == picture()
+    assert (
+        request_from({**given, "init_image": "s3://b/uploads/x"}).init_image == "s3://b/uploads/x"
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        request_from({**given, "init_image": str(tmp_path / "none.png")})
+    assert caught.value.field == "init_image"
