@@ -59,7 +59,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
     """
     with _opened(data) as image:
         width, height = image.size
-        is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        # The base class's, which reads what the header said; PNG's own would decode the pixels.
+        is_turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _TURNED
     return (height, width) if is_turned else (width, height)
 
 

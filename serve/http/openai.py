@@ -25,7 +25,7 @@ from serve.http.errors import error_response
 from serve.http.form import read_form
 from serve.http.gate import tenant_of
 from serve.http.idempotency_header import with_idempotency_key
-from serve.http.openai_requests import Asked, asked_of, edit_of
+from serve.http.openai_requests import Asked, asked_of, body_schema, edit_of, edit_schema
 from serve.http.server_sent_events import message, stream_response
 from serve.models import model_not_found
 from serve.requests import GenerateResult, ImageRef, JobEvent
@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 Kind = Literal["image_generation", "image_edit"]
 
 _TOKEN_PIXELS = 16  # a side of what the transformer takes for one token
-_FORM: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {}}}}
-}
 _JSON: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}
+    "requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}
+}
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": edit_schema()}},
+    }
 }
 
 

@@ -20,6 +20,7 @@ from serve.requests import GenerateRequest
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SIZES = "auto, or WIDTHxHEIGHT in pixels, both multiples of 16: 1024x1024"
+_COMPRESSIONS = "an integer from 0 to 100: the quality of jpeg and webp"
 MOST_PARTIAL_IMAGES = 3
 _BY_OPENAIS_NAME: Final = frozenset(
     {"num_images", "width", "height", "quality", "preview_every", "tenant"}
@@ -57,6 +58,34 @@ class Asked:
     stream: bool
     partial_images: int
     size: str  # as it was asked for
+
+
+def body_schema() -> dict[str, Any]:
+    """Return the JSON schema of what `asked_of` takes."""
+    ours = GenerateRequest.model_json_schema()
+    theirs: dict[str, dict[str, Any]] = {
+        "n": ours["properties"]["num_images"],
+        "size": {"type": "string", "description": _SIZES},
+        "output_compression": {"type": "integer", "description": _COMPRESSIONS},
+        "stream": {"type": "boolean"},
+        "partial_images": {"type": "integer", "minimum": 0, "maximum": MOST_PARTIAL_IMAGES},
+        "lora": {"description": "a name, an object of name and weight, or a list of either"},
+        **{name: {"type": "string", "enum": list(allowed)} for name, allowed in _CHOICES.items()},
+        **{name: {"type": "string", "description": "means nothing here"} for name in _IGNORED},
+    }
+    own = {
+        name: ours["properties"][name] for name in GenerateRequest.model_fields if name in _PASSED
+    }
+    return {**ours, "title": "Images", "properties": {**own, **theirs}}
+
+
+def edit_schema() -> dict[str, Any]:
+    """Return the JSON schema of the form that `edit_of` takes."""
+    schema = body_schema()
+    properties = {name: each for name, each in schema["properties"].items() if name != "init_image"}
+    image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
+    required = [*schema["required"], "image"]
+    return {**schema, "required": required, "properties": {"image": image, **properties}}
 
 
 def asked_of(body: Any) -> Asked:
@@ -184,7 +213,7 @@ def _compression(value: Any) -> int:
         "Field 'output_compression' is out of range.",
         field="output_compression",
         value=value,
-        allowed="an integer from 0 to 100: the quality of jpeg and webp",
+        allowed=_COMPRESSIONS,
     )
 
 

@@ -131,6 +131,10 @@ def test_a_picture_on_its_side_is_set_upright():
     assert made[28:].max() < 50
 
 
+def test_the_size_is_told_without_decoding_a_pixel():
+    assert upright_size(claims(4000, 3000)) == (4000, 3000)
+
+
 def test_nothing_of_the_file_but_its_pixels_is_kept():
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"

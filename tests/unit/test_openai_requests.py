@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve.errors import KelvinError
 from serve.http.openai_errors import openai_body, openai_edit_body
-from serve.http.openai_requests import asked_of
+from serve.http.openai_requests import asked_of, body_schema, edit_schema
 from serve.requests import GenerateRequest
 
 _NAMES = [
@@ -81,3 +81,14 @@ def test_a_field_that_openai_has_another_name_for_is_known_by_that_one():
         asked_of({"prompt": "a", "n": 17})
     assert openai_body(caught.value)["error"]["param"] == "n"
     assert "'n'" in openai_body(caught.value)["error"]["message"]
+
+
+def test_the_schemas_list_what_is_taken():
+    known = set(body_schema()["properties"])
+    assert {"prompt", "n", "size", "lora", "strength", "user"} <= known
+    for name in known - {"prompt"}:
+        try:
+            asked_of({"prompt": "a", name: None})
+        except KelvinError as error:
+            pytest.fail(f"{name}: {error}")
+    assert set(edit_schema()["properties"]) == known - {"init_image"} | {"image"}
