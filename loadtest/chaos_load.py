@@ -6,6 +6,8 @@ import asyncio
 import secrets
 import threading
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import httpx
 VARIANTS = 6
 _STEPS = 40
 _AGAIN_S = 0.5
+_SAMPLED_EVERY_S = 0.25
 _ANSWER_WITHIN_S = 20.0
 _OVER = ("succeeded", "failed", "cancelled")
 
@@ -20,6 +23,15 @@ _OVER = ("succeeded", "failed", "cancelled")
 def request(variant: int) -> dict[str, Any]:
     """Return one of a few requests, each of which always makes the same picture."""
     return {"prompt": f"picture {variant}", "num_inference_steps": _STEPS, "seed": variant}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How far the jobs were."""
+
+    at_s: float
+    accepted: int
+    ended: int
 
 
 class Load:
@@ -39,6 +51,7 @@ class Load:
         """Job id -> which of the requests it is."""
         self.ended: dict[str, dict[str, Any]] = {}
         """Job id -> its record, as it was told."""
+        self.samples: list[Sample] = []
         self.unheard = 0
         """Calls that were refused or lost."""
         self.failure: BaseException | None = None
@@ -55,6 +68,16 @@ class Load:
         """Seconds since it began."""
         return time.monotonic() - self.began
 
+    @property
+    def longest_silence_s(self) -> float:
+        """Seconds between the ends of two jobs, at most."""
+        longest = since = 0.0
+        for before, after in zip(self.samples, self.samples[1:], strict=False):
+            if after.ended > before.ended:
+                longest = max(longest, after.at_s - since)
+                since = after.at_s
+        return longest
+
     def __enter__(self) -> Load:
         self._thread.start()
         return self
@@ -70,9 +93,18 @@ class Load:
             self.failure = error
 
     async def _all(self) -> None:
+        sampling = asyncio.create_task(self._sample())
         async with asyncio.TaskGroup() as group:
             for worker in range(self._at_once):
                 group.create_task(self._client(worker))
+        sampling.cancel()
+        with suppress(asyncio.CancelledError):
+            await sampling
+
+    async def _sample(self) -> None:
+        while True:
+            self.samples.append(Sample(self.now, len(self.accepted), len(self.ended)))
+            await asyncio.sleep(_SAMPLED_EVERY_S)
 
     async def _client(self, worker: int) -> None:
         async with httpx.AsyncClient(

@@ -87,13 +87,13 @@ def chaos(
         seconds = load.now
     found = books.verdict(load, before, undisturbed)
     if plot is not None:
-        draw_timeline(attack.samples, attack.strikes, plot)
+        draw_timeline(load.samples, attack.strikes, plot)
     struck = {kind: sum(each.kind == kind for each in attack.strikes) for kind in kinds}
     return found | {
         "given_up": given_up,
         "struck": struck,
         "strikes": [each.as_json() for each in attack.strikes],
-        "longest_without_an_end_s": attack.longest_silence_s,
+        "longest_without_an_end_s": round(load.longest_silence_s, 1),
         "seconds": round(seconds, 1),
         "ok": found["ok"] and given_up is None and min(struck.values(), default=0) >= rounds,
         "machine": machine(),

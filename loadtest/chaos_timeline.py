@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest.chaos_attack import Sample, Strike
+from loadtest.chaos_attack import Strike
+from loadtest.chaos_load import Sample
 from loadtest.trace_plot import Panel, draw_trace
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,17 @@ def test_whatever_is_wrong_is_seen(told: dict[str, Any], storage: StorageSetting
     (key,) = asyncio.run(store.list_keys(f"images/{job_id}/"))
     asyncio.run(store.delete(key))
     assert wrong(load_with(told)) == {"missing_pictures"}
+
+
+def test_clients_of_a_service_that_is_down_try_on_and_are_counted():
+    with Load("http://127.0.0.1:9", 2, 2) as load:
+        deadline = time.monotonic() + 20
+        while load.unheard < 2 or len(load.samples) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert load.failure is None
+    assert load.accepted == {}
+    assert load.longest_silence_s == 0
 
 
 def test_of_a_job_that_does_not_end_it_tells_what_is_on_record(

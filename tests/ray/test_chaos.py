@@ -1,6 +1,13 @@
-"""A minute of chaos: every kind of process is killed, the store goes away, and no job notices."""
+"""A minute of chaos: every kind of process is killed, the store goes away, and no job notices.
+
+The whole of it, with a head that is killed, is slow; run by `make test-slow`.
+"""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -26,3 +33,17 @@ def test_no_job_is_lost_doubled_or_changed_by_chaos(world: World):
     for stage in ("text", "denoise", "decode"):
         wait_until(lambda stage=stage: len(world.replicas(stage)) == 2, within_s=150)  # type: ignore[misc]
     wait_until(lambda: world.http.get("/readyz").status_code == 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_three_hundred_jobs_on_several_nodes_and_a_head_that_is_killed():
+    run = subprocess.run(
+        [sys.executable, "-m", "loadtest.chaos", "--jobs", "300", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["ok"], found
+    assert min(found["struck"].values()) >= 2
