@@ -130,7 +130,7 @@ def test_a_rolling_redeploy_and_a_scale_in_under_load_fail_nobody(rolling_world:
 def test_deleting_the_application_leaves_its_jobs_to_the_next(rolling_world: World):
     world = rolling_world
     assert world.kelvin is not None
-    jobs = {world.submit(num_inference_steps=100, num_images=4, seed=n) for n in range(6)}
+    jobs = {world.submit(num_inference_steps=40, num_images=2, seed=n) for n in range(6)}
     serve.delete(APP_NAME)
     store = ObjectStore(world.storage)
     left = asyncio.run(JobJournal(store).pending())
