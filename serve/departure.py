@@ -27,6 +27,7 @@ _log = logging.getLogger("ray.serve")
 _IS_TOLD_WITHIN_S = 1.0
 _POLL_S = 0.1
 _LOOK_S = 0.5
+_BETWEEN_STATUS_S = 3.0  # Serve's account of itself costs it tens of milliseconds
 # For ending the lease, before Serve kills.
 _MARGIN_S = 10.0
 
@@ -76,7 +77,7 @@ class Departure:
                     break
             except Exception as error:  # Ray's and Serve's own: they may be on their way out
                 _log.warning("Whether the application is deleted is not known: %s", error)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_BETWEEN_STATUS_S)
         while True:
             for job in live.values():
                 job.let_go()
