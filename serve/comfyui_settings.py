@@ -1,9 +1,14 @@
 """Settings of the ComfyUI door."""
 
 # No `from __future__ import annotations` here: Ray Serve's builder needs real annotations.
+from typing import Final
+
 from pydantic import Field
 
 from serve.heat_settings import Section
+
+COMFYUI: Final = "comfyui/"
+"""What the keys of ComfyUI's prompts and of its named pictures begin with."""
 
 
 class ComfyuiSettings(Section):

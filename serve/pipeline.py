@@ -205,6 +205,14 @@ class Pipeline:
         """Return a request resolved, as `submit` would take it now; raises as that does."""
         return await self._acceptance.admit(GenerateRequest.model_validate(request))
 
+    async def start_image(self, init_image: str, tenant: str = DEFAULT_TENANT) -> bytes:
+        """Return the file that a request's `init_image` means.
+
+        Raises:
+            InvalidRequest: It is none, or not one of this tenant's.
+        """
+        return await self._inputs.load(init_image, tenant)
+
     async def lora_library(self, model: str | None) -> LoraLibrary:
         """Return the LoRAs of a model; raises where there is none of that name."""
         return (await self._models.find(model)).loras

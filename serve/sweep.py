@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from serve.comfyui_settings import COMFYUI
 from serve.inputs import INPUT_FILE, UPLOADS
 from serve.job_ids import accepted_seconds_ago, is_job_id
 from serve.listing_keys import LISTING, job_of
@@ -35,6 +36,7 @@ class Swept:
     pictures_of_jobs: int = 0
     unreferenced_pictures: int = 0
     uploads: int = 0
+    comfyui_records: int = 0
     idempotency_keys: int = 0
     leases: int = 0
     bytes: int = 0
@@ -173,6 +175,11 @@ class Sweep:
                 swept.uploads += 1
                 swept.bytes += entry.size
                 swept._pictures.append(entry.key)
+        # What a prompt was; its jobs and pictures are looked at by themselves.
+        for entry in await self._records.list_entries(COMFYUI):
+            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
+                swept.comfyui_records += 1
+                swept._records.append(entry.key)
         for entry in await self._records.list_entries("leases/"):
             if self._age_s(entry) > _LEASE_AFTER_S:
                 swept.leases += 1

@@ -49,6 +49,7 @@ def sweep(settings: Settings, older_than: str, *, dry_run: bool, as_json: bool) 
     console().print(
         f"{words} {swept.jobs} jobs older than {older_than} with {swept.pictures_of_jobs} "
         f"pictures, {swept.unreferenced_pictures} pictures of no job, {swept.uploads} uploads, "
+        f"{swept.comfyui_records} records of ComfyUI prompts, "
         f"{swept.idempotency_keys} idempotency keys and {swept.leases} leases: "
         f"{swept.bytes / 2**20:.1f} MiB.",
         soft_wrap=True,

@@ -15,21 +15,22 @@ from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
-from serve.errors import InvalidRequest, JobNotFound
+from serve.errors import InvalidRequest
 from serve.http.body import read_json
 from serve.http.comfyui_door import ComfyuiDoor
-from serve.http.comfyui_files import image_at, picture_of
 from serve.http.comfyui_nodes import NODES, TEXT_ENCODERS, VAES, shown_node
 from serve.http.comfyui_sockets import Socket
+from serve.http.form import read_form
 from serve.http.gate import tenant_of
-from serve.pictures import CONTENT_TYPES
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 _API_VERSION = "0.3.0"  # of ComfyUI, whose routes these are
 _MOST_LISTED = 200
+_LARGEST_PROMPT = 4 << 20  # bytes; pictures are uploaded, not sent in it
 _NEWEST_LISTED = 64
 
 
@@ -50,7 +51,8 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
     async def body_of(request: Request) -> dict[str, Any]:
-        body = await read_json(request, largest_body, any_content_type=True)
+        most = min(largest_body, _LARGEST_PROMPT)
+        body = await read_json(request, most, any_content_type=True)
         if not isinstance(body, dict):
             raise InvalidRequest(
                 "The body is no JSON object.", field="body", allowed="a JSON object in UTF-8"
@@ -133,20 +135,45 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         """Do nothing: models stay loaded, `kelvin models unload` unloads them."""
         return Response()
 
+    @router.post("/upload/image")
+    async def upload_image(request: Request) -> JSONResponse:
+        """Keep a picture for LoadImage: a form with image, subfolder, overwrite."""
+        tenant = tenant_of(request)
+        form = await read_form(request, largest_body)
+        try:
+            file = form.get("image")
+            if not isinstance(file, UploadFile):
+                raise InvalidRequest(
+                    "The form has no picture.", field="image", allowed="a file in field image"
+                )
+            subfolder = str(form.get("subfolder", "")).strip("/")
+            overwrite = str(form.get("overwrite", "")).lower() in ("true", "1")
+            name = await door.inputs.keep(
+                file.filename or "image.png",
+                subfolder,
+                await file.read(),
+                tenant,
+                overwrite=overwrite,
+            )
+        finally:
+            await form.close()
+        return JSONResponse({"name": name, "subfolder": subfolder, "type": "input"})
+
     @router.get("/view")
     async def view(
-        request: Request, filename: str = "", type: str = "output", preview: str | None = None
+        request: Request,
+        filename: str = "",
+        subfolder: str = "",
+        type: str = "output",
+        preview: str | None = None,
     ) -> Response:
         """Return a picture by the name that `/history` gave it; `preview=webp;90` shrinks it."""
-        found = picture_of(filename)
-        if found is None:
-            raise _no_picture(filename)
-        job = await pipeline.job(found[0], tenant_of(request))
-        image = image_at(job.result, found[1])
-        if image is None:
-            raise _no_picture(filename)
-        data = await door.picture(image, job.id, job.tenant)
-        kind = CONTENT_TYPES[image.output_format]
+        tenant = tenant_of(request)
+        if type == "input":
+            path = f"{subfolder}/{filename}" if subfolder else filename
+            data, kind = await door.input_picture(path, tenant)
+        else:
+            data, kind = await door.output_picture(filename, tenant)
         if preview is not None:
             data, kind = await run_in_threadpool(_as_preview, data, preview)
         name = filename.rpartition("/")[2].replace('"', "")
@@ -157,27 +184,31 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         return Response(data, media_type=kind, headers=headers)
 
     @router.get("/object_info")
-    async def object_info() -> JSONResponse:
+    async def object_info(request: Request) -> JSONResponse:
         """List the nodes that workflows may have."""
-        catalogue = await door.catalogue()
+        catalogue = await door.catalogue(tenant_of(request))
         return JSONResponse({name: shown_node(node, catalogue) for name, node in NODES.items()})
 
     @router.get("/object_info/{node_class}")
-    async def object_info_of(node_class: str) -> JSONResponse:
+    async def object_info_of(request: Request, node_class: str) -> JSONResponse:
         """Describe one class of nodes; an empty object where there is none."""
         node = NODES.get(node_class)
-        shown = {} if node is None else {node_class: shown_node(node, await door.catalogue())}
+        shown = (
+            {}
+            if node is None
+            else {node_class: shown_node(node, await door.catalogue(tenant_of(request)))}
+        )
         return JSONResponse(shown)
 
     @router.get("/models")
-    async def model_folders() -> JSONResponse:
+    async def model_folders(request: Request) -> JSONResponse:
         """List the folders that `/models/{folder}` knows."""
-        return JSONResponse(list(_folders(await door.catalogue())))
+        return JSONResponse(list(_folders(await door.catalogue(tenant_of(request)))))
 
     @router.get("/models/{folder}")
-    async def models_in(folder: str) -> Response:
+    async def models_in(request: Request, folder: str) -> Response:
         """List the files of a folder, as workflows name them."""
-        folders = _folders(await door.catalogue())
+        folders = _folders(await door.catalogue(tenant_of(request)))
         return JSONResponse(folders[folder]) if folder in folders else Response(status_code=404)
 
     @router.get("/embeddings")
@@ -300,15 +331,6 @@ def _count(name: str, text: str, default: int) -> int:
             allowed="a whole number, 0 or more",
         )
     return int(text)
-
-
-def _no_picture(filename: str) -> JobNotFound:
-    return JobNotFound(
-        "There is no such picture.",
-        field="filename",
-        value=filename,
-        allowed="a name that /history or the websocket gave",
-    )
 
 
 def _as_preview(data: bytes, preview: str) -> tuple[bytes, str]:

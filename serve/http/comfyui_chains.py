@@ -19,7 +19,7 @@ from serve.http.comfyui_graph import Graph, Link, Node, NodeError, not_yet
 from serve.http.comfyui_nodes import PRIMITIVES, SAMPLERS, Catalogue
 
 _WEIGHTED = re.compile(r"\([^()]*:\s*-?\d|\bembedding:")
-_LARGEST_STEPS = 200
+_MOST_STEPS = 200  # of a request
 _ALL_OF_IT = 0.9999  # a denoise above this is 1: comfy/samplers.py, KSampler.set_steps
 _ENCODERS_OF: Final = {"CLIPLoader": 1, "DualCLIPLoader": 2}
 _WEIGHTS_ARE_TEXT = "Weights such as (word:1.2) and embeddings in a prompt are read as plain text."
@@ -56,7 +56,6 @@ class Chain:
         fields: Of the request.
         sources: Field of the request -> node and input that it comes from.
         loras: In the order in which they are loaded.
-        image: Name of the picture that it starts from.
         warnings: What is done otherwise than in ComfyUI.
     """
 
@@ -67,7 +66,6 @@ class Chain:
     fields: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, tuple[str, str]] = field(default_factory=dict)
     loras: list[LoraStrength] = field(default_factory=list)
-    image: str | None = None
     warnings: list[str] = field(default_factory=list)
 
     def take(self, name: str, value: Any, node: str, source: str) -> None:
@@ -300,4 +298,39 @@ class _Reader:
             )
 
     def _start_image(self, chain: Chain, sampler: Node, encode: Node, denoise: float) -> None:
-        raise not_yet(encode.id, "A start image", "latents of EmptySD3LatentImage, denoise 1")
+        """Take a start image, noised as far as ComfyUI would.
+
+        `denoise` makes a schedule of int(steps / denoise) and takes its last `steps`
+        (comfy/samplers.py, KSampler.set_steps): all of `steps` are made. `strength` is the share of
+        `num_inference_steps` that is made (deployments.sd3.sigmas.steps_taken, as in diffusers), so
+        the longer schedule is asked for, and the share that gives `steps` of it. Half a step less
+        than steps / schedule keeps rounding from making it one more.
+        """
+        loaded = _linked(self._graph, encode, "pixels")
+        if loaded.class_type != "LoadImage":
+            raise not_yet(encode.id, f"Encoding what {loaded.class_type} gives", "a LoadImage")
+        self._same_model(chain, _linked(self._graph, encode, "vae"))
+        name = str(self._value(loaded, "image"))
+        if name not in self._catalogue.images:  # by a primitive
+            raise NodeError(loaded.id, "value_not_in_list", "Value not in list", f"image: {name}")
+        chain.take("init_image", self._catalogue.images[name], loaded.id, "image")
+        steps = chain.fields["num_inference_steps"]
+        if denoise > _ALL_OF_IT:
+            chain.take("strength", 1.0, sampler.id, "denoise")
+            return
+        if denoise <= 0 or not isinstance(steps, int):
+            raise not_yet(sampler.id, f"A denoise of {denoise:g}", "a denoise above 0")
+        schedule = int(steps / denoise)
+        if schedule > _MOST_STEPS:
+            raise NodeError(
+                sampler.id,
+                "custom_validation_failed",
+                f"A denoise of {denoise:g} makes a schedule of {schedule} steps",
+                f"denoise: steps / denoise of at most {_MOST_STEPS}",
+                input_name="denoise",
+                field="num_inference_steps",
+                received_value=denoise,
+                allowed=f"steps / denoise of at most {_MOST_STEPS}",
+            )
+        chain.take("num_inference_steps", schedule, sampler.id, "steps")
+        chain.take("strength", (steps - 0.5) / schedule, sampler.id, "denoise")

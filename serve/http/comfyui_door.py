@@ -15,9 +15,11 @@ from serve.detached import detached_context
 from serve.errors import IdempotencyConflict, JobConflict, JobNotFound, KelvinError
 from serve.http.comfyui_chains import Chain, chains_of
 from serve.http.comfyui_errors import PromptError
+from serve.http.comfyui_files import image_at, picture_of
 from serve.http.comfyui_following import Following
-from serve.http.comfyui_graph import Graph, NodeError, checked_graph
+from serve.http.comfyui_graph import Graph, NodeError, checked_graph, named_images
 from serve.http.comfyui_history import Jobs, are_over, are_waiting, history_entry
+from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
 from serve.http.comfyui_prompts import (
     ChainRecord,
@@ -28,7 +30,9 @@ from serve.http.comfyui_prompts import (
 )
 from serve.http.comfyui_requests import node_error, request_of
 from serve.http.comfyui_sockets import Sockets
+from serve.init_image import file_format
 from serve.lora_choice import SUFFIX
+from serve.pictures import CONTENT_TYPES
 from serve.png_text import with_png_text
 from serve.requests import GenerateRequest, ImageRef, JobRecord
 
@@ -57,6 +61,7 @@ class ComfyuiDoor:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self.sockets = Sockets()
+        self.inputs = InputPictures(pipeline)
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     @property
@@ -64,15 +69,26 @@ class ComfyuiDoor:
         """The prompts in the journal's store."""
         return PromptRecords(self._pipeline.records)
 
-    async def catalogue(self) -> Catalogue:
-        """Return the files that workflows may name."""
+    async def catalogue(self, tenant: str, prompt: Any = None) -> Catalogue:
+        """Return the files that workflows may name.
+
+        Args:
+            tenant: Whose pictures.
+            prompt: Only the pictures that it loads are looked for; None: all are listed.
+        """
         models = [each["name"] for each in await self._pipeline.models() if _takes_requests(each)]
         own = models[0]
         checkpoints = {f"{name}{SUFFIX}": name for name in models}
         checkpoints[GUIDE_CHECKPOINT] = own
         checkpoints |= self._pipeline.settings.comfyui.checkpoints
         loras = await asyncio.to_thread((await self._pipeline.lora_library(own)).available)
-        return Catalogue(checkpoints, tuple(f"{name}{SUFFIX}" for name in loras))
+        if prompt is None:
+            images = dict.fromkeys(await self.inputs.names(tenant), "")
+        else:
+            names = named_images(prompt)
+            found = await asyncio.gather(*(self.inputs.find(name, tenant) for name in names))
+            images = {name: uri for name, uri in zip(names, found, strict=True) if uri}
+        return Catalogue(checkpoints, tuple(f"{name}{SUFFIX}" for name in loras), images)
 
     async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
         """Take a prompt, once its jobs are accepted and it is written down.
@@ -93,13 +109,20 @@ class ComfyuiDoor:
         digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
         if is_named and (known := await self.records.find(prompt_id, tenant)) is not None:
             return _same(known, digest)
-        catalogue = await self.catalogue()
+        catalogue = await self.catalogue(tenant, prompt)
         graph = checked_graph(prompt, catalogue)
         chains = chains_of(graph, catalogue)
         requests = await self._requests(graph, chains, extra, bool(body.get("front")))
         if not graph.outputs:
             raise graph.failed()
-        jobs = await self._submitted(requests, prompt_id if is_named else None, tenant)
+        try:
+            jobs = await self._submitted(requests, prompt_id if is_named else None, tenant)
+        except NodeError as error:
+            # Found out only now: a start image, say, that is damaged.
+            types = {error.node: graph.nodes[error.node].class_type}
+            for output in list(graph.outputs):
+                graph.refuse(output, {error.node: [error.error]}, types)
+            raise graph.failed() from None
         created_ms = now_ms()
         record = PromptRecord(
             id=prompt_id,
@@ -184,6 +207,32 @@ class ComfyuiDoor:
             if are_waiting(jobs) == waiting:
                 await self.cancel(record)
 
+    async def output_picture(self, filename: str, tenant: str) -> tuple[bytes, str]:
+        """Return a picture by the name that history gave it, and its content type.
+
+        Raises:
+            JobNotFound: There is none.
+        """
+        found = picture_of(filename)
+        job = None if found is None else await self._job(found[0], tenant)
+        image = None if found is None or job is None else image_at(job.result, found[1])
+        if job is None or image is None:
+            raise _no_picture(filename)
+        return await self.picture(image, job.id, tenant), CONTENT_TYPES[image.output_format]
+
+    async def input_picture(self, path: str, tenant: str) -> tuple[bytes, str]:
+        """Return an uploaded picture by its name, and its content type.
+
+        Raises:
+            JobNotFound: There is none.
+        """
+        init_image = await self.inputs.find(path, tenant)
+        if init_image is None:
+            raise _no_picture(path)
+        data = await self._pipeline.start_image(init_image, tenant)
+        kind, _ = await asyncio.to_thread(file_format, data)
+        return data, CONTENT_TYPES[kind]
+
     async def picture(self, image: ImageRef, job_id: str, tenant: str) -> bytes:
         """Return the file of a stored picture, with the workflow that made it inside.
 
@@ -260,8 +309,9 @@ class ComfyuiDoor:
         """Accept all jobs of a prompt, or none."""
         jobs: list[str] = []
         try:
-            for index, (_, request) in enumerate(requests):
-                jobs.append(await self._submit(request, prompt_id, index, tenant))
+            for index, (chain, request) in enumerate(requests):
+                with _as_node_error(chain):
+                    jobs.append(await self._submit(request, prompt_id, index, tenant))
         except BaseException:
             for job in jobs:
                 with contextlib.suppress(KelvinError):
@@ -304,6 +354,15 @@ def _as_node_error(chain: Chain) -> Iterator[None]:
         if error.status not in (400, 404):
             raise
         raise node_error(chain, error) from None
+
+
+def _no_picture(filename: str) -> JobNotFound:
+    return JobNotFound(
+        "There is no such picture.",
+        field="filename",
+        value=filename,
+        allowed="a name that /history, the websocket or /upload/image gave",
+    )
 
 
 def _takes_requests(model: dict[str, Any]) -> bool:

@@ -106,6 +106,18 @@ class Graph:
         )
 
 
+def named_images(prompt: Any) -> list[str]:
+    """Return the names of the pictures that a workflow loads, checked or not."""
+    nodes = prompt.values() if isinstance(prompt, dict) and len(prompt) <= MOST_NODES else ()
+    inputs = [
+        node.get("inputs")
+        for node in nodes
+        if isinstance(node, dict) and node.get("class_type") == "LoadImage"
+    ]
+    names = [each.get("image") for each in inputs if isinstance(each, dict)]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
 def checked_graph(prompt: Any, catalogue: Catalogue) -> Graph:
     """Check a workflow.
 
@@ -255,9 +267,17 @@ class _Checked:
             self._values[name] = converted
 
     def _choose(self, name: str, source: Input, value: Any) -> None:
+        if source.choices == "images":
+            if isinstance(value, str) and value in self._catalogue.images:
+                self._values[name] = value
+            else:
+                # nodes.py, LoadImage.VALIDATE_INPUTS.
+                details = f"{name} - Invalid image file: {_shown(value)}"
+                message = "Custom validation failed for node"
+                self._error(name, "custom_validation_failed", message, details, None, value)
+            return
         choices = self._catalogue.choices(source)
-        is_file = isinstance(source.choices, str) and source.choices != "images"
-        chosen = chosen_of(value, choices, is_file=is_file)
+        chosen = chosen_of(value, choices, is_file=isinstance(source.choices, str))
         if chosen is not None:
             self._values[name] = chosen
             return

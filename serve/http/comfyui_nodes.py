@@ -346,12 +346,12 @@ class Catalogue:
     Attributes:
         checkpoints: File name -> name of the model.
         loras: File names.
-        images: Names of uploaded pictures.
+        images: Name of an uploaded picture -> the `init_image` that it means.
     """
 
     checkpoints: Mapping[str, str]
     loras: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
     def choices(self, source: Input) -> tuple[str, ...]:
         """Return the values of a COMBO."""
@@ -362,7 +362,7 @@ class Catalogue:
             "loras": self.loras,
             "text_encoders": TEXT_ENCODERS,
             "vaes": VAES,
-            "images": self.images,
+            "images": tuple(self.images),
         }
         return lists[source.choices]
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serve.comfyui_settings import COMFYUI
 from serve.errors import InvalidRequest, RecordUnreadable
 from serve.job_ids import checked
 from serve.record_store import RecordStore
@@ -226,7 +227,7 @@ def _is_keyword(name: str) -> bool:
 
 
 def _folder(tenant: str) -> str:
-    return f"comfyui/{checked_tenant(tenant)}/"
+    return f"{COMFYUI}{checked_tenant(tenant)}/"
 
 
 def _order_key(record: PromptRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import struct
@@ -25,6 +26,8 @@ from serve.config import StorageSettings
 from serve.errors import StageFailed
 from serve.pictures import read_request
 from serve.pipeline import Pipeline
+from serve.storage import ObjectStore
+from serve.sweep import Sweep
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
@@ -39,11 +42,6 @@ def workflow(name: str = "guide", side: int | None = 64) -> dict[str, Any]:
         if "batch_size" in node["inputs"] and side is not None:
             node["inputs"] |= {"width": side, "height": side}
     return graph
-
-
-@pytest.fixture
-def stages() -> StandIn:
-    return StandIn()
 
 
 @pytest.fixture
@@ -415,3 +413,82 @@ def test_lists_say_what_is_there(http: httpx.Client):
     assert "checkpoints" in http.get("/api/models").json()
     assert http.get("/models/nothing").status_code == 404
     assert http.get("/object_info/Nothing").json() == {}
+
+
+def png(side: int = 32, colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def uploaded(http: httpx.Client, name: str, data: bytes, **form: str) -> Any:
+    answer = http.post("/upload/image", files={"image": (name, data)}, data=form)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_start_image_is_uploaded_by_name(
+    server: Served, http: httpx.Client, stages: StandIn, tmp_path: Path
+):
+    (tmp_path / "house.png").write_bytes(png())
+    kept = ComfyApiWrapper(server.url).upload_image(tmp_path / "house.png", "winter")
+    assert kept == {"name": "house.png", "subfolder": "winter", "type": "input"}
+    assert http.get("/view", params={"filename": kept["name"], **kept}).content == png()
+    graph = workflow("image_to_image")
+    graph["10"]["inputs"]["image"] = "winter/house.png"
+    entry = history(http, sent(http, graph))
+    (job,) = stages.denoised
+    assert (job.width, job.height, job.num_inference_steps) == (32, 32, 33)
+    assert job.init is not None
+    (image,) = entry["outputs"]["9"]["images"]
+    graph["10"]["inputs"]["image"] = f"{image['filename']} [output]"
+    assert history(http, sent(http, graph))["status"]["completed"]
+    shown = http.get("/object_info/LoadImage").json()["LoadImage"]["input"]["required"]["image"]
+    assert shown[0] == ["winter/house.png"]
+
+
+def test_uploads_of_one_name_do_not_take_each_others_place(http: httpx.Client):
+    assert uploaded(http, "a.png", png())["name"] == "a.png"
+    assert uploaded(http, "a.png", png())["name"] == "a.png"
+    assert uploaded(http, "a.png", png(colour="blue"))["name"] == "a (1).png"
+    assert uploaded(http, "a.png", png(colour="blue"), overwrite="true")["name"] == "a.png"
+    view = http.get("/view", params={"filename": "a.png", "type": "input"})
+    assert view.content == png(colour="blue")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "form", "status"),
+    [
+        ("../a.png", png(), {}, 400),
+        ("a.png", png(), {"subfolder": "../.."}, 400),
+        ("a.png", b"<html>", {}, 400),
+        ("x" * 300, png(), {}, 400),
+    ],
+)
+def test_what_is_no_picture_with_a_name_is_refused(
+    http: httpx.Client, name: str, data: bytes, form: dict[str, str], status: int
+):
+    answer = http.post("/upload/image", files={"image": (name, data)}, data=form)
+    assert answer.status_code == status
+    assert answer.json()["error"]["extra_info"]["field"] in ("image", "init_image")
+    assert http.post("/upload/image", data={"image": "x"}).status_code in (400, 415)
+    missing = http.get("/view", params={"filename": "nobody.png", "type": "input"})
+    assert missing.status_code == 404
+
+
+async def test_old_prompts_are_swept_and_young_ones_stay(
+    http: httpx.Client, storage: StorageSettings
+):
+    prompt_id = await asyncio.to_thread(sent, http, workflow())
+    await asyncio.to_thread(history, http, prompt_id)
+    await asyncio.to_thread(uploaded, http, "a.png", png())
+    store = ObjectStore(storage)
+    day_s = 86_400.0
+    young = await Sweep(store, store, 30 * day_s, time.time() + day_s).run()
+    assert young.comfyui_records == 0
+    assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json()
+    old = await Sweep(store, store, 30 * day_s, time.time() + 31 * day_s).run()
+    assert old.comfyui_records >= 3
+    assert await store.list_keys("comfyui/") == []
+    assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json() == {}
+    store.close()

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.sd3.sigmas import make_sigmas, steps_taken
 from serve.http.comfyui_chains import chains_of
 from serve.http.comfyui_conditioning import NEVER
 from serve.http.comfyui_errors import PromptError
@@ -30,6 +32,7 @@ CATALOGUE = Catalogue(
         "sd3_medium_incl_clips.safetensors": "medium",
     },
     loras=("ink.safetensors", "styles/film.safetensors"),
+    images={"house.png": "s3://bucket/uploads/default/house.png"},
 )
 SQUARE = {"width": 1024, "height": 1024}
 GUIDE = {
@@ -123,6 +126,17 @@ EXPECTED: dict[str, list[tuple[list[str], dict[str, Any]]]] = {
         (["12", "13"], {"prompt": "a blue whale", "seed": 1, "num_inference_steps": 20, **WHALE}),
         (["22"], {"prompt": "an orange whale", "seed": 2, "num_inference_steps": 10, **WHALE}),
     ],
+    "image_to_image": [
+        (
+            ["9"],
+            {
+                "init_image": "s3://bucket/uploads/default/house.png",
+                "num_inference_steps": 33,
+                "width": None,
+                "height": None,
+            },
+        )
+    ],
     "batch_to_websocket": [
         (["save_image_websocket_node"], {"num_images": 4, "seed": 2**64 - 1, "width": 512})
     ],
@@ -184,7 +198,7 @@ def test_a_published_workflow_becomes_the_requests_it_means(name: str):
 
 
 def test_every_workflow_here_is_expected_to_do_something():
-    assert {path.stem for path in FOLDER.glob("*.json")} == {*EXPECTED, "image_to_image"}
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(EXPECTED)
 
 
 def test_loras_have_the_strengths_of_their_loaders():
@@ -214,6 +228,38 @@ def test_zeros_as_the_whole_negative_hold_at_every_step():
     ((_, request),) = requests(graph)
     assert request.negative_prompt_range == NEVER
     assert request.negative_prompt == ""
+
+
+@pytest.mark.parametrize("denoise", [0.1, 0.25, 0.3, 0.37, 0.5, 0.6, 0.75, 0.8, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("scheduler", ["normal", "simple", "sgm_uniform"])
+def test_denoise_makes_the_steps_that_comfyui_makes(denoise: float, scheduler: str):
+    for steps in range(1, 60):
+        schedule = int(steps / denoise)
+        if schedule > 200:
+            continue
+        graph = changed("image_to_image", n3={"steps": steps, "denoise": denoise})
+        ((_, request),) = requests(graph)
+        asked = request.num_inference_steps or 0, request.strength or 0.0
+        # comfy/samplers.py, KSampler.set_steps.
+        expected = make_sigmas(scheduler, schedule, 3.0)[-(steps + 1) :]
+        np.testing.assert_array_equal(make_sigmas(scheduler, asked[0], 3.0, asked[1]), expected)
+        assert steps_taken(*asked) == steps
+
+
+def test_a_denoise_of_one_takes_all_steps_of_its_picture():
+    ((_, request),) = requests(changed("image_to_image", n3={"denoise": 1}))
+    assert (request.num_inference_steps, request.strength) == (20, 1.0)
+
+
+def test_start_images_that_cannot_be_used_are_refused_at_their_nodes():
+    assert kinds(changed("image_to_image", n10={"image": "x.png"})) == {
+        "10": ["custom_validation_failed"]
+    }
+    too_many = errors(changed("image_to_image", n3={"denoise": 0.05}))
+    assert too_many["3"][0]["extra_info"]["input_name"] == "denoise"
+    assert kinds(changed("image_to_image", n3={"denoise": 0})) == {"3": ["not_supported_yet"]}
+    decoded = changed("image_to_image", n12={"pixels": ["8", 0]})
+    assert kinds(decoded) == {"12": ["not_supported_yet"]}
 
 
 RANGES: dict[str, dict[str, Any]] = {
