@@ -2,8 +2,10 @@
 
 Read from JSON alone, without torch, so that the Pipeline can refuse a request before any stage
 sees it. A `kelvin.json` beside `model_index.json` may state what the Diffusers files cannot:
-`name`, `license`, `min_size` and `max_size` (pixels a side), and any field of `Defaults`. What else
-it says is for others.
+`name`, `license`, `min_size` and `max_size` (pixels a side), and any field of `Defaults`. Beyond
+`max_size`, which the table of positions ends at, `largest_side` lets who asks have larger pictures;
+outside `trained_sides` ([shortest, longest]) pictures come with a warning. What else it says is for
+others.
 """
 
 import json
@@ -61,6 +63,9 @@ class ModelSpec(BaseModel):
     largest_width: int
     largest_height: int
     largest_area: int = Field(description="largest width x height")
+    trained_sides: tuple[int, int] | None = Field(
+        None, description="shortest and longest side that training saw; null: not known"
+    )
 
     @classmethod
     def from_directory(cls, path: Path, name: str | None = None) -> "ModelSpec":
@@ -88,6 +93,10 @@ class ModelSpec(BaseModel):
             largest_side = int(transformer["pos_embed_max_size"]) * patch_pixels
             largest_side = min(largest_side, int(own.get("max_size", largest_side)))
             side = int(transformer["sample_size"]) * scale
+            largest_area = min(largest_side**2, _LARGEST_AREA_FACTOR * side**2)
+            if own.get("largest_side") is not None:
+                largest_side = int(own["largest_side"])
+                largest_area = largest_side**2
             defaults = Defaults(
                 **{
                     "width": side,
@@ -107,7 +116,8 @@ class ModelSpec(BaseModel):
                 smallest_side=max(multiple, int(own.get("min_size", multiple))),
                 largest_width=largest_side,
                 largest_height=largest_side,
-                largest_area=min(largest_side**2, _LARGEST_AREA_FACTOR * side**2),
+                largest_area=largest_area,
+                trained_sides=own.get("trained_sides"),
             )
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise ConfigurationError(
@@ -143,6 +153,17 @@ class ModelSpec(BaseModel):
         resolved = request.model_copy(update=filled)
         self._check_size(resolved)
         return resolved
+
+    def warnings(self, request: GenerateRequest) -> tuple[str, ...]:
+        """Return what a resolved request should be told of its pictures."""
+        sides = (request.width or 0, request.height or 0)
+        least, most = self.trained_sides or (0, max(sides))
+        if least <= min(sides) and max(sides) <= most:
+            return ()
+        return (
+            f"Model {self.name!r} was trained at sides from {least} to {most} pixels: a picture of "
+            f"{sides[0]} x {sides[1]} may not show what was asked.",
+        )
 
     def _check_size(self, request: GenerateRequest) -> None:
         width, height = request.width or 0, request.height or 0

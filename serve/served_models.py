@@ -117,9 +117,9 @@ class ServedModels:
         """
         model = await job.in_time(self._when_loaded(job.request.model))
         making = model.production.make(job)
-        if model is self.own:
-            return await making
-        return await self._while_there(model, making)
+        made = await (making if model is self.own else self._while_there(model, making))
+        said = model.facts.spec.warnings(made.request)
+        return made.model_copy(update={"warnings": (*made.warnings, *said)}) if said else made
 
     def met(self, name: str | None) -> ServedModel | None:
         """Return a model if this process holds it already; asks nobody."""

@@ -52,6 +52,8 @@ class ModelSpec:
         default_size: side of the default picture, pixels.
         min_size: smallest side, pixels.
         max_size: largest side, pixels: the table of position embeddings ends there.
+        largest_side: side up to which it is continued for who asks, pixels.
+        trained_sides: shortest and longest side that training saw, pixels; none: no training.
     """
 
     name: str = "builtin"
@@ -71,6 +73,8 @@ class ModelSpec:
     default_size: int = 256
     min_size: int = 128
     max_size: int = 512
+    largest_side: int = 1024
+    trained_sides: tuple[int, int] | None = (192, 320)
 
     @property
     def width(self) -> int:
@@ -95,6 +99,7 @@ PICO = ModelSpec(
     default_size=64,
     min_size=64,
     max_size=256,
+    trained_sides=None,
 )
 
 

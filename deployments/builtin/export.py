@@ -89,6 +89,8 @@ def kelvin_defaults(spec: ModelSpec) -> dict[str, Any]:
         "height": spec.default_size,
         "min_size": spec.min_size,
         "max_size": spec.max_size,
+        "largest_side": spec.largest_side,
+        "trained_sides": None if spec.trained_sides is None else list(spec.trained_sides),
         "size_multiple": 16,
         "max_sequence_length": spec.t5_length,
         "clip_max_length": spec.clip_length,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
 _BLOCKS = "transformer_blocks."
+_LATENT_PIXELS = 8  # pixels a side of a latent
 
 
 class Mmdit:
@@ -58,8 +59,7 @@ class Mmdit:
         self.in_channels = model.config.in_channels
         self.joint_attention_dim = model.config.joint_attention_dim
         self.pooled_projection_dim = model.config.pooled_projection_dim
-        # The largest side of latents that positions were learnt for.
-        self.largest_side = model.config.pos_embed_max_size * model.config.patch_size
+        self.largest_side = model.pos_embed.side * model.config.patch_size  # of latents
         self._heads = model.config.num_attention_heads
         self._head_width = model.config.attention_head_dim
         self._attention = Attention(optimizations.attention, device, precision.compute_dtype)
@@ -263,7 +263,19 @@ def load_transformer(
         with torch.device("meta"):
             return StoredTransformer(TransformerConfig.of(config))
 
-    return load_component(folder, build, device, precision, _BLOCKS, _modulation)
+    model = load_component(folder, build, device, precision, _BLOCKS, _modulation)
+    side = _largest_side(Path(model_dir)) // (_LATENT_PIXELS * model.config.patch_size)
+    if side > model.pos_embed.side:
+        own = int(config["sample_size"]) // model.config.patch_size
+        model.pos_embed.widen(side, own / model.pos_embed.side)
+    return model
+
+
+def _largest_side(model_dir: Path) -> int:
+    """Return the pixels a side that the folder lets requests ask for; 0: its table's end."""
+    file = model_dir / "kelvin.json"
+    largest = read_json(file).get("largest_side", 0) if file.is_file() else 0
+    return largest if isinstance(largest, int) else 0
 
 
 def _modulation(model: StoredTransformer) -> list[str]:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deployments.sd3.positions import continued_positions
+
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
@@ -114,6 +116,11 @@ class _PatchEmbed(nn.Module):
         patch = config.patch_size
         self.proj = nn.Conv2d(config.in_channels, config.width, patch, stride=patch)
         self.register_buffer("pos_embed", torch.zeros(1, self.side**2, config.width))
+
+    def widen(self, side: int, spacing: float) -> None:
+        """Take pictures of so many patches a side, as `continued_positions` does."""
+        self.pos_embed = continued_positions(self.pos_embed, side, spacing)
+        self.side = side
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return [B, h/p * w/p, width] of latents [B, C, h, w]."""

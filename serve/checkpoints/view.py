@@ -106,7 +106,8 @@ def kelvin_json(
 ) -> dict[str, Any]:
     """Return defaults and limits of requests: by the settings, else the file, else the variant."""
     variant = DEFAULTS[model.variant] if model.variant else {}
-    return {"name": model.name, **variant, **stated, **settings.request_defaults}
+    limits = {} if settings.max_size is None else {"largest_side": None}
+    return {"name": model.name, **variant, **stated, **limits, **settings.request_defaults}
 
 
 def _write(contents: Mapping[str, bytes], target: Path) -> None:

@@ -27,7 +27,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "negative height": ({"height": -16}, "height"),
     "too wide for the model": ({"width": 1 << 20}, "width"),
     "too high for the model": ({"height": 1 << 20}, "height"),
-    "too many pixels for the model": ({"width": 256, "height": 256}, "width"),
+    "too many pixels for the model": ({"width": 1040, "height": 1024}, "width"),
     "width as text": ({"width": "64"}, "width"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
     "a billion steps": ({"num_inference_steps": 10**9}, "num_inference_steps"),

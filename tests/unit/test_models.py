@@ -119,6 +119,20 @@ def test_a_folder_may_state_the_sizes_it_was_trained_for(tmp_path: Path):
         assert "from 128 to 384" in (caught.value.allowed or "")
 
 
+def test_larger_pictures_than_it_was_trained_for_come_with_a_warning(tmp_path: Path):
+    own = {"max_size": 384, "largest_side": 1024, "trained_sides": [192, 320]}
+    spec = ModelSpec.from_directory(folder(tmp_path, SMALL, kelvin=own))
+    assert (spec.largest_width, spec.largest_area) == (1024, 1024 * 1024)
+    assert spec.warnings(spec.resolve(GenerateRequest(prompt="a"))) == ()
+    for width, height in ((1024, 1024), (128, 256), (256, 336)):
+        large = spec.resolve(GenerateRequest(prompt="a", width=width, height=height))
+        (warning,) = spec.warnings(large)
+        assert f"{width} x {height}" in warning
+        assert "from 192 to 320" in warning
+    with pytest.raises(InvalidRequest, match="1040"):
+        spec.resolve(GenerateRequest(prompt="a", width=1040))
+
+
 def test_the_t5_length_follows_the_tokenizer(tmp_path: Path):
     files = {"tokenizer_3__tokenizer_config": {"model_max_length": 48}}
     spec = ModelSpec.from_directory(folder(tmp_path, SMALL, **files))
