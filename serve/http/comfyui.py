@@ -1,6 +1,7 @@
 """ComfyUI's HTTP routes and websocket, each under `/api` as well (`server.py`)."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of local functions.
+import asyncio
 import importlib.metadata
 import io
 import json
@@ -43,11 +44,11 @@ def add_comfyui(app: FastAPI, pipeline: "Pipeline") -> None:
     """
     router = _router(ComfyuiDoor(pipeline), pipeline)
     app.include_router(router)
-    app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(router, prefix="/api")
 
 
 def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
-    router = APIRouter(tags=["ComfyUI"])
+    router = APIRouter(include_in_schema=False)  # ComfyUI's contract, not ours
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
     async def body_of(request: Request) -> dict[str, Any]:
@@ -257,7 +258,11 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         try:
             status = await door.remaining(tenant)
             socket.send("status", {"status": status, "sid": client})
-            await socket.serve(websocket)
+            watching = asyncio.create_task(door.watch(tenant, client, socket))
+            try:
+                await socket.serve(websocket)
+            finally:
+                watching.cancel()
         finally:
             door.sockets.remove(tenant, client, socket)
 

@@ -4,51 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
-import uuid
-from collections.abc import Iterator
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from serve.detached import detached_context
-from serve.errors import IdempotencyConflict, JobConflict, JobNotFound, KelvinError
-from serve.http.comfyui_chains import Chain, chains_of
-from serve.http.comfyui_errors import PromptError
+from serve.errors import JobConflict, JobNotFound, StorageUnavailable
+from serve.http.comfyui_acceptance import PromptAcceptance
 from serve.http.comfyui_files import image_at, picture_of
 from serve.http.comfyui_following import Following
-from serve.http.comfyui_graph import Graph, NodeError, checked_graph, named_images
 from serve.http.comfyui_history import Jobs, are_over, are_waiting, history_entry
 from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
 from serve.http.comfyui_prompts import (
-    ChainRecord,
     PromptRecord,
     PromptRecords,
-    checked_id,
     now_ms,
 )
-from serve.http.comfyui_requests import node_error, request_of
-from serve.http.comfyui_sockets import Sockets
+from serve.http.comfyui_sockets import Socket, Sockets
 from serve.init_image import file_format
-from serve.lora_choice import SUFFIX
 from serve.pictures import CONTENT_TYPES
 from serve.png_text import with_png_text
-from serve.requests import GenerateRequest, ImageRef, JobRecord
+from serve.requests import ImageRef, JobRecord
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 _log = logging.getLogger("ray.serve")
 
-GUIDE_CHECKPOINT = "stable-diffusion-3.5-fp8.safetensors"
-"""What a published deployment guide calls its checkpoint: the service's own model."""
-_SECRETS = (
-    "auth_token_comfy_org",
-    "api_key_comfy_org",
-)  # of ComfyUI's paid nodes; it hides them too
-_PREVIEWS = ("auto", "latent2rgb", "taesd")
-_MOST_TRIES = 16
+_LOOKED_AGAIN_S = 1.0
+_NEWEST_LOOKED_AT = 16
+_CLOCKS_DIFFER_MS = 5_000
+_TOLD_KEPT = 1000
 
 
 class ComfyuiDoor:
@@ -63,102 +50,66 @@ class ComfyuiDoor:
         self.sockets = Sockets()
         self.inputs = InputPictures(pipeline)
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     @property
     def records(self) -> PromptRecords:
         """The prompts in the journal's store."""
         return PromptRecords(self._pipeline.records)
 
-    async def catalogue(self, tenant: str, prompt: Any = None) -> Catalogue:
-        """Return the files that workflows may name.
-
-        Args:
-            tenant: Whose pictures.
-            prompt: Only the pictures that it loads are looked for; None: all are listed.
-        """
-        models = [each["name"] for each in await self._pipeline.models() if _takes_requests(each)]
-        own = models[0]
-        checkpoints = {f"{name}{SUFFIX}": name for name in models}
-        checkpoints[GUIDE_CHECKPOINT] = own
-        checkpoints |= self._pipeline.settings.comfyui.checkpoints
-        loras = await asyncio.to_thread((await self._pipeline.lora_library(own)).available)
-        if prompt is None:
-            images = dict.fromkeys(await self.inputs.names(tenant), "")
-        else:
-            names = named_images(prompt)
-            found = await asyncio.gather(*(self.inputs.find(name, tenant) for name in names))
-            images = {name: uri for name, uri in zip(names, found, strict=True) if uri}
-        return Catalogue(checkpoints, tuple(f"{name}{SUFFIX}" for name in loras), images)
-
     async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
-        """Take a prompt, once its jobs are accepted and it is written down.
-
-        Args:
-            body: Of `POST /prompt`.
-            tenant: Whose.
-
-        Raises:
-            PromptError: It is not one that can be made; carries `node_errors`.
-            KelvinError: Its jobs are not accepted, or its prompt_id has another prompt.
-        """
-        if "prompt" not in body:
-            raise PromptError("no_prompt", "No prompt provided", "No prompt provided")
-        is_named = body.get("prompt_id") is not None
-        prompt_id = checked_id(body["prompt_id"]) if is_named else str(uuid.uuid4())
-        prompt, extra = body["prompt"], _extra_data(body)
-        digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
-        if is_named and (known := await self.records.find(prompt_id, tenant)) is not None:
-            return _same(known, digest)
-        catalogue = await self.catalogue(tenant, prompt)
-        graph = checked_graph(prompt, catalogue)
-        chains = chains_of(graph, catalogue)
-        requests = await self._requests(graph, chains, extra, bool(body.get("front")))
-        if not graph.outputs:
-            raise graph.failed()
-        try:
-            jobs = await self._submitted(requests, prompt_id if is_named else None, tenant)
-        except NodeError as error:
-            # Found out only now: a start image, say, that is damaged.
-            types = {error.node: graph.nodes[error.node].class_type}
-            for output in list(graph.outputs):
-                graph.refuse(output, {error.node: [error.error]}, types)
-            raise graph.failed() from None
-        created_ms = now_ms()
-        record = PromptRecord(
-            id=prompt_id,
-            tenant=tenant,
-            number=_number(body, created_ms),
-            created_ms=created_ms,
-            digest=digest,
-            prompt=prompt,
-            extra_data=extra | {"create_time": created_ms},
-            chains=tuple(
-                ChainRecord(
-                    job=job,
-                    sampler=chain.sampler,
-                    encoder=chain.encoder,
-                    decoder=chain.decoder,
-                    outputs=chain.outputs,
-                )
-                for job, (chain, _) in zip(jobs, requests, strict=True)
-            ),
-            node_errors=graph.node_errors,
-            warnings=tuple(dict.fromkeys(each for chain, _ in requests for each in chain.warnings)),
-        )
-        record = _same(await self.records.write(record), digest)
+        """Take a prompt, as `PromptAcceptance.accept` does, and follow it."""
+        record = await self._acceptance.accept(body, tenant)
         self.follow(record)
         await self.tell_status(tenant)
         return record
+
+    async def catalogue(self, tenant: str) -> Catalogue:
+        """Return all files that a tenant's workflows may name."""
+        return await self._acceptance.catalogue(tenant)
+
+    @property
+    def _acceptance(self) -> PromptAcceptance:
+        return PromptAcceptance(self._pipeline, self.records, self.inputs)
 
     def follow(self, record: PromptRecord) -> None:
         """Tell a prompt's client what happens, and close the prompt in the end."""
         key = record.tenant, record.id
         if key in self._following:
             return
+        self._told[key] = None
+        while len(self._told) > _TOLD_KEPT:
+            self._told.popitem(last=False)
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._follow(record), context=detached_context())
         self._following[key] = task
         task.add_done_callback(lambda _: self._following.pop(key, None))
+
+    async def watch(self, tenant: str, client: str, socket: Socket) -> None:
+        """Follow a client's prompts that this process did not accept, as long as it listens.
+
+        Such are those of before a restart, and, of several Pipelines, those of the others.
+
+        Args:
+            tenant: Whose.
+            client: Whose prompts.
+            socket: That is told how many are left, where others may change that.
+        """
+        began_ms = now_ms()
+        for record, _ in await self.open(tenant):
+            if record.client == client:
+                self.follow(record)
+        left: dict[str, Any] | None = None
+        while self._pipeline.settings.pipeline.num_replicas > 1:
+            await asyncio.sleep(_LOOKED_AGAIN_S)
+            with contextlib.suppress(StorageUnavailable):
+                for record in await self.records.newest(tenant, _NEWEST_LOOKED_AT):
+                    is_new = record.created_ms > began_ms - _CLOCKS_DIFFER_MS
+                    if is_new and record.client == client and (tenant, record.id) not in self._told:
+                        self.follow(record)
+                last, left = left, await self.remaining(tenant)
+                if left != last:
+                    socket.send("status", {"status": left})
 
     async def jobs_of(self, record: PromptRecord) -> Jobs:
         """Return a prompt's jobs as they are."""
@@ -259,80 +210,6 @@ class ComfyuiDoor:
         except JobNotFound:
             return None
 
-    async def _requests(
-        self, graph: Graph, chains: list[Chain], extra: dict[str, Any], front: bool
-    ) -> list[tuple[Chain, GenerateRequest]]:
-        """Return the requests of all chains that can be made; the others become node errors."""
-        priority = 1 if front else 0
-        found: list[tuple[Chain, GenerateRequest]] = []
-        for chain in chains:
-            try:
-                with _as_node_error(chain):
-                    textual = await self._with_text_part(chain)
-                    request = request_of(
-                        chain,
-                        textual.__contains__,
-                        with_previews=self._wants_previews(extra),
-                        priority=priority,
-                    )
-                    await self._pipeline.check(request)
-            except NodeError as error:
-                types = {error.node: graph.nodes[error.node].class_type}
-                for output in chain.outputs:
-                    graph.refuse(output, {error.node: [error.error]}, types)
-            else:
-                found.append((chain, request))
-        return found
-
-    async def _with_text_part(self, chain: Chain) -> set[str]:
-        """Return those of a chain's LoRAs that adapt text encoders too, where it matters."""
-        unequal = {lora.file for lora in chain.loras if lora.clip != lora.model}
-        if not unequal:
-            return set()
-        library = await self._pipeline.lora_library(chain.fields["model"])
-        found = await asyncio.gather(
-            *(asyncio.to_thread(library.has_text_part, file) for file in unequal)
-        )
-        return {file for file, has in zip(unequal, found, strict=True) if has}
-
-    def _wants_previews(self, extra: dict[str, Any]) -> bool:
-        if not isinstance(extra.get("client_id"), str):
-            return False
-        asked = extra.get("preview_method", "default")
-        if asked in (None, "default"):
-            return self._pipeline.settings.comfyui.previews
-        return asked in _PREVIEWS
-
-    async def _submitted(
-        self, requests: list[tuple[Chain, GenerateRequest]], prompt_id: str | None, tenant: str
-    ) -> list[str]:
-        """Accept all jobs of a prompt, or none."""
-        jobs: list[str] = []
-        try:
-            for index, (chain, request) in enumerate(requests):
-                with _as_node_error(chain):
-                    jobs.append(await self._submit(request, prompt_id, index, tenant))
-        except BaseException:
-            for job in jobs:
-                with contextlib.suppress(KelvinError):
-                    await self._pipeline.cancel(job, tenant)
-            raise
-        return jobs
-
-    async def _submit(
-        self, request: GenerateRequest, prompt_id: str | None, index: int, tenant: str
-    ) -> str:
-        if prompt_id is None:
-            return (await self._pipeline.submit(request, tenant)).id
-        for attempt in range(_MOST_TRIES):
-            key = f"comfyui:{prompt_id}:{index}:{attempt}"
-            keyed = request.model_copy(update={"idempotency_key": key})
-            job = await self._pipeline.submit(keyed, tenant)
-            # A prompt without a record whose job is cancelled was given up while it was accepted.
-            if job.status != "cancelled":
-                return job.id
-        raise _conflict(prompt_id)
-
     async def _follow(self, record: PromptRecord) -> None:
         following = Following(self._pipeline, self.sockets, record, self.jobs_of, self.picture)
         try:
@@ -345,57 +222,10 @@ class ComfyuiDoor:
         following.end()
 
 
-@contextlib.contextmanager
-def _as_node_error(chain: Chain) -> Iterator[None]:
-    """Let a request that is wrong be its node's error; what may pass stays what it is."""
-    try:
-        yield
-    except KelvinError as error:
-        if error.status not in (400, 404):
-            raise
-        raise node_error(chain, error) from None
-
-
 def _no_picture(filename: str) -> JobNotFound:
     return JobNotFound(
         "There is no such picture.",
         field="filename",
         value=filename,
         allowed="a name that /history, the websocket or /upload/image gave",
-    )
-
-
-def _takes_requests(model: dict[str, Any]) -> bool:
-    return bool(model["state"] == "loaded")
-
-
-def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
-    extra = body.get("extra_data")
-    kept = dict(extra) if isinstance(extra, dict) else {}
-    for name in _SECRETS:
-        kept.pop(name, None)
-    if isinstance(body.get("client_id"), str):
-        kept["client_id"] = body["client_id"]
-    return kept
-
-
-def _number(body: dict[str, Any], created_ms: int) -> int | float:
-    number = body.get("number")
-    if isinstance(number, int | float) and not isinstance(number, bool):
-        return number
-    return -created_ms if body.get("front") else created_ms
-
-
-def _same(record: PromptRecord, digest: str) -> PromptRecord:
-    if record.digest != digest:
-        raise _conflict(record.id)
-    return record
-
-
-def _conflict(prompt_id: str) -> IdempotencyConflict:
-    return IdempotencyConflict(
-        "Another prompt was sent under this prompt_id.",
-        field="prompt_id",
-        value=prompt_id,
-        allowed="the same prompt as the first time, or a new prompt_id",
     )

@@ -106,16 +106,12 @@ class Graph:
         )
 
 
-def named_images(prompt: Any) -> list[str]:
-    """Return the names of the pictures that a workflow loads, checked or not."""
+def named(prompt: Any, *names: str) -> list[str]:
+    """Return the texts that a workflow's nodes have in inputs of these names, checked or not."""
     nodes = prompt.values() if isinstance(prompt, dict) and len(prompt) <= MOST_NODES else ()
-    inputs = [
-        node.get("inputs")
-        for node in nodes
-        if isinstance(node, dict) and node.get("class_type") == "LoadImage"
-    ]
-    names = [each.get("image") for each in inputs if isinstance(each, dict)]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+    inputs = [node.get("inputs") for node in nodes if isinstance(node, dict)]
+    found = [each.get(name) for each in inputs if isinstance(each, dict) for name in names]
+    return list(dict.fromkeys(each for each in found if isinstance(each, str)))
 
 
 def checked_graph(prompt: Any, catalogue: Catalogue) -> Graph:

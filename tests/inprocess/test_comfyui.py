@@ -22,12 +22,14 @@ from PIL import Image
 
 from deployments.payloads import StepProgress
 from serve.comfyui_settings import ComfyuiSettings
-from serve.config import StorageSettings
+from serve.config import PipelineSettings, StorageSettings
 from serve.errors import StageFailed
+from serve.http import comfyui_door
 from serve.pictures import read_request
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
+from tests.inprocess.real_stages import real_pipeline
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
@@ -492,3 +494,48 @@ async def test_old_prompts_are_swept_and_young_ones_stay(
     assert await store.list_keys("comfyui/") == []
     assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json() == {}
     store.close()
+
+
+def test_a_websocket_hears_of_prompts_that_another_process_took(
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comfyui_door, "_LOOKED_AGAIN_S", 0.05)
+    two: dict[str, Any] = {
+        "pipeline": PipelineSettings(num_replicas=2),
+        "comfyui": ComfyuiSettings(),
+    }
+    with (
+        served(new_pipeline(stages, storage, monkeypatch, **two)) as takes,
+        served(new_pipeline(StandIn(), storage, monkeypatch, **two)) as tells,
+        httpx.Client(base_url=takes.url) as http,
+    ):
+        takes.call(stages.gate.clear)
+        before = sent(http, workflow(), client_id="a")
+        address = f"{tells.url.replace('http', 'ws')}/ws?clientId=a"
+        with websockets.sync.client.connect(address, open_timeout=_ENDS_WITHIN_S) as socket:
+            first = json.loads(socket.recv(_ENDS_WITHIN_S))
+            assert first["data"]["status"]["exec_info"]["queue_remaining"] == 1
+            takes.call(stages.gate.set)
+            after = sent(http, workflow(), client_id="a")
+            awaited = [end(before), end(after)]
+            heard: list[Any] = []
+            while not all(message in heard for message in awaited):
+                heard.append(json.loads(socket.recv(_ENDS_WITHIN_S)))
+        kinds = [each["type"] for each in heard]
+        assert kinds.count("executed") == kinds.count("execution_success") == 2
+
+
+def test_a_published_guides_workflow_runs_as_it_is(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = real_pipeline("pico", storage, monkeypatch)
+    with served(pipeline) as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        entry = history(http, sent(http, workflow(side=None)))
+        assert entry["status"]["completed"] is True
+        (image,) = entry["outputs"]["7"]["images"]
+        assert image["filename"].startswith("kelvin_")
+        with Image.open(io.BytesIO(http.get("/view", params=image).content)) as picture:
+            assert picture.size == (1024, 1024)
+            assert json.loads(picture.info["prompt"]) == workflow(side=None)

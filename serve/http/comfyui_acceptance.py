@@ -1,0 +1,266 @@
+"""How a ComfyUI workflow is taken: checked, read as requests, written down once all are jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from serve.errors import IdempotencyConflict, KelvinError
+from serve.http.comfyui_chains import Chain, chains_of
+from serve.http.comfyui_errors import PromptError
+from serve.http.comfyui_graph import Graph, NodeError, checked_graph, chosen_of, named
+from serve.http.comfyui_inputs import InputPictures
+from serve.http.comfyui_nodes import Catalogue
+from serve.http.comfyui_prompts import (
+    ChainRecord,
+    PromptRecord,
+    PromptRecords,
+    checked_id,
+    now_ms,
+)
+from serve.http.comfyui_requests import node_error, request_of
+from serve.lora_choice import SUFFIX
+from serve.requests import GenerateRequest
+
+if TYPE_CHECKING:
+    from serve.pipeline import Pipeline
+
+GUIDE_CHECKPOINT = "stable-diffusion-3.5-fp8.safetensors"
+"""What a published deployment guide calls its checkpoint: the service's own model."""
+_MODELS = ("ckpt_name", "unet_name")
+_SECRETS = (
+    "auth_token_comfy_org",
+    "api_key_comfy_org",
+)  # of ComfyUI's paid nodes; it hides them too
+_PREVIEWS = ("auto", "latent2rgb", "taesd")
+_MOST_TRIES = 16
+
+
+class PromptAcceptance:
+    """Takes prompts in.
+
+    Args:
+        pipeline: That makes their pictures.
+        records: Where they are written down.
+        inputs: Pictures that they may start from.
+    """
+
+    def __init__(self, pipeline: Pipeline, records: PromptRecords, inputs: InputPictures) -> None:
+        self._pipeline = pipeline
+        self._records = records
+        self._inputs = inputs
+
+    async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
+        """Take a prompt, once its jobs are accepted and it is written down.
+
+        Args:
+            body: Of `POST /prompt`.
+            tenant: Whose.
+
+        Raises:
+            PromptError: It is not one that can be made; carries `node_errors`.
+            KelvinError: Its jobs are not accepted, or its prompt_id has another prompt.
+        """
+        if "prompt" not in body:
+            raise PromptError("no_prompt", "No prompt provided", "No prompt provided")
+        is_named = body.get("prompt_id") is not None
+        prompt_id = checked_id(body["prompt_id"]) if is_named else str(uuid.uuid4())
+        prompt, extra = body["prompt"], _extra_data(body)
+        digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
+        if is_named and (known := await self._records.find(prompt_id, tenant)) is not None:
+            return _same(known, digest)
+        catalogue = await self._catalogue(prompt, tenant)
+        graph = checked_graph(prompt, catalogue)
+        chains = chains_of(graph, catalogue)
+        requests = await self._requests(graph, chains, extra, bool(body.get("front")))
+        if not graph.outputs:
+            raise graph.failed()
+        try:
+            jobs = await self._submitted(requests, prompt_id if is_named else None, tenant)
+        except NodeError as error:
+            # Found out only now: a start image, say, that is damaged.
+            types = {error.node: graph.nodes[error.node].class_type}
+            for output in list(graph.outputs):
+                graph.refuse(output, {error.node: [error.error]}, types)
+            raise graph.failed() from None
+        created_ms = now_ms()
+        record = PromptRecord(
+            id=prompt_id,
+            tenant=tenant,
+            number=_number(body, created_ms),
+            created_ms=created_ms,
+            digest=digest,
+            prompt=prompt,
+            extra_data=extra | {"create_time": created_ms},
+            chains=tuple(
+                ChainRecord(
+                    job=job,
+                    sampler=chain.sampler,
+                    encoder=chain.encoder,
+                    decoder=chain.decoder,
+                    outputs=chain.outputs,
+                )
+                for job, (chain, _) in zip(jobs, requests, strict=True)
+            ),
+            node_errors=graph.node_errors,
+            warnings=tuple(dict.fromkeys(each for chain, _ in requests for each in chain.warnings)),
+        )
+        return _same(await self._records.write(record), digest)
+
+    async def catalogue(self, tenant: str) -> Catalogue:
+        """Return all files that a tenant's workflows may name; pictures without what they mean."""
+        loras = await self._loras()
+        images = dict.fromkeys(await self._inputs.names(tenant), "")
+        return Catalogue(await self._checkpoints(), loras, images)
+
+    async def _catalogue(self, prompt: Any, tenant: str) -> Catalogue:
+        """Return the files that a workflow needs; what it does not name is not asked for."""
+        checkpoints = self._own_checkpoints()
+        if any(
+            chosen_of(name, tuple(checkpoints), is_file=True) is None
+            for name in named(prompt, *_MODELS)
+        ):
+            checkpoints = await self._checkpoints()
+        loras = await self._loras() if named(prompt, "lora_name") else ()
+        names = named(prompt, "image")
+        found = await asyncio.gather(*(self._inputs.find(name, tenant) for name in names))
+        images = {name: uri for name, uri in zip(names, found, strict=True) if uri}
+        return Catalogue(checkpoints, loras, images)
+
+    def _own_checkpoints(self) -> dict[str, str]:
+        own = self._pipeline.spec.name
+        named = {f"{own}{SUFFIX}": own, GUIDE_CHECKPOINT: own}
+        return named | self._pipeline.settings.comfyui.checkpoints
+
+    async def _checkpoints(self) -> dict[str, str]:
+        # Serve is asked for it, which costs tens of milliseconds.
+        models = [each for each in await self._pipeline.models() if each["state"] == "loaded"]
+        return {
+            f"{each['name']}{SUFFIX}": each["name"] for each in models
+        } | self._own_checkpoints()
+
+    async def _loras(self) -> tuple[str, ...]:
+        library = await self._pipeline.lora_library(None)
+        return tuple(f"{name}{SUFFIX}" for name in await asyncio.to_thread(library.available))
+
+    async def _requests(
+        self, graph: Graph, chains: list[Chain], extra: dict[str, Any], front: bool
+    ) -> list[tuple[Chain, GenerateRequest]]:
+        """Return the requests of all chains that can be made; the others become node errors."""
+        priority = 1 if front else 0
+        found: list[tuple[Chain, GenerateRequest]] = []
+        for chain in chains:
+            try:
+                with _as_node_error(chain):
+                    textual = await self._with_text_part(chain)
+                    request = request_of(
+                        chain,
+                        textual.__contains__,
+                        with_previews=self._wants_previews(extra),
+                        priority=priority,
+                    )
+                    await self._pipeline.check(request)
+            except NodeError as error:
+                types = {error.node: graph.nodes[error.node].class_type}
+                for output in chain.outputs:
+                    graph.refuse(output, {error.node: [error.error]}, types)
+            else:
+                found.append((chain, request))
+        return found
+
+    async def _with_text_part(self, chain: Chain) -> set[str]:
+        """Return those of a chain's LoRAs that adapt text encoders too, where it matters."""
+        unequal = {lora.file for lora in chain.loras if lora.clip != lora.model}
+        if not unequal:
+            return set()
+        library = await self._pipeline.lora_library(chain.fields["model"])
+        found = await asyncio.gather(
+            *(asyncio.to_thread(library.has_text_part, file) for file in unequal)
+        )
+        return {file for file, has in zip(unequal, found, strict=True) if has}
+
+    def _wants_previews(self, extra: dict[str, Any]) -> bool:
+        if not isinstance(extra.get("client_id"), str):
+            return False
+        asked = extra.get("preview_method", "default")
+        if asked in (None, "default"):
+            return self._pipeline.settings.comfyui.previews
+        return asked in _PREVIEWS
+
+    async def _submitted(
+        self, requests: list[tuple[Chain, GenerateRequest]], prompt_id: str | None, tenant: str
+    ) -> list[str]:
+        """Accept all jobs of a prompt, or none."""
+        jobs: list[str] = []
+        try:
+            for index, (chain, request) in enumerate(requests):
+                with _as_node_error(chain):
+                    jobs.append(await self._submit(request, prompt_id, index, tenant))
+        except BaseException:
+            for job in jobs:
+                with contextlib.suppress(KelvinError):
+                    await self._pipeline.cancel(job, tenant)
+            raise
+        return jobs
+
+    async def _submit(
+        self, request: GenerateRequest, prompt_id: str | None, index: int, tenant: str
+    ) -> str:
+        if prompt_id is None:
+            return (await self._pipeline.submit(request, tenant)).id
+        for attempt in range(_MOST_TRIES):
+            key = f"comfyui:{prompt_id}:{index}:{attempt}"
+            keyed = request.model_copy(update={"idempotency_key": key})
+            job = await self._pipeline.submit(keyed, tenant)
+            # A prompt without a record whose job is cancelled was given up while it was accepted.
+            if job.status != "cancelled":
+                return job.id
+        raise _conflict(prompt_id)
+
+
+@contextlib.contextmanager
+def _as_node_error(chain: Chain) -> Iterator[None]:
+    """Let a request that is wrong be its node's error; what may pass stays what it is."""
+    try:
+        yield
+    except KelvinError as error:
+        if error.status not in (400, 404):
+            raise
+        raise node_error(chain, error) from None
+
+
+def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
+    extra = body.get("extra_data")
+    kept = dict(extra) if isinstance(extra, dict) else {}
+    for name in _SECRETS:
+        kept.pop(name, None)
+    if isinstance(body.get("client_id"), str):
+        kept["client_id"] = body["client_id"]
+    return kept
+
+
+def _number(body: dict[str, Any], created_ms: int) -> int | float:
+    number = body.get("number")
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        return number
+    return -created_ms if body.get("front") else created_ms
+
+
+def _same(record: PromptRecord, digest: str) -> PromptRecord:
+    if record.digest != digest:
+        raise _conflict(record.id)
+    return record
+
+
+def _conflict(prompt_id: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        "Another prompt was sent under this prompt_id.",
+        field="prompt_id",
+        value=prompt_id,
+        allowed="the same prompt as the first time, or a new prompt_id",
+    )
