@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
@@ -83,8 +84,9 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         most = _count("max_items", max_items, _NEWEST_LISTED)
         skip = _count("offset", "" if offset == "-1" else offset, 0)
         records = await door.records.newest(tenant_of(request), min(most, _MOST_LISTED), skip)
-        found = [(record.id, await door.history(record)) for record in records]
-        return JSONResponse({name: entry for name, entry in found if entry is not None})
+        entries = await asyncio.gather(*map(door.history, records))
+        found = zip(records, entries, strict=True)
+        return JSONResponse({record.id: entry for record, entry in found if entry is not None})
 
     @router.get("/history/{prompt_id}")
     async def history_of(request: Request, prompt_id: str) -> JSONResponse:
@@ -177,9 +179,9 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             data, kind = await door.output_picture(filename, tenant)
         if preview is not None:
             data, kind = await run_in_threadpool(_as_preview, data, preview)
-        name = filename.rpartition("/")[2].replace('"', "")
+        name = quote(filename.rpartition("/")[2], safe="() .")
         headers = {
-            "Content-Disposition": f'filename="{name}"',
+            "Content-Disposition": f"inline; filename*=UTF-8''{name}",
             "X-Content-Type-Options": "nosniff",
         }
         return Response(data, media_type=kind, headers=headers)

@@ -61,7 +61,8 @@ class ComfyuiDoor:
         """Take a prompt, as `PromptAcceptance.accept` does, and follow it."""
         record = await self._acceptance.accept(body, tenant)
         self.follow(record)
-        await self.tell_status(tenant)
+        with contextlib.suppress(StorageUnavailable):  # it is accepted all the same
+            await self.tell_status(tenant)
         return record
 
     async def catalogue(self, tenant: str) -> Catalogue:

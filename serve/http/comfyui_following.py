@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import KelvinError
-from serve.http.comfyui_history import Jobs, last_message, outputs_of
+from serve.errors import KelvinError, StorageUnavailable
+from serve.http.comfyui_history import Jobs, are_over, last_message, outputs_of
 from serve.http.comfyui_prompts import ChainRecord, PromptRecord, now_ms
 from serve.http.comfyui_sockets import JPEG, PNG, Socket, Sockets
 from serve.requests import GenerateResult, ImageRef, JobEvent
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
+
+_ASKED_AGAIN_S = 1.0
 
 
 class Following:
@@ -42,19 +45,35 @@ class Following:
         self._jobs_of = jobs_of
         self._picture_of = picture_of
         self._executing: str | None = None
+        self._stored: set[str] = set()  # jobs
 
     async def run(self) -> None:
-        """Tell all but the very end, which `end` tells."""
+        """Tell all but the very end, which `end` tells; returns when the prompt is over.
+
+        A job that goes on in another process, and a store that is away, are waited for.
+        """
         stamps = {"prompt_id": self._record.id, "timestamp": now_ms()}
         self._tell("execution_start", stamps)
         self._tell("execution_cached", {"nodes": [], **stamps})
         await asyncio.gather(*(self._chain(chain) for chain in self._record.chains))
-        event, data = last_message(self._record, await self._jobs_of(self._record))
+        jobs = await self._ended()
+        for chain, job in zip(self._record.chains, jobs, strict=True):
+            if job is not None and job.result is not None and job.id not in self._stored:
+                await self._show(chain, job.result)
+        event, data = last_message(self._record, jobs)
         self._tell(event, data | {"timestamp": now_ms()})
 
     def end(self) -> None:
         """Tell that the prompt is over, which older clients wait for."""
         self._tell("executing", {"node": None, "prompt_id": self._record.id})
+
+    async def _ended(self) -> Jobs:
+        while True:
+            with contextlib.suppress(StorageUnavailable):
+                jobs = await self._jobs_of(self._record)
+                if are_over(jobs):
+                    return jobs
+            await asyncio.sleep(_ASKED_AGAIN_S)
 
     async def _chain(self, chain: ChainRecord) -> None:
         steps: dict[int, int] = {}
@@ -62,7 +81,7 @@ class Following:
             async for event in self._pipeline.events(chain.job, self._record.tenant):
                 await self._event(chain, event, steps)
         except KelvinError:
-            # Deleted meanwhile, or the store is away: what became of it is asked below.
+            # Deleted meanwhile, or the store is away: what became of it is asked in the end.
             return
 
     async def _event(self, chain: ChainRecord, event: JobEvent, steps: dict[int, int]) -> None:
@@ -75,7 +94,7 @@ class Following:
         elif event.event == "decode":
             self._execute(chain.decoder)
         elif event.result is not None:
-            await self._stored(chain, event.result)
+            await self._show(chain, event.result)
 
     def _step(self, chain: ChainRecord, event: JobEvent, steps: dict[int, int]) -> None:
         self._execute(chain.sampler)
@@ -88,7 +107,8 @@ class Following:
                 for socket in self._own():
                     socket.send_picture(JPEG, base64.b64decode(event.preview))
 
-    async def _stored(self, chain: ChainRecord, result: GenerateResult) -> None:
+    async def _show(self, chain: ChainRecord, result: GenerateResult) -> None:
+        self._stored.add(chain.job)
         shown = outputs_of(self._record, chain, result)
         for node in chain.outputs:
             self._execute(node)

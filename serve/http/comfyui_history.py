@@ -19,10 +19,9 @@ def are_over(jobs: Jobs) -> bool:
 
 
 def are_waiting(jobs: Jobs) -> bool:
-    """Return whether no work on a prompt is known to have begun."""
-    return not any(
-        job is not None
-        and (job.is_over or (job.progress is not None and job.progress.event != "queued"))
+    """Return whether work on a prompt is known not to have begun; other processes' jobs may run."""
+    return all(
+        job is not None and job.progress is not None and job.progress.event == "queued"
         for job in jobs
     )
 

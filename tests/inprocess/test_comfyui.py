@@ -23,8 +23,8 @@ from PIL import Image
 from deployments.payloads import StepProgress
 from serve.comfyui_settings import ComfyuiSettings
 from serve.config import PipelineSettings, StorageSettings
-from serve.errors import StageFailed
-from serve.http import comfyui_door
+from serve.errors import StageFailed, StorageUnavailable
+from serve.http import comfyui_door, comfyui_following
 from serve.pictures import read_request
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
@@ -67,17 +67,17 @@ def http(server: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-def until(answer: Callable[[], Any]) -> Any:
+def until(answer: Callable[[], Any], within_s: float = _ENDS_WITHIN_S) -> Any:
     """Return the first answer that is not empty."""
-    deadline = time.monotonic() + _ENDS_WITHIN_S
+    deadline = time.monotonic() + within_s
     while not (found := answer()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
 
 
-def history(http: httpx.Client, prompt_id: str) -> Any:
-    return until(lambda: http.get(f"/history/{prompt_id}").json())[prompt_id]
+def history(http: httpx.Client, prompt_id: str, within_s: float = _ENDS_WITHIN_S) -> Any:
+    return until(lambda: http.get(f"/history/{prompt_id}").json(), within_s)[prompt_id]
 
 
 def sent(http: httpx.Client, graph: Any, **more: Any) -> str:
@@ -144,11 +144,15 @@ def test_no_content_type_and_a_forms_are_taken(http: httpx.Client):
 def test_pictures_carry_what_made_them_and_can_be_sent_again(http: httpx.Client):
     page = {"nodes": [{"id": 3, "title": "Büro 日本"}], "links": []}
     graph = workflow("from_a_saved_picture")
+    graph["9"]["inputs"]["filename_prefix"] = "Büro/日本 %width%"
     entry = history(
         http, sent(http, graph, extra_data={"extra_pnginfo": {"workflow": page, "": 1}})
     )
     (image,) = entry["outputs"]["9"]["images"]
+    assert image["subfolder"] == "Büro"
+    assert image["filename"].startswith("日本 64_")
     picture = http.get("/view", params=image)
+    assert "%E6%97%A5" in picture.headers["content-disposition"]
     assert picture.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(picture.content)) as opened:
         chunks = opened.info
@@ -338,6 +342,33 @@ def test_the_websocket_tells_what_happens(http: httpx.Client, server: Served, st
         if isinstance(each, dict) and each["type"] == "status"
     ]
     assert (remaining[0], remaining[-1]) == (0, 0)
+
+
+def test_the_end_is_told_once_the_store_knows_of_it(
+    http: httpx.Client,
+    server: Served,
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comfyui_following, "_ASKED_AGAIN_S", 0.05)
+    real, refusals = pipeline.events, iter([True, True])
+
+    async def cut_short(job_id: str, tenant: str) -> Any:
+        async for event in real(job_id, tenant):
+            if event.event == "decode":
+                return  # as if the process were to go, and left the job to another one
+            yield event
+
+    async def away(job_id: str, tenant: str) -> Any:
+        if next(refusals, False):
+            raise StorageUnavailable("The store is away.")
+        return await Pipeline.job(pipeline, job_id, tenant)
+
+    monkeypatch.setattr(pipeline, "events", cut_short)
+    monkeypatch.setattr(pipeline, "job", away)
+    heard = received(server.url, "a", workflow(), http)
+    kinds = [each["type"] for each in heard]
+    assert kinds.count("executed") == kinds.count("execution_success") == 1
 
 
 def test_who_asks_for_no_previews_gets_none(http: httpx.Client, server: Served, stages: StandIn):
@@ -532,7 +563,7 @@ def test_a_published_guides_workflow_runs_as_it_is(
 ):
     pipeline = real_pipeline("pico", storage, monkeypatch)
     with served(pipeline) as running, httpx.Client(base_url=running.url, timeout=60) as http:
-        entry = history(http, sent(http, workflow(side=None)))
+        entry = history(http, sent(http, workflow(side=None)), within_s=110)
         assert entry["status"]["completed"] is True
         (image,) = entry["outputs"]["7"]["images"]
         assert image["filename"].startswith("kelvin_")

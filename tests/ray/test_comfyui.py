@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comfy_toolkit import ComfyClient
 
-from tests.ray.conftest import World
+from tests.ray.world import World
 
 GUIDE = Path(__file__).parents[1] / "workflows" / "guide.json"
 
