@@ -83,7 +83,7 @@ class JobListing:
     async def _record(self, job_id: str, tenant: str) -> JobRecord | None:
         """Return a job; None: it was deleted, never accepted, or is not to be read."""
         live = self._live.get(job_id)
-        if live is not None and not live.is_over:
+        if live is not None and not live.is_decided:
             return live.record("running", durable=self._durable) if live.tenant == tenant else None
         try:
             record = await self._journal.ended(job_id)

@@ -6,20 +6,20 @@ import asyncio
 from typing import Any
 
 from serve.autoscaling_status import shown_autoscaling
+from serve.loras import shown_loras
 from serve.model_applications import ModelState, application_of
-from serve.models import ModelSpec
 from serve.served_models import ServedModel, ServedModels
 
 
 async def shown_models(models: ServedModels) -> list[dict[str, Any]]:
     """Return every model, the service's own first; what only loads has a name and a state."""
-    shown = [_shown(models.own.facts.spec, "loaded", is_own=True, shares=[])]
+    shown = [await _shown(models.own, "loaded", is_own=True, shares=[])]
     for name, (state, model) in sorted((await models.further()).items()):
         if model is None:
             shown.append({"name": name, **_words(state), "is_own": False})
         else:
-            facts = model.facts
-            shown.append(_shown(facts.spec, state.state, is_own=False, shares=sorted(facts.shared)))
+            shares: list[str] = sorted(model.facts.shared)
+            shown.append(await _shown(model, state.state, is_own=False, shares=shares))
     return shown
 
 
@@ -59,12 +59,17 @@ async def _further(
     }
 
 
-def _shown(spec: ModelSpec, state: str, *, is_own: bool, shares: list[str]) -> dict[str, Any]:
+async def _shown(
+    model: ServedModel, state: str, *, is_own: bool, shares: list[str]
+) -> dict[str, Any]:
+    spec = model.facts.spec
+    loras = await asyncio.to_thread(shown_loras, model.loras)
     return {
         "name": spec.name,
         "state": state,
         "is_own": is_own,
         "shares": shares,
+        "loras": loras["available"],
         **spec.model_dump(exclude={"name"}),
     }
 

@@ -226,7 +226,7 @@ class Pipeline:
         """
         live = self._live.get(job_id)
         record: JobRecord | None
-        if live is not None and not live.is_over:
+        if live is not None and not live.is_decided:
             record = live.record("running", durable=self.settings.journal.enabled)
         else:
             record = await self._journal.read(job_id)

@@ -90,6 +90,11 @@ class RunningJob:
         return self.newest is not None and self.newest.is_last
 
     @property
+    def is_decided(self) -> bool:
+        """True once the journal knows better than this job how it stands."""
+        return self.is_over or (self.is_cancelled and not self.is_given_up)
+
+    @property
     def is_started(self) -> bool:
         """True once it is on record and its life has begun."""
         return self._life is not None

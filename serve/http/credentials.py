@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote
+
+from starlette.requests import cookie_parser
 
 from serve.keys import is_key
 
 _PATH_PREFIX = "/k/"
+COOKIE: Final = "kelvin_key"
+"""In which a browser that has logged in keeps its key (`serve.http.session`)."""
 
-Scope = dict[str, Any]
+Scope = MutableMapping[str, Any]
 
 
 def presented_key(scope: Scope) -> str | None:
@@ -27,6 +31,15 @@ def presented_key(scope: Scope) -> str | None:
     """
     shown = [key for source in _SOURCES if (key := source(scope)) is not None]
     return shown[0] if shown else None
+
+
+def cookie_key(scope: Scope) -> str | None:
+    """Return the key in a browser's cookie; None: there is none.
+
+    Not one of the sources of `presented_key`: a browser sends it unasked wherever it goes.
+    """
+    cookies = header(scope, b"cookie")
+    return None if cookies is None else cookie_parser(cookies).get(COOKIE)
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -14,10 +14,11 @@ from starlette.requests import HTTPConnection
 
 from serve.access_settings import HttpSettings
 from serve.errors import Forbidden, KelvinError, Unauthenticated
-from serve.http.credentials import Scope, header, presented_key
+from serve.http.credentials import Scope, cookie_key, header, presented_key
 from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
 from serve.http.origin import refuse_foreign_host, refuse_foreign_page
+from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom
 from serve.key_ring import KeyRing
 from serve.keys import is_key
@@ -26,8 +27,11 @@ from serve.tenants import TRUSTED, Caller, Role
 
 _CALLER = "kelvin.caller"
 
-PUBLIC: Final = frozenset({"/healthz", "/readyz"})
-"""What probes ask; to who shows no key `/readyz` says yes or no and no more."""
+PUBLIC: Final = frozenset({"/healthz", "/readyz", "/v1/session"}) | PAGE_PATHS
+"""What probes ask, and what a browser needs to log in.
+
+To who shows no key `/readyz` says yes or no and no more, and `/v1/session` that nobody is known.
+"""
 ADMIN: Final = frozenset({"/v1/status"})
 """What tells of other tenants or of the machines."""
 _READING = ("GET", "HEAD")
@@ -78,12 +82,15 @@ class Gate:
         refuse_foreign_page(scope, self._http.allowed_hosts)
         if key and not is_key(key) and self._needs_no_key(scope):
             key = None  # of clients that always send one, made for another service
-        if key is not None:
-            record = await self._keys.find(key)
-            if record is None:
+        cookie = cookie_key(scope) if key is None else None
+        if key is not None or cookie is not None:
+            record = await self._keys.find(key or cookie or "")
+            if record is not None:
+                _check_role(record.caller, scope)
+                return record.caller
+            # A browser sends an old cookie wherever it goes, and must reach the page to log in.
+            if key is not None or inner_path(scope) not in PUBLIC:
                 raise _unauthenticated("The API key is wrong or was revoked.")
-            _check_role(record.caller, scope)
-            return record.caller
         if self._needs_no_key(scope):
             loopback = not self._http.open_to_all
             refuse_foreign_host(scope, self._http.allowed_hosts, loopback=loopback)
@@ -110,7 +117,8 @@ class Gate:
         response = error_response(error, scope)
         if error.status == Unauthenticated.status:
             response.headers.append("WWW-Authenticate", 'Bearer realm="kelvin"')
-            response.headers.append("WWW-Authenticate", 'Basic realm="kelvin", charset="UTF-8"')
+            if not _is_of_the_page(scope):
+                response.headers.append("WWW-Authenticate", 'Basic realm="kelvin", charset="UTF-8"')
         await response(scope, receive, send)
 
 
@@ -143,6 +151,8 @@ def needed_role(method: str, path: str) -> Role | None:
         method: In capitals.
         path: Without a key.
     """
+    if path in PUBLIC:
+        return None
     if path in ADMIN:
         return "admin"
     return None if method in _READING else "generate"
@@ -162,6 +172,11 @@ def _check_role(caller: Caller, scope: Scope) -> None:
 def _takes_room(scope: Scope) -> bool:
     # Probes are answered and jobs cancelled however full it is; neither takes long.
     return scope.get("method") != "DELETE" and inner_path(scope) not in PUBLIC
+
+
+def _is_of_the_page(scope: Scope) -> bool:
+    """Return whether a browser would ask for a password over the page, which has a login."""
+    return cookie_key(scope) is not None or header(scope, b"x-requested-with") is not None
 
 
 def _unauthenticated(message: str) -> Unauthenticated:

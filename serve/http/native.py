@@ -16,8 +16,11 @@ from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.openai import add_openai_routes, openai_model
+from serve.http.page import add_page
 from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
+from serve.http.session import add_session
+from serve.http.stored_picture import stored_picture, stored_thumbnail
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
 from serve.pictures import CONTENT_TYPES
@@ -80,12 +83,15 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
     )
     install_error_handlers(app)
+    keys = KeyRing(key_store(pipeline.settings))
     app.add_middleware(
         Gate,
         http=pipeline.settings.http,
-        keys=KeyRing(key_store(pipeline.settings)),
+        keys=keys,
         room=CallRoom(pipeline.settings.pipeline.max_ongoing_requests),
     )
+    add_page(app)
+    add_session(app, keys)
     largest_body = pipeline.settings.pipeline.max_body_bytes
     add_openai_routes(app, pipeline, largest_body)
 
@@ -154,6 +160,18 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         """Keep a picture, the body, for requests to start from: its URI is their init_image."""
         kept = await pipeline.upload(await read_bytes(request, largest_body), tenant_of(request))
         return _json(kept, status=201)
+
+    @app.get("/v1/jobs/{job_id}/images/{index}", response_class=Response, responses=_ERRORS)
+    async def image(request: Request, job_id: str, index: str) -> Response:
+        """Return a picture of a job, for who does not reach the store; `url` is quicker."""
+        return await stored_picture(pipeline, job_id, index, tenant_of(request))
+
+    @app.get(
+        "/v1/jobs/{job_id}/images/{index}/thumbnail", response_class=Response, responses=_ERRORS
+    )
+    async def small_image(request: Request, job_id: str, index: str) -> Response:
+        """Return a picture of a job as a JPEG of at most 320 pixels a side."""
+        return await stored_thumbnail(pipeline, job_id, index, tenant_of(request))
 
     @app.get("/v1/status")
     async def status() -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What the tests of one process share."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,6 +12,9 @@ from serve.config import StorageSettings
 from serve.pipeline import Pipeline
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+
+if TYPE_CHECKING:
+    from tests.inprocess.local_service import Service
 
 
 @pytest.fixture
@@ -30,6 +36,16 @@ def server(pipeline: Pipeline) -> Iterator[Served]:
     """That Pipeline behind a real HTTP server."""
     with served(pipeline) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def service(s3: StorageSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A whole service in this process, on a real socket; of those tests that speak HTTP to one."""
+    from tests.inprocess.local_service import local_service  # with torch
+
+    storage = s3.model_copy(update={"prefix": "service/"})
+    with local_service(storage, tmp_path_factory.mktemp("service")) as running:
+        yield running
 
 
 @pytest.fixture

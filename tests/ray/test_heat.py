@@ -16,6 +16,7 @@ import httpx
 import pytest
 import ray
 
+from tests.inprocess import chromium
 from tests.ray.hot_cards import HeatScript, SteadyWork
 from tests.ray.world import World, wait_until
 
@@ -135,6 +136,18 @@ def controller_log() -> str:
     return "".join(path.read_text() for path in logs.glob("controller_*.log"))
 
 
+def is_seen(url: str, reason: str) -> None:
+    """Look at the operations view, where there is a browser."""
+    if chromium.missing():
+        return
+    with chromium.chromium() as browser, chromium.opened(browser, f"{url}/#operations") as page:
+        chromium.until(page, "document.querySelectorAll('.card.hot').length === 1")
+        assert re.search(r"Margin\s+2 °C", page.inner_text(".card.hot"))
+        assert reason in page.inner_text("#changes")
+        # What the plan says meanwhile of each pool changes with the second.
+        assert re.search(r"denoiser (stays at \d|\d -> \d): ", page.inner_text("#pools"))
+
+
 def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
     hot_world: World, script: HeatScript
 ):
@@ -158,6 +171,7 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
         story.share_falls(hot, within_s=15.0)
         story.comes(lambda: story.pool()["target"] > usual, 15.0, began)
         told = story.status()["autoscaling"]
+        is_seen(hot_world.kelvin.url, told["changes"][-1]["reason"])
         # Each sample has labels of Ray's own beside these.
         wait_until(lambda: all(re.search(pattern, gauges()) for pattern in GAUGES))
         assert not re.search(
