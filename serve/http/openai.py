@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["image_generation", "image_edit"]
 
+_TAGS: list[str | Enum] = ["OpenAI"]
 _TOKEN_PIXELS = 16  # a side of what the transformer takes for one token
 _JSON: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}
@@ -56,7 +58,7 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
         largest_body: Bytes.
     """
 
-    @app.post("/v1/images/generations", openapi_extra=_JSON)
+    @app.post("/v1/images/generations", tags=_TAGS, openapi_extra=_JSON)
     async def generations(request: Request) -> Response:
         """Make pictures as OpenAI's API does; with `stream`, previews of the denoising first."""
         body = await read_json(request, largest_body)
@@ -64,7 +66,7 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
             request, asked_of(with_idempotency_key(request, body)), "image_generation"
         )
 
-    @app.post("/v1/images/edits", openapi_extra=_FORM)
+    @app.post("/v1/images/edits", tags=_TAGS, openapi_extra=_FORM)
     async def edits(request: Request) -> Response:
         """Make pictures that start from `image`, which `strength` says how far to leave."""
         form = await read_form(request, largest_body)
@@ -74,7 +76,7 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
             await form.close()
         return await answer(request, asked_of(with_idempotency_key(request, body)), "image_edit")
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", tags=_TAGS)
     async def model(name: str) -> dict[str, Any]:
         """Return one model as OpenAI's clients read it, with what `/v1/models` says of it."""
         found = {each["name"]: each for each in await pipeline.models()}

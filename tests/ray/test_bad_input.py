@@ -177,21 +177,24 @@ def test_unknown_routes_and_methods_answer_alike(world: World):
 
 def test_openapi_lists_every_route(world: World):
     document = world.http.get("/openapi.json").json()
-    assert {path: set(methods) for path, methods in document["paths"].items()} == {
+    # Doors for other programs' clients are tagged with those.
+    own = {
+        path: {method for method, route in routes.items() if "tags" not in route}
+        for path, routes in document["paths"].items()
+    }
+    assert {path: methods for path, methods in own.items() if methods} == {
         "/v1/generate": {"post"},
         "/v1/jobs": {"get", "post"},
         "/v1/jobs/{job_id}": {"get", "delete"},
         "/v1/jobs/{job_id}/events": {"get"},
         "/v1/models": {"get"},
-        "/v1/models/{name}": {"get"},
         "/v1/uploads": {"post"},
-        "/v1/images/generations": {"post"},
-        "/v1/images/edits": {"post"},
         "/v1/status": {"get"},
         "/v1/usage": {"get"},
         "/healthz": {"get"},
         "/readyz": {"get"},
     }
+    assert "post" in document["paths"]["/v1/images/generations"]
     body = document["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]
     assert set(GenerateRequest.model_fields) == set(body["schema"]["properties"])
 

@@ -134,8 +134,10 @@ def test_the_readme_lists_every_route(kelvin: LocalKelvin) -> None:
     paths = httpx.get(f"{kelvin.url}/openapi.json", trust_env=False).json()["paths"]
     assert len(paths) > 3
     for path, methods in paths.items():
-        for method in methods:
-            assert f"`{method.upper()} {path.replace('job_id', 'id')}" in readme
+        for method, route in methods.items():
+            # Doors for other programs' clients have those' routes, each in a passage of its own.
+            if "tags" not in route:
+                assert f"`{method.upper()} {path.replace('job_id', 'id')}" in readme
 
 
 def test_the_python_of_the_readme_runs(kelvin: LocalKelvin) -> None:
