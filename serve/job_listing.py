@@ -57,7 +57,7 @@ class JobListing:
         Raises:
             InvalidRequest: The limit is out of range, or `after` is no job's id.
         """
-        if not 1 <= limit <= LARGEST_PAGE:
+        if type(limit) is not int or not 1 <= limit <= LARGEST_PAGE:
             raise InvalidRequest(
                 "A page cannot have so many jobs.",
                 field="limit",

@@ -30,7 +30,7 @@ from serve.further_models import ModelFacts
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
 from serve.inputs import Inputs
-from serve.job_ids import not_found
+from serve.job_ids import checked, not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
 from serve.jobs import JobJournal
@@ -56,7 +56,7 @@ from serve.spool import spool_of
 from serve.storage import ObjectStore
 from serve.storage_errors import shown_endpoint
 from serve.tenant_book import TenantBook
-from serve.tenants import DEFAULT_TENANT
+from serve.tenants import DEFAULT_TENANT, checked_tenant
 from serve.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Pipeline:
             JobNotFound: No job has this id.
             StorageUnavailable: The store, which alone knows, does not answer.
         """
-        live = self._live.get(job_id)
+        live = self._live.get(checked(job_id))
         record: JobRecord | None
         if live is not None and not live.is_decided:
             record = live.record("running", durable=self.settings.journal.enabled)
@@ -311,7 +311,7 @@ class Pipeline:
         Raises:
             JobNotFound: No job has this id.
         """
-        job = self._live.get(job_id) or self._ended.get(job_id)
+        job = self._live.get(checked(job_id)) or self._ended.get(job_id)
         if job is not None and job.tenant == tenant:
             was_over = job.is_over
             if was_over and await self._journal.was_deleted(job_id):
@@ -366,8 +366,12 @@ class Pipeline:
         return await self._inputs.upload(data, tenant)
 
     async def usage(self, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
-        """Return what a tenant has used through this Pipeline since it started."""
-        return {**self._book.usage(tenant), "pipeline": self._identity.replica}
+        """Return what a tenant has used through this Pipeline since it started.
+
+        Raises:
+            InvalidRequest: This is no tenant's name.
+        """
+        return {**self._book.usage(checked_tenant(tenant)), "pipeline": self._identity.replica}
 
     async def ready(self) -> dict[str, Any]:
         """Return `{"ready": bool, "checks": [...]}`: every stage answers and the store does."""

@@ -121,7 +121,12 @@ class Spool:
         except (OSError, ValidationError, ConfigurationError):
             return None
         spooled = self._place(job_id, made)
-        return spooled if spooled.note == note and spooled.read() is not None else None
+        if spooled.note != note:
+            return None
+        if spooled.read() is None:
+            spooled.remove()  # it is made again, and may go straight to the store
+            return None
+        return spooled
 
     def remove_job(self, job_id: str) -> None:
         """Remove every picture of a job."""

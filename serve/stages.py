@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -49,6 +50,7 @@ from serve.suspicion import Suspicion
 from serve.waking import Waking
 
 _log = logging.getLogger("ray.serve")
+_PATH = re.compile(r"(?<![\w:/.])(?:~|\.{1,2})?(?:/[\w.@+~-]+){2,}/?")
 _Result = TypeVar("_Result")
 
 # Long enough for the router to learn that a replica is gone, short beside starting a new one.
@@ -292,7 +294,9 @@ def typed_error(error: BaseException, stage: str) -> KelvinError:
             f"Stage {stage!r} lost the replica that worked on this: {type(error).__name__}."
         )
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return StageFailed(f"Stage {stage!r} failed: {type(error).__name__}: {first_line}")
+    # Whatever it is, callers are to learn what failed and not where the server keeps its files.
+    told = _PATH.sub("(a path)", first_line)
+    return StageFailed(f"Stage {stage!r} failed: {type(error).__name__}: {told}")
 
 
 def _asked_to_stop() -> bool:

@@ -157,7 +157,6 @@ class Uploads:
         """Return what `/v1/status` says of the spool."""
         spool = self._spool
         return {
-            "directory": None if spool is None else str(spool.folder),
             "limit_bytes": 0 if spool is None else spool.most_bytes,
             "used_bytes": 0 if spool is None else await asyncio.to_thread(spool.used_bytes),
             "waiting_pictures": len(self._waiting),

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of local functions.
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,15 +24,30 @@ from serve.http.stored_picture import stored_picture, stored_thumbnail
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
 from serve.pictures import CONTENT_TYPES
-from serve.requests import GenerateRequest, GenerateResult, JobPage, JobRecord, Upload
+from serve.requests import (
+    EventName,
+    GenerateRequest,
+    GenerateResult,
+    JobPage,
+    JobRecord,
+    Upload,
+)
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's schema as it stands in the OpenAPI document, beside its other schemas."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return schema
+
+
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+        "content": {"application/json": {"schema": _schema(GenerateRequest)}},
     }
 }
 _PICTURE: dict[str, Any] = {
@@ -47,7 +62,23 @@ _PICTURE: dict[str, Any] = {
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JobEvent objects, one an event, until the job has ended",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {
+                # Of each event, as OpenAPI 3.2 says of streams.
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "event": {"type": "string", "enum": list(get_args(EventName))},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": {"$ref": "#/components/schemas/JobEvent"},
+                        },
+                    },
+                    "required": ["event", "data"],
+                }
+            }
+        },
     }
 }
 
@@ -69,9 +100,28 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class ReadyCheck(BaseModel):
+    """One part of what a job needs."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Ready(BaseModel):
+    """Whether a job sent now would be taken; the checks for who has shown a key or needs none."""
+
+    ready: bool
+    checks: list[ReadyCheck] | None = None
+
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "the request cannot be taken, and why"},
     "5XX": {"model": ErrorBody, "description": "a stage or the store failed"},
+}
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Ready, "description": "a stage or the store does not answer"}
 }
 
 
@@ -173,17 +223,17 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         """Return a picture of a job as a JPEG of at most 320 pixels a side."""
         return await stored_thumbnail(pipeline, job_id, index, tenant_of(request))
 
-    @app.get("/v1/status")
+    @app.get("/v1/status", responses=_ERRORS)
     async def status() -> dict[str, Any]:
         """Return the model, its limits, the store and every replica of every stage."""
         return await pipeline.status()
 
-    @app.get("/v1/usage")
+    @app.get("/v1/usage", responses=_ERRORS)
     async def usage(request: Request) -> dict[str, Any]:
         """Return what the caller's tenant has used through one Pipeline, the one that answers."""
         return await pipeline.usage(tenant_of(request))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=_ERRORS)
     async def models() -> dict[str, Any]:
         """Return every model with its state: loading, loaded, failed or unloading.
 
@@ -192,12 +242,12 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         found = await pipeline.models()
         return {"models": found, "object": "list", "data": [openai_model(each) for each in found]}
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_ERRORS)
     async def healthz() -> dict[str, str]:
         """Answer while this process lives, whatever the stages and the store do."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: {"description": "a stage or the store does not answer"}})
+    @app.get("/readyz", response_model=Ready, responses=_ERRORS | _NOT_READY)
     async def readyz(request: Request) -> JSONResponse:
         """Answer 200 when a job sent now would be taken, else 503 and what is missing."""
         found = await pipeline.ready()

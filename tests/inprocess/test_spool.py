@@ -297,6 +297,11 @@ def test_a_spool_on_disk(tmp_path: Path):
     assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
     written.note.write_bytes(written.note.read_bytes()[:-9])
     assert spool.find(job_id, 0) is None, "half a note"
+    damaged = spool.find(job_id, 1)
+    assert damaged is not None
+    damaged.file.write_bytes(data[:-1])
+    assert spool.find(job_id, 1) is None
+    assert not damaged.file.exists(), "or it would take up room that its successor does not need"
     written.remove()
     written.remove()
     spool.remove_job(job_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,4 +148,4 @@ def test_a_store_that_is_down_mid_run_loses_nothing(world: World, down_s: float)
                 world.pixels(last["result"], index), world.pixels(undisturbed, index)
             )
     assert waiting_pictures(world) == 0
-    assert not any(Path(spool["directory"]).rglob("*.picture"))
+    assert not any((world.store.data_dir.parent / "spool").rglob("*.picture"))

@@ -176,6 +176,7 @@ def task_error(cause: Exception) -> Exception:
         (task_error(InvalidRequest("no", field="shift")), InvalidRequest),
         (task_error(task_error(InvalidRequest("no", field="shift"))), InvalidRequest),
         (task_error(ValueError("boom\nand more")), StageFailed),
+        (task_error(OSError(2, "boom", "/opt/models/large/vae/x.safetensors")), StageFailed),
         (task_error(BackPressureError(3, 2)), Overloaded),
         (BackPressureError(3, 2), Overloaded),
         (RuntimeError("boom"), StageFailed),
@@ -188,6 +189,7 @@ async def test_what_a_retry_cannot_help_is_raised_at_once(
     with pytest.raises(expected) as caught:
         await stages(vae_decoder=decoder).decode(LATENTS)
     assert type(caught.value) is expected, "not Ray's wrapper of it"
+    assert "/opt" not in str(caught.value), "nor where the server keeps its files"
     assert len(decoder.responses) == 1
 
 
