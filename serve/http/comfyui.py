@@ -24,6 +24,7 @@ from serve.http.body import read_json
 from serve.http.comfyui_door import ComfyuiDoor
 from serve.http.comfyui_nodes import NODES, TEXT_ENCODERS, VAES, shown_node
 from serve.http.comfyui_sockets import Socket
+from serve.http.errors import RouteNotFound
 from serve.http.form import read_form
 from serve.http.gate import tenant_of
 
@@ -95,7 +96,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         entry = None if record is None else await door.history(record)
         return JSONResponse({} if entry is None else {prompt_id: entry})
 
-    @router.post("/history")
+    @router.post("/history", response_class=Response)
     async def post_history(request: Request) -> Response:
         """Remove prompts from history: `{"clear": true}` or `{"delete": [ids]}`."""
         body, tenant = await body_of(request), tenant_of(request)
@@ -112,7 +113,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         """List prompts that are not over."""
         return JSONResponse(await door.queue(tenant_of(request)))
 
-    @router.post("/queue")
+    @router.post("/queue", response_class=Response)
     async def post_queue(request: Request) -> Response:
         """Cancel prompts: `{"clear": true}` those that wait, `{"delete": [ids]}` the named ones."""
         body, tenant = await body_of(request), tenant_of(request)
@@ -122,7 +123,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             await door.cancel_all(tenant, waiting=True)
         return Response()
 
-    @router.post("/interrupt")
+    @router.post("/interrupt", response_class=Response)
     async def interrupt(request: Request) -> Response:
         """Cancel what is being made: of `prompt_id`, or of all one's own prompts."""
         body, tenant = await _optional_body(request, body_of), tenant_of(request)
@@ -133,7 +134,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
                 await door.cancel(record)
         return Response()
 
-    @router.post("/free")
+    @router.post("/free", response_class=Response)
     async def free() -> Response:
         """Do nothing: models stay loaded, `kelvin models unload` unloads them."""
         return Response()
@@ -162,7 +163,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             await form.close()
         return JSONResponse({"name": name, "subfolder": subfolder, "type": "input"})
 
-    @router.get("/view")
+    @router.get("/view", response_class=Response)
     async def view(
         request: Request,
         filename: str = "",
@@ -209,10 +210,14 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         return JSONResponse(list(_folders(await door.catalogue(tenant_of(request)))))
 
     @router.get("/models/{folder}")
-    async def models_in(request: Request, folder: str) -> Response:
+    async def models_in(request: Request, folder: str) -> JSONResponse:
         """List the files of a folder, as workflows name them."""
         folders = _folders(await door.catalogue(tenant_of(request)))
-        return JSONResponse(folders[folder]) if folder in folders else Response(status_code=404)
+        if folder not in folders:
+            raise RouteNotFound(
+                "There is no such folder.", field="folder", value=folder, allowed="one of /models"
+            )
+        return JSONResponse(folders[folder])
 
     @router.get("/embeddings")
     async def embeddings() -> JSONResponse:

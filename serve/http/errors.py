@@ -8,11 +8,13 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     KelvinError,
     Overloaded,
     RecordUnreadable,
@@ -45,6 +47,7 @@ def install_error_handlers(app: FastAPI) -> None:
     """Make the app answer typed errors, unknown routes and its own bugs with one body."""
     app.add_exception_handler(KelvinError, _typed)
     app.add_exception_handler(HTTPException, _routing)
+    app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -72,6 +75,19 @@ async def _typed(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, KelvinError):
         return error_response(error, request.scope)
     return await _unforeseen(request, error)
+
+
+async def _parameters(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a parameter that FastAPI refused by itself."""
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    name = ".".join(str(part) for part in first.get("loc", ())[1:])
+    refused = InvalidRequest(
+        f"Parameter {name!r}: {first.get('msg', 'it cannot be read')}.",
+        field=name,
+        value=first.get("input"),
+        allowed="see /openapi.json",
+    )
+    return error_response(refused, request.scope)
 
 
 async def _routing(request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from serve.errors import InvalidRequest
 from serve.http.a1111 import web_ui_routes
 from serve.http.body import read_bytes, read_json
 from serve.http.comfyui import add_comfyui
+from serve.http.document import DocumentedApp
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
@@ -127,7 +128,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 
 def build_app(pipeline: "Pipeline") -> FastAPI:
     """Return the ASGI app; it answers every error with `KelvinError.body()`."""
-    app = FastAPI(
+    app = DocumentedApp(
         title="Kelvin",
         version=importlib.metadata.version("kelvin-serve"),
         description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
@@ -223,17 +224,17 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         """Return a picture of a job as a JPEG of at most 320 pixels a side."""
         return await stored_thumbnail(pipeline, job_id, index, tenant_of(request))
 
-    @app.get("/v1/status", responses=_ERRORS)
+    @app.get("/v1/status")
     async def status() -> dict[str, Any]:
         """Return the model, its limits, the store and every replica of every stage."""
         return await pipeline.status()
 
-    @app.get("/v1/usage", responses=_ERRORS)
+    @app.get("/v1/usage")
     async def usage(request: Request) -> dict[str, Any]:
         """Return what the caller's tenant has used through one Pipeline, the one that answers."""
         return await pipeline.usage(tenant_of(request))
 
-    @app.get("/v1/models", responses=_ERRORS)
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Return every model with its state: loading, loaded, failed or unloading.
 
@@ -242,7 +243,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         found = await pipeline.models()
         return {"models": found, "object": "list", "data": [openai_model(each) for each in found]}
 
-    @app.get("/healthz", responses=_ERRORS)
+    @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Answer while this process lives, whatever the stages and the store do."""
         return {"status": "ok"}

@@ -98,6 +98,22 @@ async def test_a_length_of_strange_digits_is_no_length():
     assert answer.status_code == 429, "it was read"
 
 
+async def test_a_parameter_that_a_route_itself_refuses_is_an_error_like_any_other():
+    app = build_app(StandIn())  # type: ignore[arg-type]
+
+    @app.get("/v1/added")
+    async def added(number: int) -> int:
+        return number
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        for query in ("", "?number=x"):
+            answer = await http.get(f"/v1/added{query}")
+            assert answer.status_code == 400
+            assert answer.json()["error"]["field"] == "number"
+            assert answer.json()["error"]["code"] == "invalid_request"
+
+
 async def test_not_ready_is_503_and_says_why():
     async with client(StandIn()) as http:
         answer = await http.get("/readyz")
