@@ -7,51 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvicorn
 
 from loadtest.fuzz import fuzz
 from loadtest.fuzz_verdict import faults, handle_faults, insides
-from serve.config import StorageSettings
 from serve.errors import InvalidRequest, JobNotFound, StageFailed
-from serve.http.native import build_app
 from serve.pipeline import Pipeline
-from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+from tests.inprocess.served import Served, served
 
 
-class Served:
-    """A Pipeline behind uvicorn in a thread of its own, and a handle to it."""
+class Handle:
+    """Calls a Pipeline on its server's loop, as `serve.get_app_handle` calls one elsewhere."""
 
-    def __init__(self, make: Callable[[], Pipeline]) -> None:
-        self._make = make
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pipeline = self._make()
-        config = uvicorn.Config(build_app(self._pipeline), port=0, log_config=None, lifespan="off")
-        self._server = uvicorn.Server(config)
-        serving = asyncio.create_task(self._server.serve())
-        while not self._server.started:
-            await asyncio.sleep(0.01)
-        (socket,) = self._server.servers[0].sockets
-        self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        self._ready.set()
-        await serving
+    def __init__(self, pipeline: Pipeline, server: Served) -> None:
+        self._pipeline = pipeline
+        self._loop = server.loop
 
     def __getattr__(self, method: str) -> Any:
         return Method(self._loop, getattr(self._pipeline, method))
@@ -71,14 +44,9 @@ class Method:
         return self._future.result(timeout_s)
 
 
-@pytest.fixture
-def served(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    with Served(lambda: new_pipeline(StandIn(), storage, monkeypatch)) as served:
-        yield served
-
-
-def test_nothing_that_is_sent_gets_a_500_or_the_servers_insides(served: Served):
-    tally = fuzz(served.url, served, cases=200, seed=1, quiet=True)
+def test_nothing_that_is_sent_gets_a_500_or_the_servers_insides(pipeline: Pipeline):
+    with served(pipeline) as server:
+        tally = fuzz(server.url, Handle(pipeline, server), cases=200, seed=1, quiet=True)
     assert tally.cases >= 200
     assert not tally.faults, "\n".join(map(str, tally.faults))
     assert {"fitting", "unfitting", "changed", "raw", "strange", "handle"} == set(tally.by_kind)
