@@ -298,14 +298,23 @@ def curl(request: Any) -> str:
     """Return the command that sends a request again."""
     words = ["curl", "-sS", "-i", "-X", str(request.method)]
     for name, value in request.headers.items():
-        told = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        told = value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
         if name.lower() not in ("content-length", "user-agent", "accept-encoding", "connection"):
-            words += ["-H", f"{name}: {told}"]
+            words += ["-H", _quoted(name.encode() + b": " + told)]
     body = request.body
     if body:
-        told = body.decode("utf-8", "backslashreplace") if isinstance(body, bytes) else str(body)
-        words += ["--data-binary", told]
-    return shlex.join([*words, str(request.url)])
+        words += ["--data-binary", _quoted(body if isinstance(body, bytes) else str(body).encode())]
+    return " ".join([*words, shlex.quote(str(request.url))])
+
+
+def _quoted(data: bytes) -> str:
+    """Return bytes as bash takes them: in quotes, or $'...' where they are no printable ASCII."""
+    if all(32 <= byte < 127 for byte in data):
+        return shlex.quote(data.decode("ascii"))
+    told = [
+        chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in data
+    ]
+    return f"$'{''.join(told)}'"
 
 
 def _reports(document: dict[str, Any]) -> set[tuple[str, str, str]]:

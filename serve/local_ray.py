@@ -21,6 +21,7 @@ from serve.config import PoolSettings, Settings
 from serve.environment import exported
 from serve.errors import ConfigurationError
 from serve.further_models import ModelFacts
+from serve.http.proxy_headers import ENVIRONMENT
 
 # What passes through it at once is some embeddings and pictures, a few MiB each.
 _OBJECT_STORE_BYTES = 256 << 20
@@ -57,7 +58,7 @@ def running_ray(settings: Settings, further: Sequence[ModelFacts] = ()) -> Itera
         cleanup.enter_context(exported(telemetry.environment(settings)))
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if not joins_cluster():
-            cleanup.enter_context(exported(_QUIET))
+            cleanup.enter_context(exported(_QUIET | ENVIRONMENT))
             # Unix sockets below this folder must stay under 107 characters.
             folder = tempfile.mkdtemp(prefix="kelvin-", dir="/tmp")
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from serve.config import Settings
 from serve.errors import DeadlineExceeded, JobNotFound, Overloaded, StageUnavailable
 from serve.http.body import read_json
 from serve.http.native import build_app
+from serve.http.proxy_headers import middlewares
 from serve.http.server_sent_events import event_response
 from serve.requests import JobEvent
 
@@ -112,6 +113,23 @@ async def test_a_parameter_that_a_route_itself_refuses_is_an_error_like_any_othe
             assert answer.status_code == 400
             assert answer.json()["error"]["field"] == "number"
             assert answer.json()["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["X-Request-Id", "serve-multiplexed-model-id", "X-Session-Id"])
+async def test_what_serves_proxy_cannot_read_does_not_reach_it(name: str):
+    (middleware,) = middlewares()
+    seen: list[Any] = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        seen.append([value.decode() for _, value in scope["headers"]])
+
+    header = name.encode()
+    others = [(b"host", b"x"), (header, b"mine-1"), (b"authorization", "Bearer é".encode())]
+    scope = {"type": "http", "headers": [*others, (header, b"\xc1\x98")]}
+    await middleware.cls(proxy)(scope, None, None)  # type: ignore[call-arg, arg-type]
+    assert seen == [["x", "mine-1", "Bearer é"]]
+    await middleware.cls(proxy)({"type": "http", "headers": others}, None, None)  # type: ignore[call-arg, arg-type]
+    assert seen[1] == seen[0]
 
 
 async def test_not_ready_is_503_and_says_why():

@@ -1,0 +1,51 @@
+"""Headers that Ray Serve's proxy would choke on are taken out before it reads them.
+
+It decodes some by itself, as UTF-8, and answers a bare 500 where they are none: before any Kelvin
+has seen the request. Serve asks `middlewares` for what stands in front of its proxies, where
+`ENVIRONMENT` was set when Ray started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from starlette.middleware import Middleware
+
+ENVIRONMENT: Final = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.proxy_headers:middlewares"
+}
+_READ_BY_THE_PROXY: Final = (b"request_id", b"multiplexed_model_id", b"session_id")
+
+
+class ReadableHeaders:
+    """ASGI middleware: a request goes on without those headers of Serve's that are no UTF-8.
+
+    Args:
+        app: What is behind it.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Take them out."""
+        if "headers" in scope:
+            headers = [pair for pair in scope["headers"] if _is_readable(*pair)]
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """Return what stands in front of Serve's proxies."""
+    return [Middleware(ReadableHeaders)]
+
+
+def _is_readable(name: bytes, value: bytes) -> bool:
+    if not name.lower().replace(b"-", b"_").endswith(_READ_BY_THE_PROXY):
+        return True
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
