@@ -72,6 +72,19 @@ class InvalidRequest(KelvinError):
     code = "invalid_request"
 
     @classmethod
+    def unknown_field(cls, name: str, value: Any, allowed: dict[str, str]) -> InvalidRequest:
+        """Return the error for a field that there is not.
+
+        Args:
+            name: Of it, as it was sent.
+            value: Of it.
+            allowed: Names of the fields that there are, as keys.
+        """
+        field = _shorten_text(name)
+        known = "one of: " + ", ".join(sorted(allowed))
+        return cls(f"Unknown field {field!r}.", field=field, value=value, allowed=known)
+
+    @classmethod
     def from_validation(cls, error: ValidationError, allowed: dict[str, str]) -> InvalidRequest:
         """Translate pydantic's first complaint.
 
@@ -85,12 +98,7 @@ class InvalidRequest(KelvinError):
             _shorten_text(".".join(str(part) for part in first["loc"])) if first["loc"] else None
         )
         if first["type"] == "extra_forbidden":
-            return cls(
-                f"Unknown field {field!r}.",
-                field=field,
-                value=first["input"],
-                allowed="one of: " + ", ".join(sorted(allowed)),
-            )
+            return cls.unknown_field(str(field), first["input"], allowed)
         if first["type"] == "missing":
             # Of a list that is too short, the list is what was sent.
             in_list = isinstance(first["loc"][-1], int)

@@ -24,8 +24,9 @@ def _choices(value: Any) -> Any:
         return ()
     if not isinstance(value, list | tuple):
         raise PydanticCustomError("not_loras", "Input should be a list of {name, weight}")
-    # A name alone is what most want to write.
-    return tuple({"name": each} if isinstance(each, str) else each for each in value)
+    # A name alone is what most want to write. One too many is refused, more need not be looked at.
+    some = value[: MOST_LORAS + 1]
+    return tuple({"name": each} if isinstance(each, str) else each for each in some)
 
 
 def _each_once(choices: tuple[LoraChoice, ...]) -> tuple[LoraChoice, ...]:

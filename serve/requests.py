@@ -211,6 +211,10 @@ class GenerateRequest(BaseModel):
     ) -> "GenerateRequest":
         # Raised here rather than at each door, so that the handle and HTTP cannot differ. Errors
         # that are no ValueError pass through pydantic as they are.
+        if isinstance(data, dict) and len(data) > len(cls.model_fields):
+            # Pydantic would list all unknown fields: of a body's hundred thousand for a second.
+            name = str(next(name for name in data if name not in cls.model_fields))
+            raise InvalidRequest.unknown_field(name, data.get(name), cls.allowed())
         try:
             request = handler(data)
         except ValidationError as error:

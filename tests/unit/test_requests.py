@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serve.errors import InvalidRequest, KelvinError, NotSupportedYet
 from serve.requests import LARGEST_SEED, LONGEST_PROMPT, GenerateRequest, JobEvent, JobRecord
@@ -305,3 +306,27 @@ def test_what_is_no_request_at_all_names_no_field(data):
     assert refused.value.field is None
     assert refused.value.message.startswith("The request: ")
     assert "None" not in refused.value.message
+
+
+def test_a_hundred_thousand_wrong_things_are_refused_at_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Else a body of a MiB would hold up everybody for a second."""
+    listed: list[int] = []
+    translate = InvalidRequest.from_validation
+
+    def counting(error: ValidationError, allowed: dict[str, str]) -> InvalidRequest:
+        listed.append(error.error_count())
+        return translate(error, allowed)
+
+    monkeypatch.setattr(InvalidRequest, "from_validation", counting)
+    with pytest.raises(InvalidRequest, match="loras"):
+        GenerateRequest.model_validate(
+            {"prompt": "a", "loras": [{"name": "x", "weight": "b"}] * 50_000}
+        )
+    assert listed == [9]
+    many = {"prompt": 5, **{f"a{number}": number for number in range(100_000)}}
+    with pytest.raises(InvalidRequest, match="Unknown field 'a0'") as caught:
+        GenerateRequest.model_validate(many)
+    assert "prompt" in str(caught.value.allowed)
+    assert listed == [9], "pydantic was not asked"
