@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from serve import spool as spool_module
 from serve import uploads as uploads_module
 from serve.config import Settings, StorageSettings, load_settings
 from serve.errors import StorageUnavailable
@@ -323,7 +324,16 @@ def test_a_disk_that_refuses_is_no_error(tmp_path: Path):
     assert spool.jobs() == []
 
 
-async def test_pictures_finished_at_once_do_not_overfill_the_spool(tmp_path: Path):
+async def test_pictures_finished_at_once_do_not_overfill_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_whole = spool_module._write_whole
+
+    def slowly(file: Path, content: bytes) -> None:
+        time.sleep(0.02)  # as a disk takes
+        write_whole(file, content)
+
+    monkeypatch.setattr(spool_module, "_write_whole", slowly)
     spool = Spool(tmp_path / "a" / "b", 1 << 20)
     data = os.urandom(300 << 10)
 
