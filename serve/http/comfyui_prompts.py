@@ -108,7 +108,11 @@ class PromptRecords:
         """Write a prompt down, and return what stands there now: one of that id may have come."""
         folder, digest = _folder(record.tenant), _digest(record.id)
         named = json.dumps({"prompt": digest}).encode()
-        await asyncio.gather(
+        data = record.model_dump_json().encode()
+        key = f"{folder}prompts/{digest}.json"
+        # At once: whoever finds the one without the others finds a prompt that was not answered.
+        is_new, *_ = await asyncio.gather(
+            self._store.put(key, data, _JSON, if_absent=True),
             self._store.put(_order_key(record), _EMPTY, _JSON),
             self._store.put(f"{folder}open/{digest}", _EMPTY, _JSON),
             *(
@@ -116,11 +120,7 @@ class PromptRecords:
                 for chain in record.chains
             ),
         )
-        data = record.model_dump_json().encode()
-        key = f"{folder}prompts/{digest}.json"
-        if await self._store.put(key, data, _JSON, if_absent=True):
-            return record
-        return await self._read(key) or record
+        return record if is_new else await self._read(key) or record
 
     async def find(self, prompt_id: str, tenant: str) -> PromptRecord | None:
         """Return a tenant's prompt; None: there is none of that id."""
