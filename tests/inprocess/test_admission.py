@@ -45,7 +45,8 @@ class World:
         }
         self.pipeline = new_pipeline(self.stages, storage, monkeypatch, **pools, **sections)
         # A test may take its time, and nothing is done meanwhile: that is no standstill.
-        self.pipeline._forecaster._clock = lambda: 50.0
+        self.now = 50.0
+        self.pipeline._forecaster._clock = lambda: self.now
 
     @property
     def board(self) -> PoolBoard:
@@ -55,20 +56,23 @@ class World:
         await self.pipeline.generate(request())
         return self
 
-    async def flood(self, pictures: int, tenant: str = "default") -> None:
+    async def flood(self, pictures: int) -> list[str]:
         self.stages.gate.clear()
-        for _ in range(pictures):
-            await self.pipeline.submit(request(), tenant)
+        return [(await self.pipeline.submit(request())).id for _ in range(pictures)]
 
     async def end(self) -> None:
         self.stages.gate.set()
+        await self.until_running(0)
+
+    async def until_running(self, number: int) -> None:
         async with asyncio.timeout(20):
-            while (await self.pipeline.status())["pipeline"]["running_jobs"]:
+            while (await self.pipeline.status())["pipeline"]["running_jobs"] != number:
                 await asyncio.sleep(0.01)
 
 
 def request(**fields: Any) -> GenerateRequest:
-    return GenerateRequest(prompt="a", seed=5, num_inference_steps=STEPS, **fields)
+    asked: dict[str, Any] = {"prompt": "a", "seed": 5, "num_inference_steps": STEPS}
+    return GenerateRequest(**(asked | fields))
 
 
 @asynccontextmanager
@@ -100,6 +104,28 @@ async def test_a_request_behind_too_much_work_is_told_when_to_come_again(
         assert (await post(http)).status_code == 202
         await world.end()
         assert (await post(http, deadline_s=15.0)).status_code == 202
+    await world.end()
+
+
+async def test_who_comes_again_when_told_goes_before_others(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    world = await World(storage, monkeypatch).seen_one()
+    jobs = await world.flood(4)
+    mine, theirs = (request(deadline_s=15.0, prompt=prompt) for prompt in ("mine", "theirs"))
+    with pytest.raises(Overloaded) as refused:
+        await world.pipeline.submit(mine)
+    await world.pipeline.cancel(jobs[0])
+    await world.until_running(3)
+    with pytest.raises(Overloaded):
+        await world.pipeline.submit(theirs)
+    with pytest.raises(Overloaded) as early:
+        await world.pipeline.submit(mine)
+    assert early.value.retry_after_s == refused.value.retry_after_s
+    world.now += refused.value.retry_after_s or 0.0
+    with pytest.raises(Overloaded):
+        await world.pipeline.submit(request(deadline_s=15.0, prompt="another"))
+    await world.pipeline.submit(mine)
     await world.end()
 
 
