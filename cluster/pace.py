@@ -122,16 +122,17 @@ class Pace:
         """Note that a request is taken on."""
         self._come_s += found.own_s
 
-    def ended(self, was: Estimate, took_s: float, *, is_last: bool) -> None:
+    def disturbed(self) -> None:
+        """Note that work came or went otherwise than by being accepted and done."""
+        self._done.clear()
+
+    def ended(self, was: Estimate, took_s: float) -> None:
         """Note how long a request really took.
 
         Args:
             was: When it was taken on.
             took_s: From then to its end.
-            is_last: There is no other: the queue, if there was one, is at its end.
         """
-        if is_last:
-            self._done.clear()
         alone_s, behind_s = was.completion.alone_s, was.completion.behind_s
         if not 0 < alone_s < float("inf") or took_s <= 0:
             return

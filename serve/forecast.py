@@ -84,6 +84,8 @@ class Forecaster:
         job.estimate = estimate
         if estimate is not None:
             self._pace(model.facts.spec.name).accepted(estimate.completion)
+        else:
+            self._pace(model.facts.spec.name).disturbed()
 
     def ended(self, job: RunningJob, last: EventName, *, is_last: bool) -> None:
         """Learn from a job's end.
@@ -91,13 +93,18 @@ class Forecaster:
         Args:
             job: It.
             last: How it ended.
-            is_last: No other is under way.
+            is_last: No other is under way: the queue, if there was one, is at its end.
         """
-        if job.estimate is None or job.request.model is None:
+        if job.request.model is None:
+            return
+        pace = self._pace(job.request.model)
+        if is_last or last != "stored":
+            pace.disturbed()
+        if job.estimate is None:
             return
         if last == "stored" or (job.error is not None and job.error.code == "deadline_exceeded"):
             took_s = time.monotonic() - job.accepted_at
-            self._pace(job.request.model).ended(job.estimate, took_s, is_last=is_last)
+            pace.ended(job.estimate, took_s)
 
     def _work_before(
         self, by_tenant: Mapping[str, Mapping[Asked, int]], tenant: str

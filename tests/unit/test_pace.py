@@ -64,7 +64,9 @@ def run(service: Service, rates: list[tuple[float, float]], seed: int = 0) -> li
             while ends and ends[0][0] <= now:
                 _, which = heapq.heappop(ends)
                 ended = taken[which]
-                pace.ended(ended.estimate, ended.took_s, is_last=not ends)
+                pace.ended(ended.estimate, ended.took_s)
+                if not ends:
+                    pace.disturbed()
             found = service.completion(now)
             estimate = pace.estimate(found, now)
             if found.behind_s and estimate.at_most_s > DEADLINE_S:
@@ -109,13 +111,23 @@ def test_a_service_that_refusals_slow_down_is_seen_through_at_once(slower):
     assert len(after) >= 0.4 * saturation * 25  # nobody is refused any more
 
 
+def test_work_that_is_cancelled_is_not_taken_for_done():
+    pace = Pace()
+    pace.estimate(Completion(0.1, 0.1, 20.0, 0.1), 0.0)
+    pace.disturbed()
+    pace.estimate(Completion(0.1, 0.1, 2.0, 0.1), 1.0)
+    pace.estimate(Completion(0.1, 0.1, 1.0, 0.1), 2.0)
+    assert pace.queue == pytest.approx(1.0)
+
+
 def test_a_pause_in_the_queue_is_not_taken_for_slowness():
     pace = Pace()
     busy, idle = Completion(0.1, 0.1, 2.0, 0.1), Completion(0.1, 0.1, 0.0, 0.1)
     pace.estimate(busy, 0.0)
     pace.estimate(Completion(0.1, 0.1, 1.0, 0.1), 1.0)
     assert pace.queue == pytest.approx(1.0)
-    pace.ended(pace.estimate(idle, 5.0), 0.1, is_last=True)
+    pace.ended(pace.estimate(idle, 5.0), 0.1)
+    pace.disturbed()
     pace.estimate(busy, 60.0)
     pace.estimate(Completion(0.1, 0.1, 1.0, 0.1), 61.0)
     assert pace.queue == pytest.approx(1.0)

@@ -96,7 +96,9 @@ def test_under_ten_times_too_much_those_who_come_again_find_room_and_nothing_idl
         while ends and ends[0][0] <= now:
             end, which = heapq.heappop(ends)
             at, estimate = accepted[which]
-            pace.ended(estimate, end - at, is_last=not ends)
+            pace.ended(estimate, end - at)
+            if not ends:
+                pace.disturbed()
         found = service.completion(now)
         estimate = pace.estimate(found, now)
         room_s = places.room(DEADLINE_S, key, now)
