@@ -122,8 +122,12 @@ class Pace:
         """Note that a request is taken on."""
         self._come_s += found.own_s
 
+    def dropped(self, work_s: float) -> None:
+        """Note that work which was taken on will not be done; as `Completion.own_s`."""
+        self._come_s -= work_s
+
     def disturbed(self) -> None:
-        """Note that work came or went otherwise than by being accepted and done."""
+        """Note that the queue is at its end, or that work came which nobody has measured."""
         self._done.clear()
 
     def ended(self, was: Estimate, took_s: float) -> None:

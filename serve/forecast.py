@@ -98,10 +98,12 @@ class Forecaster:
         if job.request.model is None:
             return
         pace = self._pace(job.request.model)
-        if is_last or last != "stored":
+        if is_last:
             pace.disturbed()
         if job.estimate is None:
             return
+        if last != "stored" and job.work_left is not None:
+            pace.dropped(job.estimate.completion.own_s * job.work_left.undone)
         if last == "stored" or (job.error is not None and job.error.code == "deadline_exceeded"):
             took_s = time.monotonic() - job.accepted_at
             pace.ended(job.estimate, took_s)

@@ -84,6 +84,9 @@ class WorkLeft:
         for image in range(request.num_images):
             self._left["denoise", image] = self._kinds["denoise"][2]
             self._left["decode", image] = 1
+        self._steps = self._kinds["denoise"][2] * request.num_images
+        self.undone = 0.0
+        """Share of its steps that were left when it was over."""
         for (stage, _), number in self._left.items():
             self._count(stage, number)
 
@@ -101,6 +104,9 @@ class WorkLeft:
 
     def gone(self) -> None:
         """Nothing of it will be done here any more."""
+        if self._left:
+            steps = sum(number for (stage, _), number in self._left.items() if stage == "denoise")
+            self.undone = steps / max(self._steps, 1)
         for stage, image in tuple(self._left):
             self._leave(stage, image, 0)
         self._left.clear()

@@ -114,9 +114,8 @@ def test_a_service_that_refusals_slow_down_is_seen_through_at_once(slower):
 def test_work_that_is_cancelled_is_not_taken_for_done():
     pace = Pace()
     pace.estimate(Completion(0.1, 0.1, 20.0, 0.1), 0.0)
-    pace.disturbed()
-    pace.estimate(Completion(0.1, 0.1, 2.0, 0.1), 1.0)
-    pace.estimate(Completion(0.1, 0.1, 1.0, 0.1), 2.0)
+    pace.dropped(18.0)
+    pace.estimate(Completion(0.1, 0.1, 1.0, 0.1), 1.0)
     assert pace.queue == pytest.approx(1.0)
 
 

@@ -47,6 +47,7 @@ def test_progress_leaves_less_to_do_and_repeated_steps_more():
     other = ahead.take_on(asked(1), "globex", POOLS)
     assert ahead.of(("v",)) == {"acme": {PICTURE: 1}, "globex": {PICTURE: 1}}
     left.seen(event("cancelled"))
+    assert left.undone == 0.5
     other.gone()
     assert not any(ahead.of(pools) for pools in POOLS.values())
     left.seen(event("step", image=0, step=1, steps=10))
