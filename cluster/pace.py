@@ -110,7 +110,7 @@ class Pace:
         if found.behind_s >= _QUEUE_OF * found.alone_s:
             self._look(found.behind_s, now)
         else:
-            self._done.clear()
+            self.disturbed()
         expected = self._alone * found.alone_s + self.queue * found.behind_s
         margin = self.margin
         queue_margin = max(margin, _QUEUE_MARGIN)
@@ -129,6 +129,7 @@ class Pace:
     def disturbed(self) -> None:
         """Note that the queue is at its end, or that work came which nobody has measured."""
         self._done.clear()
+        self._queue = self._usual  # how it was lately is not how the next one will be
 
     def ended(self, was: Estimate, took_s: float) -> None:
         """Note how long a request really took.

@@ -3,9 +3,9 @@
 Under overload room that becomes free is taken at once by whoever comes next, so "come again in a
 second" is true for one in ten. Here each one who is refused gets a time: the first second for which
 not so many are expected already as can be served in it. Who comes back when told may use the last
-part of the room, which is closed to others as long as somebody is expected ("trunk reservation" of
-telephony: Akinpelu, AT&T Bell Laboratories Technical Journal 63, 1984). The service stays busy all
-the same.
+part of the room, which is closed to others, as far as somebody is expected about now ("trunk
+reservation" of telephony: Akinpelu, AT&T Bell Laboratories Technical Journal 63, 1984). The service
+stays busy all the same.
 
 Many never come back. How many do is learnt, and only those are expected.
 
@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-RESERVED = 0.25  # of a deadline, for those who were told to come
+RESERVED = 0.25  # of a deadline at most, for those who were told to come about now
+_ABOUT_S = 5.0
 LONGEST_S = 300.0  # that anybody is told
 _MOST = 10_000
 _BUSY = 0.8  # of a second, with those who are expected in it
@@ -63,7 +64,9 @@ class Places:
         """Return how much of some room is open to somebody."""
         if self.is_turn(key, now) or not self._places:
             return whole
-        return whole * (1 - RESERVED)
+        about_now = range(int(now - _ABOUT_S), int(now + _ABOUT_S) + 1)
+        expected_s = self._share * sum(self._work_s.get(second, 0.0) for second in about_now)
+        return whole - min(RESERVED * whole, expected_s)
 
     def came(self, key: bytes) -> None:
         """Note that somebody found room; it does no harm if they had no place."""

@@ -21,8 +21,9 @@ def test_each_is_told_a_time_of_their_own_and_finds_room_then():
     second = places.promise(b"second", 3.0, 0.4, 0.0)
     third = places.promise(b"third", 3.0, 0.4, 0.0)
     assert (first, second, third) == (3.0, 3.5, 4.0)
-    assert places.room(10.0, b"other", 1.0) == 10.0 * (1 - RESERVED)
-    assert places.room(10.0, b"first", 1.0) == 10.0 * (1 - RESERVED), "it is too early"
+    assert places.room(10.0, b"other", 1.0) == pytest.approx(10.0 - 3 * 0.4)
+    assert places.room(2.0, b"other", 1.0) == 2.0 * (1 - RESERVED)
+    assert places.room(2.0, b"first", 1.0) == 2.0 * (1 - RESERVED), "it is too early"
     assert places.promise(b"first", 9.0, 0.4, 1.0) == 2.0, "and the time stays"
     assert places.room(10.0, b"first", 3.0) == 10.0
     # No room after all: first in line.
