@@ -5,8 +5,8 @@
 Starts Kelvin with `pico` on this machine and sends jobs of all kinds through HTTP, some of them
 cancelled. Every few seconds it reads the memory and the open files of each process, what lies in
 Ray's object store, and how many objects each prefix of the journal has; retention sweeps run
-meanwhile. The first third warms up: caches fill, and kernels are made for each size of batch. What
-comes after must be flat.
+meanwhile. The first third warms up, with more jobs at a time: caches fill, and torch compiles
+kernels for each size of batch, which on a CPU take some 10 MiB each. What comes after must be flat.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loadtest.lean_http import LeanClient
 from loadtest.overhead import machine
 from loadtest.process_census import processes
 from loadtest.results import STDERR, Results
-from loadtest.soak_figures import Sample, draw_soak, report_of, table_of
+from loadtest.soak_figures import WARM_UP, Sample, draw_soak, report_of, table_of
 from serve.commands.output import stdout_is_for_json
 from serve.commands.stopping import local_kelvin, stoppable
 from serve.config import Settings, load_settings
@@ -36,6 +36,7 @@ from serve.storage import ObjectStore
 from serve.sweep import Sweep
 
 _AT_ONCE = 6
+_AT_ONCE_WARMING_UP = 16  # so that all sizes of batch come about
 _SAMPLE_S = 5.0
 _SWEEP_S = 20.0
 _KEPT_S = 20.0
@@ -70,7 +71,9 @@ class Soak:
     def __init__(self, url: str, settings: Settings, number: int) -> None:
         self._url = url
         self._store = ObjectStore(settings.storage)
-        self._numbers: Iterator[int] = iter(range(number))
+        warm_up = int(WARM_UP * number)
+        self._warm_up: Iterator[int] = iter(range(warm_up))
+        self._numbers: Iterator[int] = iter(range(warm_up, number))
         self._number = number
         self._began = time.monotonic()
         self.samples: list[Sample] = []
@@ -87,7 +90,11 @@ class Soak:
         side = [asyncio.create_task(self._watch()), asyncio.create_task(self._sweep_often())]
         try:
             async with LeanClient(self._url) as http:
-                await asyncio.gather(*(self._send(http) for _ in range(_AT_ONCE)))
+                for numbers, at_once in (
+                    (self._warm_up, _AT_ONCE_WARMING_UP),
+                    (self._numbers, _AT_ONCE),
+                ):
+                    await asyncio.gather(*(self._send(http, numbers) for _ in range(at_once)))
         finally:
             for task in side:
                 task.cancel()
@@ -96,8 +103,8 @@ class Soak:
         await self._sweep(0.0)
         return await self._objects()
 
-    async def _send(self, http: LeanClient) -> None:
-        for number in self._numbers:
+    async def _send(self, http: LeanClient, numbers: Iterator[int]) -> None:
+        for number in numbers:
             reply = await http.ask("POST", "/v1/jobs", mixed_request(number))
             if reply.status != 202:
                 self._end("not accepted", {"status": reply.status, "body": reply.json()})
