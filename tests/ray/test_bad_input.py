@@ -154,7 +154,8 @@ def test_a_wrong_content_type_is_refused(world: World, content_type: str):
 
 @pytest.mark.parametrize("announced", [True, False], ids=["with length", "chunked"])
 def test_a_huge_body_is_refused(world: World, announced: bool):
-    body = b'{"prompt": "' + b"a" * (2 << 20) + b'"}'
+    assert world.kelvin is not None
+    body = b'{"prompt": "' + b"a" * world.kelvin.settings.pipeline.max_body_bytes + b'"}'
     content: Any = (
         body if announced else iter([body[at : at + 65536] for at in range(0, len(body), 65536)])
     )
