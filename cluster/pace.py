@@ -147,6 +147,10 @@ class Pace:
                 ratio = min(ratio, 2 * self._alone)
             self._seen_alone = min(self._seen_alone + 1, _MEAN_OF)
             self._alone += (_bounded(ratio) - self._alone) / self._seen_alone
+        elif self._usual is not None:
+            # Also where the queue is kept too short to be looked at, by what a bad moment taught.
+            seen = _bounded((took_s - self._alone * alone_s) / behind_s)
+            self._usual += (min(seen, 2 * self._usual) - self._usual) / _MEAN_OF
         if was.is_learnt and was.expected_s > 0:
             self._margins.append(took_s / was.expected_s)
 

@@ -119,6 +119,18 @@ def test_work_that_is_cancelled_is_not_taken_for_done():
     assert pace.queue == pytest.approx(1.0)
 
 
+def test_a_bad_moment_is_forgotten_by_what_ends_though_the_queue_stays_short():
+    pace = Pace()
+    pace.estimate(Completion(0.1, 0.1, 2.0, 0.1), 0.0)
+    pace.estimate(Completion(0.1, 0.1, 2.0, 0.1), 3.0)
+    assert pace.queue > 3
+    for number in range(40):
+        short = pace.estimate(Completion(0.1, 0.1, 0.2, 0.1), 10.0 + number)
+        pace.ended(short, 0.3)
+    pace.estimate(Completion(0.1, 0.1, 0.2, 0.1), 60.0)
+    assert pace.queue < 1.5
+
+
 def test_a_pause_in_the_queue_is_not_taken_for_slowness():
     pace = Pace()
     busy, idle = Completion(0.1, 0.1, 2.0, 0.1), Completion(0.1, 0.1, 0.0, 0.1)
