@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deployments.builtin.dequantise import dequantized_directory
-from deployments.builtin.pico import write_pico
 from deployments.payloads import TextJob
 from deployments.sd3.fp8 import Fp8Linear, quantize_per_channel
 from deployments.sd3.linear import stacked
@@ -24,6 +23,7 @@ from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.text import TextEncoders
 from deployments.sd3.vae import VaeDecoder
 from serve.errors import ConfigurationError
+from tests.inprocess.pico_folder import pico_as_stored
 
 FILE = Path("transformer/diffusion_pytorch_model.safetensors")
 LINEAR = "transformer_blocks.0.attn.to_q.weight"
@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pico(tmp_path_factory.mktemp("model") / "pico", seed=0)
+    return pico_as_stored(tmp_path_factory.mktemp("model") / "pico")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from deployments.builtin.checker import check
 from deployments.builtin.dequantise import dequantized_directory
-from deployments.builtin.pico import write_pico
 from deployments.builtin.read import read_claims
 from deployments.payloads import TextJob
 from deployments.sd3.fp8 import Fp8Linear
@@ -40,6 +39,7 @@ from serve.config import ModelSettings
 from serve.errors import ConfigurationError
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
+from tests.inprocess.pico_folder import pico_as_stored
 
 CPU = torch.device("cpu")
 FP8 = PrecisionChoice("fp8", "fp8", torch.float32, "for a test")
@@ -52,7 +52,7 @@ NAME = "sd35.safetensors"
 
 @pytest.fixture(scope="module")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pico(tmp_path_factory.mktemp("formats") / "pico", seed=0)
+    return pico_as_stored(tmp_path_factory.mktemp("formats") / "pico")
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ async def test_a_journal_of_its_own(storage: StorageSettings, monkeypatch: pytes
     assert record.result is not None
     assert httpx.get(record.result.images[0].url, trust_env=False).status_code == 200
     folders = {key.split("/")[0] for key in await ObjectStore(records).list_keys("")}
-    assert folders == {"jobs", "leases"}
+    assert folders == {"jobs", "leases", "listing"}
     assert {key.split("/")[0] for key in await ObjectStore(pictures).list_keys("")} == {"images"}
     checks = await probe_stores(Settings(storage=pictures, journal=own))
     names = [check.name for check in checks if check.ok]
