@@ -17,7 +17,6 @@ from PIL import Image
 
 import deployments.builtin
 from deployments.builtin.dequantise import dequantized_directory
-from deployments.builtin.pico import write_pico
 from deployments.engine import Engine
 from deployments.payloads import (
     DenoiseEvent,
@@ -34,6 +33,7 @@ from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.text import TextEncoders
 from deployments.sd3.vae import VaeDecoder
 from deployments.sd3.wire import from_wire
+from tests.inprocess.pico_folder import pico_as_stored
 
 WAIT_S = 120
 STEPS = 8
@@ -118,7 +118,7 @@ class Both:
 @pytest.fixture(scope="module", params=["pico", "builtin"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     folder = tmp_path_factory.mktemp(request.param)
-    model_dir = BUILTIN if request.param == "builtin" else write_pico(folder / "pico", seed=0)
+    model_dir = BUILTIN if request.param == "builtin" else pico_as_stored(folder / "pico")
     plain = dequantized_directory(model_dir, folder / "plain", torch.float32)
     reference = StableDiffusion3Pipeline.from_pretrained(plain, dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
