@@ -24,6 +24,7 @@ GIB = 1 << 30
 # convolution's input and output, both again in the layout that its kernel wants, and what they
 # came from.
 _WHOLE_COPIES = 5
+_ENCODED_COPIES = 6  # measured: 6.03 at 512x512, 1024x1024 and 768x1344 on an H100
 _TILE_COPIES = 6
 _MIDDLE_COPIES = 10  # normalised, q, k, v and what was attended, some of it in float32
 ATTENTION_PART_BYTES = GIB // 4  # of scores, where no kernel does without writing them down
@@ -100,7 +101,7 @@ class DecoderShape:
     def encoded_whole_bytes(self, height: int, width: int) -> int:
         """Return the peak of encoding a picture to latents of these sides, beside the weights."""
         widest = max(after * scale**2 for _, after, scale in self._encoder_blocks())
-        return self._bytes(_WHOLE_COPIES * widest * height * width)
+        return self._bytes(_ENCODED_COPIES * widest * height * width)
 
     def encoded_kept_bytes(self, height: int, width: int) -> int:
         """Return the most that waits for its turn while a tile is computed."""

@@ -26,6 +26,7 @@ from deployments.sd3.sigmas import TRAIN_TIMESTEPS
 from deployments.sd3.stored_tensors import read_json
 from deployments.sd3.stored_transformer import StoredTransformer, TransformerConfig
 from deployments.sd3.transformer import Transformer
+from deployments.sd3.unpacked_weights import unpack_weights_
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -69,6 +70,8 @@ class Mmdit:
         self.loras: LoraArena | None = None
         if device.type == "cpu":
             keep_freed_memory()
+            if optimizations.unpacked_weights:
+                unpack_weights_(self._transformer, precision.compute_dtype)
 
     @classmethod
     def load(

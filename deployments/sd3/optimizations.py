@@ -13,7 +13,8 @@ from dataclasses import dataclass
 class Optimizations:
     """What may differ from the plain forward; results differ by rounding only.
 
-    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation` and `attention` act.
+    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation`, `attention` and
+    `unpacked_weights` act.
 
     Attributes:
         fused_adaln: residual, LayerNorm, modulation and quantisation in one pass (`adaln.py`).
@@ -22,6 +23,8 @@ class Optimizations:
         fused_qk_norm: RMSNorm and the joint layout of attention in one pass (`joint_layout.py`).
         fused_quantize: what attention gives, quantised in one pass (`joint_layout.py`).
         fp8_modulation: modulation weights stay FP8, a third of all weights (`modulation.py`).
+        unpacked_weights: on a CPU a small model's FP8 weights are dequantised once, not for each
+            product (`unpacked_weights.py`); the same numbers.
         cuda_graphs: prepared buckets replay a captured graph (`cuda_graphs.py`).
         attention: `auto` measures what a card has; else a name that `attention.py` knows.
     """
@@ -32,5 +35,6 @@ class Optimizations:
     fused_qk_norm: bool = True
     fused_quantize: bool = True
     fp8_modulation: bool = True
+    unpacked_weights: bool = True
     cuda_graphs: bool = True
     attention: str = "auto"

@@ -1,5 +1,6 @@
 """The engine's promises on a card: rows keep to themselves, in FP8, in graphs and out of memory."""
 
+import math
 import queue
 from collections.abc import Iterator
 from dataclasses import replace
@@ -85,16 +86,16 @@ def relative(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).norm() / reference.norm())
 
 
-def test_a_row_in_a_batch_differs_from_it_alone_by_no_more_than_fp8_itself(
-    fp8: Mmdit, inputs: Inputs
-):
+def test_a_row_in_a_batch_is_as_near_the_truth_as_it_is_alone(fp8: Mmdit, inputs: Inputs):
+    """And from it alone no further than two roundings of the same numbers: the root of two."""
     exact = Mmdit.load(BUILTIN, "cuda", "fp32").velocity(*inputs)
     batched = fp8.velocity(*inputs)
     for at in range(len(batched)):
         alone = fp8.velocity(*row(inputs, at))[0]
         own_error = relative(alone, exact[at])
         assert 0 < own_error < 0.2
-        assert relative(batched[at], alone) <= own_error
+        assert relative(batched[at], exact[at]) <= 1.1 * own_error
+        assert relative(batched[at], alone) <= math.sqrt(2) * own_error
 
 
 @pytest.mark.parametrize("path", ["eager", "graph"])

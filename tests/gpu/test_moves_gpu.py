@@ -1,5 +1,6 @@
 """On a card, too, a picture that goes on elsewhere is the picture that it would have been."""
 
+import math
 import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -104,9 +105,10 @@ def test_alone_it_keeps_its_bits(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_beside_others_it_differs_by_no_more_than_fp8_itself(
+def test_beside_others_it_differs_by_no_more_than_two_roundings_to_fp8(
     replicas: list[Mmdit], prompts: list[PromptEmbedding], sampler: str
 ):
+    """Two roundings of the same numbers that err by as much differ by the root of two of it."""
     whole = job(prompts, sampler)
     taken, (undisturbed,) = run(replicas[0], [whole], every=5)
     _, (exact,) = run(Mmdit.load(BUILTIN, "cuda", "fp32"), [whole])
@@ -114,4 +116,5 @@ def test_beside_others_it_differs_by_no_more_than_fp8_itself(
     _, (resumed, *_) = run(replicas[1], [replace(whole, resume=taken[0]), *others])
     own_error = np.linalg.norm(undisturbed - exact)
     assert own_error > 0
-    assert np.linalg.norm(resumed - undisturbed) <= own_error
+    assert np.linalg.norm(resumed - exact) <= 1.25 * own_error
+    assert np.linalg.norm(resumed - undisturbed) <= math.sqrt(2) * own_error

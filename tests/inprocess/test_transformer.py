@@ -10,6 +10,7 @@ from deployments.sd3.fp8 import Fp8Linear, quantize_linears
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice
+from deployments.sd3.unpacked_weights import unpack_weights_
 
 FP8_IN_FLOAT32 = PrecisionChoice("fp8", "fp8", torch.float32, "for these tests")
 FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "scaled_mm")
@@ -108,6 +109,33 @@ def test_fp8_weights_err_by_their_rounding_only(fp8_modulation):
         Optimizations(fp8_modulation=fp8_modulation),
     )
     assert relative(ours.velocity(*inputs), expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unpacked_weights_give_the_same_bits_and_take_the_memory_for_it(dtype):
+    precision = PrecisionChoice("fp8", "fp8", dtype, "for this test")
+    packed, unpacked = (
+        Mmdit.from_diffusers(
+            random_model("rms_norm", (0,)), "cpu", precision, Optimizations(unpacked_weights=unpack)
+        )
+        for unpack in (False, True)
+    )
+    assert torch.equal(packed.velocity(*drawn()), unpacked.velocity(*drawn()))
+    assert unpacked.resident_bytes > 1.5 * packed.resident_bytes
+
+
+def test_weights_stay_packed_where_unpacked_ones_take_too_much():
+    model = torch.nn.Sequential(Fp8Linear.from_linear(torch.nn.Linear(16, 32)))
+    assert not unpack_weights_(model, torch.bfloat16, most_bytes=1023)
+    assert isinstance(model[0], Fp8Linear)
+    assert unpack_weights_(model, torch.bfloat16, most_bytes=1024)
+    assert isinstance(model[0], torch.nn.Linear)
+
+
+def test_layers_that_multiply_in_fp8_stay_packed():
+    model = torch.nn.Sequential(Fp8Linear.from_linear(torch.nn.Linear(16, 32), "scaled_mm"))
+    unpack_weights_(model, torch.bfloat16)
+    assert isinstance(model[0], Fp8Linear)
 
 
 def largest_inputs() -> dict[str, float]:
