@@ -1,48 +1,95 @@
-"""What the plan decided as gauges, set in Serve's controller, which is the one process that knows.
+"""What the plan decided as metrics, from Serve's controller, which is the one process that knows.
 
-kelvin_pool_replicas{pool}, kelvin_pool_target_replicas{pool}: replicas that run, and that should.
-kelvin_pool_capacity_ratio{pool}: cool H100 seconds of work that its replicas do a second, as hot as
-they are.
-kelvin_pool_derated_replicas{pool}: replicas that count for less, for heat.
-kelvin_stage_demand_ratio{stage, model}: cool H100 seconds of work that come a second.
-kelvin_stage_waiting_seconds{stage, model}: seconds until what waits has begun, as fast as all pools
-of the stage are now.
+Ratios and seconds are of cool H100s, so that pools on several kinds of card can be added up.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+from cluster.metric_spec import MetricSpec
+from serve.recorders import Recorders
 
 _POOL = {
-    "replicas": ("kelvin_pool_replicas", "Replicas that take requests."),
-    "target": ("kelvin_pool_target_replicas", "Replicas that the plan asks for."),
-    "capacity": ("kelvin_pool_capacity_ratio", "Cool H100 seconds of work a second it can do."),
-    "derated_count": ("kelvin_pool_derated_replicas", "Replicas that count for less, for heat."),
+    "replicas": MetricSpec(
+        "kelvin_pool_replicas", "gauge", "{replica}", "Replicas that take requests.", ("pool",)
+    ),
+    "target": MetricSpec(
+        "kelvin_pool_target_replicas",
+        "gauge",
+        "{replica}",
+        "Replicas that the plan asks for.",
+        ("pool",),
+    ),
+    "capacity": MetricSpec(
+        "kelvin_pool_capacity_ratio",
+        "gauge",
+        "1",
+        "Cool H100 seconds of work that a pool does a second, as hot as it is.",
+        ("pool",),
+    ),
+    "derated_count": MetricSpec(
+        "kelvin_pool_derated_replicas",
+        "gauge",
+        "{replica}",
+        "Replicas that count for less, for heat.",
+        ("pool",),
+    ),
 }
 _STAGE = {
-    "demand": ("kelvin_stage_demand_ratio", "Cool H100 seconds of work that come a second."),
-    "waiting_s": ("kelvin_stage_waiting_seconds", "Seconds until what waits has begun."),
+    "demand": MetricSpec(
+        "kelvin_stage_demand_ratio",
+        "gauge",
+        "1",
+        "Cool H100 seconds of work that come a second.",
+        ("stage", "model"),
+    ),
+    "waiting_s": MetricSpec(
+        "kelvin_stage_waiting_seconds",
+        "gauge",
+        "s",
+        "Until what waits has begun, as fast as all pools of the stage are now.",
+        ("stage", "model"),
+    ),
+}
+_DECISIONS = MetricSpec(
+    "kelvin_autoscaler_decisions_total",
+    "counter",
+    "{decision}",
+    "Changes of a pool's number of replicas; direction up or down.",
+    ("pool", "direction"),
+    is_rare=True,
+)
+POOL_METRICS: Final[Mapping[str, MetricSpec]] = {
+    spec.name: spec for spec in (*_POOL.values(), *_STAGE.values(), _DECISIONS)
 }
 
 
-def show_in_gauges(snapshot: Mapping[str, Any]) -> None:
-    """Set the gauges of every pool, and of every stage of a model.
+class PoolGauges:
+    """Of one application."""
 
-    Args:
-        snapshot: As `cluster.serve_planner.Planner` puts together.
-    """
-    for pool, shown in snapshot["pools"].items():
-        for name, (metric, meaning) in _POOL.items():
-            _gauge(metric, meaning, "pool").set(float(shown[name]), tags={"pool": pool})
-        tags = {"stage": shown["stage"], "model": shown["model"]}
-        for name, (metric, meaning) in _STAGE.items():
-            _gauge(metric, meaning, "stage", "model").set(float(shown[name]), tags=tags)
+    def __init__(self) -> None:
+        self._to = Recorders()
+        self._counted_to = float("-inf")
 
+    def show(self, snapshot: Mapping[str, Any]) -> None:
+        """Set the gauges of every pool and stage, and count what was decided since the last time.
 
-@functools.cache
-def _gauge(name: str, meaning: str, *tags: str) -> Any:
-    from ray.util.metrics import Gauge
-
-    return Gauge(name, meaning, tag_keys=tags)
+        Args:
+            snapshot: As `cluster.serve_planner.Planner` puts together; its last changes are in it.
+        """
+        for pool, shown in snapshot["pools"].items():
+            for name, spec in _POOL.items():
+                self._to.record(spec, float(shown[name]), {"pool": pool})
+            stage = {"stage": shown["stage"], "model": shown["model"]}
+            for name, spec in _STAGE.items():
+                self._to.record(spec, float(shown[name]), stage)
+        for change in snapshot["changes"]:
+            if change["at"] <= self._counted_to:
+                continue
+            direction = "up" if change["after"] > change["before"] else "down"
+            self._to.record(_DECISIONS, 1, {"pool": change["pool"], "direction": direction})
+        self._counted_to = max(
+            (self._counted_to, *(change["at"] for change in snapshot["changes"]))
+        )

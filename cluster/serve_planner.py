@@ -18,7 +18,7 @@ from typing import Any
 from cluster.autoscaling import Plan, PlanMemory, PlanSettings, PoolDecision, plan
 from cluster.autoscaling_news import NewsWriter
 from cluster.complaints import Complaints
-from cluster.pool_gauges import show_in_gauges
+from cluster.pool_gauges import PoolGauges
 from cluster.pool_state import PoolState
 from cluster.serve_states import Context, PoolFacts, PoolWatch
 
@@ -52,7 +52,7 @@ class Planner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self._put_news = put_news or NewsWriter(application, also=show_in_gauges).put
+        self._put_news = put_news or NewsWriter(application, also=PoolGauges().show).put
         self._clock = clock
         self._guard = threading.RLock()
         self._watches: dict[str, PoolWatch] = {}

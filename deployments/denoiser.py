@@ -16,12 +16,14 @@ from typing import Any
 
 from cluster.pool_state import ReplicaState
 from cluster.work_keys import lora_key
+from deployments.forward_record import Forward
 from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, StepProgress
 from deployments.replica import Identity, ReplicaStatus, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
 from deployments.replica_stop import stop_signal
 from deployments.turns import Turns
+from serve import telemetry
 from serve.config import ModelSettings, PoolSettings, StorageSettings, ThermalSettings
 from serve.heat_settings import GovernorSection
 from serve.lora_settings import LoraSettings
@@ -47,6 +49,7 @@ class Denoiser:
         lora: LoraSettings | None = None,
         storage: StorageSettings | None = None,
     ) -> None:
+        from deployments.batch_spans import BatchSpans
         from deployments.card_heat import CardHeat
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
@@ -81,6 +84,8 @@ class Denoiser:
             pool.warm_rows,
         )
         meter = EnergyMeter(self._device)
+        self._batches = BatchSpans(self._identity)
+        self._metrics = Metrics()
         self._engine = Engine(
             model_at_hand,
             max_waiting=pool.max_ongoing_requests,
@@ -101,10 +106,10 @@ class Denoiser:
             latent_rgb=LatentRgb.of_model(model_dir),
             loras=self._loras,
             checkpoint_every=pool.checkpoint_every_steps,
+            on_forward=self._ran,
             leaving=stop_signal() if pool.checkpoint_every_steps else None,
         )
         self._turns = Turns()
-        self._metrics = Metrics()
         self._statistics = Statistics(self._state)
 
     async def denoise(self, job: DenoiseJob) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
@@ -123,23 +128,35 @@ class Denoiser:
         def from_engine(event: DenoiseEvent | BaseException) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        async with self._turns.turn(alone=job.alone):
-            if job.alone:
-                yield ()  # from now on it is alone
-            ticket = self._engine.submit(job, from_engine)
-            self._metrics.queue_length("denoise", self._engine.queue_length)
-            try:
-                async for together in _grouped(events):
-                    newest = _with_newest_checkpoint(together)
-                    yield self._with_load([self._stamped(job, event) for event in newest])
-            finally:
-                # Cancelled, disconnected or finished: an engine that is done takes no notice.
-                ticket.cancel()
+        with self._batches.of(job) as span:
+            traced = replace(job, traceparent=telemetry.traceparent_of(span))
+            async with self._turns.turn(alone=job.alone):
+                if job.alone:
+                    yield ()  # from now on it is alone
+                ticket = self._engine.submit(traced, from_engine)
+                self._metrics.queue_length("denoise", self._engine.queue_length)
+                try:
+                    async for together in _grouped(events):
+                        newest = _with_newest_checkpoint(together)
+                        stamped = [self._stamped(job, event) for event in newest]
+                        if isinstance(stamped[-1], Latents):
+                            stamp = stamped[-1].stamp
+                            span.set_attribute("kelvin.queue_s", stamp.queue_s)
+                            span.set_attribute("kelvin.precision", stamp.precision)
+                        yield self._with_load(stamped)
+                finally:
+                    # Cancelled, disconnected or finished: an engine that is done takes no notice.
+                    ticket.cancel()
+
+    def _ran(self, forward: Forward) -> None:
+        self._metrics.step(forward.seconds, forward.rows, forward.path)
+        self._batches.ran(forward)
 
     def _stamped(self, job: DenoiseJob, event: DenoiseEvent) -> DenoiseEvent:
         if not isinstance(event, Latents):
             return event
         self._metrics.stage_seconds("denoise", event.stamp.seconds)
+        self._metrics.queue_seconds("denoise", event.stamp.queue_s)
         self._metrics.queue_length("denoise", self._engine.queue_length)
         stamp = replace(
             event.stamp,

@@ -21,7 +21,7 @@ from deployments.device_errors import first_line, is_sticky
 from deployments.energy_shares import EnergyShares, Meter
 from deployments.engine_load import EngineLoad, LoadMeter
 from deployments.forward import Stepped, step_together
-from deployments.forward_record import EngineStats, ForwardRecord
+from deployments.forward_record import EngineStats, Forward, ForwardRecord, Member
 from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
 from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
@@ -66,6 +66,8 @@ class Engine:
         latent_rgb: Map of the model's VAE, for previews; SD3.5's if None.
         loras: Of the model; None: it takes none.
         checkpoint_every: Steps between two checkpoints of a request; 0: none.
+        on_forward: Called from the engine's thread after each forward that went well, before its
+            requests are told; it must neither block nor raise.
         leaving: Says at each turn whether to hand back all work instead; never if None.
         policy: Chooses whose rows go into the next forward.
         clock: Of all times, in seconds.
@@ -89,6 +91,7 @@ class Engine:
         latent_rgb: LatentRgb | None = None,
         loras: LoraShelf | None = None,
         checkpoint_every: int = 0,
+        on_forward: Callable[[Forward], None] | None = None,
         leaving: Callable[[], bool] | None = None,
         policy: Policy = choose,
         clock: Clock = time.monotonic,
@@ -102,6 +105,7 @@ class Engine:
         self._prepared_rows = dict(prepared_rows or {})
         self._governor = governor or (lambda: FREE)
         self._checkpoint_every = checkpoint_every
+        self._on_forward = on_forward or (lambda forward: None)
         self._leaving = leaving or (lambda: False)
         self._allowance = FREE
         self._last_forward_s = 0.0
@@ -362,6 +366,11 @@ class Engine:
             self._recovery.went_well(chosen)
             for live in chosen:
                 self._energy.worked(live.ticket.key, live.rows * shape.tokens)
+            members = tuple(
+                Member(each.ticket.key, each.ticket.job.traceparent, each.state.step + 1, each.rows)
+                for each in chosen
+            )
+            self._on_forward(Forward(seconds, shape, rows, path, members))
             for live, outcome in zip(chosen, stepped, strict=True):
                 self._take(live, outcome, seconds, path)
             return

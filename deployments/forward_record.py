@@ -11,6 +11,27 @@ from deployments.step_costs import StepCosts, TokenShape
 
 
 @dataclass(frozen=True)
+class Member:
+    """One request's part in a forward."""
+
+    key: int  # of its ticket
+    traceparent: str | None  # of its job
+    step: int  # that the forward was for it, 1-based
+    rows: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward that went well, as whoever owns the engine is told of it."""
+
+    seconds: float
+    shape: TokenShape
+    rows: int
+    path: Path
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """What the engine is doing, for people and gauges."""
 

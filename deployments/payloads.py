@@ -132,6 +132,7 @@ class DenoiseJob:
     resume: Checkpoint | None = None  # where it goes on; None: from the start
     init: EncodedImage | None = None  # what it starts from, noised; None: from pure noise
     strength: float = 1.0  # of init: the share of the steps that are taken, the last ones
+    traceparent: str | None = None  # W3C's, of the span that it is done for; None: not traced
 
     @property
     def steps(self) -> int:

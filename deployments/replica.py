@@ -7,12 +7,16 @@ never compute.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
+from opentelemetry.trace import Span, SpanKind
 from ray import serve
 
+from serve import telemetry
 from serve.config import PoolSettings
 from serve.errors import ConfigurationError
 
@@ -67,6 +71,30 @@ class Identity:
             replica = pool.name
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"
         return cls(stage, pool.name, replica, os.getpid(), node)
+
+    def span(
+        self,
+        work: str,
+        traceparent: str | None,
+        attributes: Mapping[str, telemetry.Attribute] | None = None,
+        *,
+        is_current: bool = True,
+    ) -> AbstractContextManager[Span]:
+        """Return a span of this replica's part in a request.
+
+        Args:
+            work: `text`, `encode`, `denoise` or `decode`.
+            traceparent: Of the Pipeline's span; None: the current one, if there is one.
+            attributes: As of `telemetry.span`.
+            is_current: As of `telemetry.span`.
+        """
+        return telemetry.span(
+            f"kelvin.{work}.replica",
+            {"kelvin.pool": self.pool, "kelvin.replica": self.replica, **(attributes or {})},
+            parent=traceparent,
+            kind=SpanKind.SERVER,
+            is_current=is_current,
+        )
 
 
 def default_torch_threads() -> int:

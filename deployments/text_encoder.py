@@ -65,22 +65,29 @@ class TextEncoder:
         self._worker: asyncio.Task[None] | None = None
 
     async def encode(
-        self, jobs: tuple[TextJob, ...], alone: bool = False
+        self, jobs: tuple[TextJob, ...], alone: bool = False, traceparent: str | None = None
     ) -> tuple[PromptEmbedding, ...]:
         """Encode prompts; equal ones, in the cache or under way, are computed once.
 
         Args:
             jobs: The prompts.
             alone: With no other call in this replica: one died while it worked on these.
+            traceparent: Of the span that this is done for; None: not traced.
         """
-        async with self._turns.turn(alone=alone):
-            embeddings = await asyncio.gather(*(self._encode(job) for job in jobs))
+        with self._identity.span("text", traceparent, {"kelvin.prompts": len(jobs)}) as span:
+            async with self._turns.turn(alone=alone):
+                embeddings = await asyncio.gather(*(self._encode(job) for job in jobs))
+            stamps = [embedding.stamp for embedding in embeddings]
+            span.set_attribute(
+                "kelvin.queue_s", max((each.queue_s for each in stamps), default=0.0)
+            )
         load = self._state()
         return tuple(replace(embedding, load=load) for embedding in embeddings)
 
     async def _encode(self, job: TextJob) -> PromptEmbedding:
         arrived = time.monotonic()
         cached = self._cache.get(job)
+        self._metrics.cache_lookup(hit=cached is not None)
         if cached is not None:
             return replace(cached, stamp=replace(cached.stamp, queue_s=0.0, seconds=0.0))
         answer = self._under_way.get(job)
@@ -130,6 +137,8 @@ class TextEncoder:
         seconds = time.monotonic() - started
         self._metrics.stage_seconds("text", seconds)
         self._meter.took(seconds / len(batch))
+        for waiting in batch:
+            self._metrics.queue_seconds("text", started - waiting.arrived)
         return [
             PromptEmbedding(
                 prompt_embeds=prompt.prompt_embeds,

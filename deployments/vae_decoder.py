@@ -54,15 +54,25 @@ class VaeDecoder:
         self._turns = Turns()
         self._statistics = Statistics(self._state)
 
-    async def decode(self, latents: Latents, alone: bool = False) -> Pixels:
+    async def decode(
+        self, latents: Latents, alone: bool = False, traceparent: str | None = None
+    ) -> Pixels:
         """Decode one picture off the event loop; alone, if a replica died while it did that."""
-        async with self._turns.turn(alone=alone):
-            return replace(await self._done(self._decode, latents), load=self._state())
+        with self._identity.span("decode", traceparent) as span:
+            async with self._turns.turn(alone=alone):
+                decoded = await self._done(self._decode, latents)
+            span.set_attribute("kelvin.queue_s", decoded.stamp.queue_s)
+        return replace(decoded, load=self._state())
 
-    async def encode(self, pixels: NDArray[np.uint8], alone: bool = False) -> EncodedImage:
+    async def encode(
+        self, pixels: NDArray[np.uint8], alone: bool = False, traceparent: str | None = None
+    ) -> EncodedImage:
         """Encode one start image, uint8 [height, width, 3] RGB, likewise."""
-        async with self._turns.turn(alone=alone):
-            return replace(await self._done(self._encode, pixels), load=self._state())
+        with self._identity.span("encode", traceparent) as span:
+            async with self._turns.turn(alone=alone):
+                encoded = await self._done(self._encode, pixels)
+            span.set_attribute("kelvin.queue_s", encoded.stamp.queue_s)
+        return replace(encoded, load=self._state())
 
     async def _done(self, do: Callable[[_Payload, float], _Answer], payload: _Payload) -> _Answer:
         self._meter.came()
@@ -104,6 +114,7 @@ class VaeDecoder:
         seconds = time.monotonic() - started
         self._meter.took(seconds)
         self._metrics.stage_seconds(work, seconds)
+        self._metrics.queue_seconds(work, started - arrived)
         stamp = Stamp(
             replica=self._identity.replica,
             pid=self._identity.pid,

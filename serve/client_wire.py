@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 
 from serve import errors
@@ -76,10 +77,9 @@ def content(request: GenerateRequest) -> dict[str, Any]:
     # Checked again: `model_copy(update=...)` checks nothing, and on the way into JSON NaN would
     # become null, which asks for the default.
     checked = GenerateRequest.model_validate(request)
-    return {
-        "content": checked.model_dump_json(exclude_none=True).encode(),
-        "headers": {"content-type": "application/json"},
-    }
+    headers = {"content-type": "application/json"}
+    propagate.inject(headers)  # where the caller traces, the server's spans hang below theirs
+    return {"content": checked.model_dump_json(exclude_none=True).encode(), "headers": headers}
 
 
 def parsed(kind: type[_Answer], text: str | bytes) -> _Answer:

@@ -208,11 +208,16 @@ class TelemetrySettings(Section):
     """OpenTelemetry; off until an endpoint is given."""
 
     otlp_endpoint: str | None = Field(
-        None, description="OTLP over HTTP, e.g. http://127.0.0.1:4318"
+        None,
+        pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$",
+        description="OTLP over HTTP for traces and metrics, e.g. http://127.0.0.1:4318",
     )
-    service_name: str = Field("kelvin", description="`service.name` of every span")
+    service_name: str = Field("kelvin", description="`service.name` of every span and metric")
     sampling_ratio: float = Field(
         1.0, ge=0.0, le=1.0, description="share of requests that are traced"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of Serve's log files; `json` has a line an event, with its trace id"
     )
 
 

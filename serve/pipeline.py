@@ -33,11 +33,12 @@ from serve.inputs import Inputs
 from serve.job_ids import checked, not_found
 from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
-from serve.jobs import JobJournal
+from serve.journal_record import TimedJournal
 from serve.loras import LoraLibrary, shown_loras
 from serve.model_applications import is_deleted
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
+from serve.pipeline_gauges import PipelineGauges
 from serve.production import PipelineIdentity
 from serve.record_store import record_store
 from serve.removal import Removal
@@ -90,9 +91,9 @@ class Pipeline:
         self.spec = spec
         self._store = ObjectStore(settings.storage)
         self.records = records = record_store(settings, self._store)
-        self._journal = JobJournal(records, self._store)
-        self._removal = Removal(records, self._store)
         self._metrics = telemetry.Metrics()
+        self._journal = TimedJournal(records, self._store, self._metrics)
+        self._removal = Removal(records, self._store)
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
         self._uploads = Uploads(self._store, spool_of(settings))
@@ -138,6 +139,9 @@ class Pipeline:
             self._identity.as_json(),
         )
         self._endings = Endings(self._models, self._journal, self._keeping.custody, self._departure)
+        self._gauges = PipelineGauges(
+            self._metrics, self._live, self._keeping.custody, self._uploads
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the HTTP routes of this very object."""
@@ -423,7 +427,8 @@ class Pipeline:
 
     async def _accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
         """Return a new job, started, or the id of the one that the request's key stands for."""
-        job = await self._acceptance.accept(request, tenant)
+        with telemetry.span("kelvin.accept"):
+            job = await self._acceptance.accept(request, tenant)
         if isinstance(job, RunningJob):
             self._start(job)
         return job
@@ -439,6 +444,7 @@ class Pipeline:
     async def check_health(self) -> None:
         """Take Serve's first question as the sign to begin keeping jobs; it never fails."""
         self._keeping.start()
+        self._gauges.start()
         self._departure.start(self._live)
 
     async def _unasked(self, job: RunningJob) -> None:

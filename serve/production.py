@@ -11,12 +11,15 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from opentelemetry.trace import SpanKind
 from ray import serve
 
 from deployments.payloads import (
@@ -172,14 +175,14 @@ class Production:
                     loras,
                 )
             )
-        with telemetry.span("kelvin.text"):
+        with telemetry.span("kelvin.text", kind=SpanKind.CLIENT):
             embeddings = await self._stages.encode(tuple(jobs))
         return embeddings[0], embeddings[1] if len(embeddings) > 1 else None
 
     async def _start_image(self, request: GenerateRequest) -> EncodedImage | None:
         if request.init_image is None:
             return None
-        with telemetry.span("kelvin.encode"):
+        with telemetry.span("kelvin.encode", kind=SpanKind.CLIENT):
             pixels = await self._inputs.pixels(request.init_image)
             return await self._stages.encode_image(pixels)
 
@@ -187,14 +190,15 @@ class Production:
         """Make a picture and store it, or store what was made of it before its Pipeline died."""
         while True:
             started = time.monotonic()
-            with telemetry.span("kelvin.store", **{"kelvin.image": index}):
+            with telemetry.span("kelvin.spool", {"kelvin.image": index}):
                 picture = await self._uploads.resumed(job.id, index)
             if picture is None:
                 await self._uploads.room(job.request)
                 picture, data = await self._made(job, index, given)
                 started = time.monotonic()
+                size = {"kelvin.image": index, "kelvin.size_bytes": len(data)}
                 try:
-                    with telemetry.span("kelvin.store", **{"kelvin.image": index}):
+                    with telemetry.span("kelvin.store", size, kind=SpanKind.CLIENT):
                         await self._uploads.upload(job.id, picture, data)
                 except SpooledPictureLost as lost:
                     _log.warning("A picture is made again: %s", lost)
@@ -209,7 +213,8 @@ class Production:
             self._metrics.joules(picture.joules)
             self.joules = (self.joules or 0.0) + picture.joules
         key = self._store.key_of(picture.ref.s3_uri)
-        url = "" if key is None else await asyncio.to_thread(self._store.presign, key)
+        with telemetry.span("kelvin.presign", {"kelvin.image": picture.ref.index}):
+            url = "" if key is None else await asyncio.to_thread(self._store.presign, key)
         return MadePicture(
             ref=picture.ref.model_copy(update={"url": url}),
             reports=(*picture.reports, report("store", stamp, picture.ref.index)),
@@ -241,10 +246,11 @@ class Production:
         spent: list[float] = []
         cost_s = self._stages.estimated_s(denoise_job)
         try:
-            async with self._share.turn(job.tenant, cost_s, request.priority) as begun:
+            async with self._turn(job, cost_s, index) as begun:
                 # Its deadline counts from here, and it may have waited.
                 denoise_job = replace(denoise_job, deadline_s=job.seconds_left)
-                with telemetry.span("kelvin.denoise", **{"kelvin.image": index}) as span:
+                about = {"kelvin.image": index}
+                with telemetry.span("kelvin.denoise", about, kind=SpanKind.CLIENT) as span:
                     latents = await self._stages.denoise(denoise_job, on_progress)
                     if latents.joules is not None:
                         span.set_attribute("kelvin.joules", latents.joules)
@@ -254,16 +260,30 @@ class Production:
         finally:
             job.gpu_s += sum(spent)
         self._metrics.moved(latents.moves, latents.steps_repeated)
-        with telemetry.span("kelvin.decode", **{"kelvin.image": index}):
+        with telemetry.span("kelvin.decode", {"kelvin.image": index}, kind=SpanKind.CLIENT):
             pixels = await self._stages.decode(latents)
         job.gpu_s += pixels.stamp.seconds
         job.publish(JobEvent(event="decode", id=job.id, image=index))
-        ref, data = await self._encoded(job, index, seed, pixels.pixels)
+        with telemetry.span("kelvin.picture", {"kelvin.image": index}):
+            ref, data = await self._encoded(job, index, seed, pixels.pixels)
         reports = (
             denoise_report(latents, paths, index),
             report("decode", pixels.stamp, index),
         )
         return MadePicture(ref=ref, reports=reports, joules=latents.joules), data
+
+    @asynccontextmanager
+    async def _turn(
+        self, job: RunningJob, cost_s: float, index: int
+    ) -> AsyncIterator[Callable[[], None]]:
+        """Be a picture's turn among those of all tenants, as `FairShare.turn`."""
+        async with AsyncExitStack() as held:
+            came = time.monotonic()
+            turn = self._share.turn(job.tenant, cost_s, job.request.priority)
+            with telemetry.span("kelvin.share", {"kelvin.image": index}):
+                begun = await held.enter_async_context(turn)
+            self._metrics.queue_seconds("share", time.monotonic() - came)
+            yield begun
 
     async def _encoded(
         self, job: RunningJob, index: int, seed: int, pixels: NDArray[np.uint8]

@@ -38,6 +38,7 @@ from deployments.payloads import (
     StepProgress,
     TextJob,
 )
+from serve import telemetry
 from serve.errors import (
     KelvinError,
     Overloaded,
@@ -120,7 +121,7 @@ class Stages:
             with self._choice.sending("text", jobs) as pool:
                 suspicion.began()
                 encoded: tuple[PromptEmbedding, ...] = await _answer(
-                    self.pools["text"][pool].encode.remote(jobs, **_alone_if(suspicion))
+                    self.pools["text"][pool].encode.remote(jobs, **_beside(suspicion))
                 )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
@@ -140,7 +141,7 @@ class Stages:
             with self._choice.sending("decode", pixels) as pool:
                 suspicion.began()
                 encoded: EncodedImage = await _answer(
-                    self.pools["decode"][pool].encode.remote(pixels, **_alone_if(suspicion))
+                    self.pools["decode"][pool].encode.remote(pixels, **_beside(suspicion))
                 )
             self._choice.heard(pool, encoded.load)
             return encoded
@@ -163,7 +164,7 @@ class Stages:
 
         async def attempt() -> Latents:
             sent = _with_time_left(journey.next_job(), monotonic() - began)
-            sent = replace(sent, alone=suspicion.is_suspect)
+            sent = replace(sent, alone=suspicion.is_suspect, traceparent=telemetry.traceparent())
             with self._choice.sending("denoise", sent, sent) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
@@ -201,7 +202,7 @@ class Stages:
             with self._choice.sending("decode", latents) as pool:
                 suspicion.began()
                 pixels: Pixels = await _answer(
-                    self.pools["decode"][pool].decode.remote(latents, **_alone_if(suspicion))
+                    self.pools["decode"][pool].decode.remote(latents, **_beside(suspicion))
                 )
             self._choice.heard(pool, pixels.load)
             height, width, _ = pixels.pixels.shape
@@ -252,8 +253,11 @@ def is_crash(error: BaseException) -> bool:
     )
 
 
-def _alone_if(suspicion: Suspicion) -> dict[str, bool]:
-    return {"alone": True} if suspicion.is_suspect else {}
+def _beside(suspicion: Suspicion) -> dict[str, Any]:
+    """Return what a call says beside its payload, where there is anything to be said."""
+    said: dict[str, Any] = {"alone": True} if suspicion.is_suspect else {}
+    traceparent = telemetry.traceparent()
+    return said if traceparent is None else said | {"traceparent": traceparent}
 
 
 def _with_time_left(job: DenoiseJob, gone_s: float) -> DenoiseJob:

@@ -1,8 +1,10 @@
-"""Traces: one a request, through every stage, over OTLP; off until an endpoint is set.
+"""Traces: one a request, from the client to the upload, over OTLP; off until an endpoint is set.
 
-Ray Serve makes the spans between processes and carries their context along; it asks
-`span_processors` where spans go, by import path, in each process. Spans of our own hang below
-Serve's. Where nothing is configured, OpenTelemetry's own no-op tracer answers and nothing is sent.
+Ray Serve sets tracing up in each of its processes and asks `span_processors`, by import path, where
+spans go; its proxy takes up the client's `traceparent`. From the Pipeline to the stages the context
+travels in Kelvin's own payloads: Serve carries one too, but as a state of its tasks, which is lost
+wherever work goes on in another thread. Where nothing is configured, OpenTelemetry's own no-op
+tracer answers and nothing is sent.
 
 Names follow OpenTelemetry's conventions for generative AI (span `generate_content {model}`,
 `gen_ai.*`); what has no name there, such as steps and guidance, is `kelvin.*`. Prompts are never
@@ -11,25 +13,39 @@ recorded.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serve.config import Settings
 from serve.errors import KelvinError
 from serve.metrics import Metrics
+from serve.recorders import OTLP_ENDPOINT
 from serve.requests import GenerateRequest
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
-__all__ = ["Metrics", "environment", "generate_span", "mark_failed", "span", "span_processors"]
+__all__ = [
+    "Metrics",
+    "environment",
+    "generate_span",
+    "mark_failed",
+    "past_span",
+    "span",
+    "span_processors",
+    "traceparent",
+    "traceparent_of",
+]
 
-_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_log = logging.getLogger("ray.serve")
 _SEND_EVERY_MS = 1000  # a replica that is stopped loses at most this much
 _SEND_TIMEOUT_S = 5.0
 
@@ -39,46 +55,100 @@ Attribute = str | bool | int | float
 def environment(settings: Settings) -> dict[str, str]:
     """Return what must be in the environment of every process before Ray starts.
 
-    Empty when tracing is off. Ray Serve reads the variables once, on import.
+    Empty when telemetry is off. Ray Serve reads the variables once, on import.
     """
     telemetry = settings.telemetry
+    logs = {"RAY_SERVE_LOG_ENCODING": "JSON"} if telemetry.log_format == "json" else {}
     if telemetry.otlp_endpoint is None:
-        return {}
-    return {
+        return logs
+    return logs | {
         "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.telemetry:span_processors",
         "RAY_SERVE_TRACING_SAMPLING_RATIO": str(telemetry.sampling_ratio),
         "OTEL_SERVICE_NAME": telemetry.service_name,
-        _ENDPOINT: telemetry.otlp_endpoint.rstrip("/"),
+        OTLP_ENDPOINT: telemetry.otlp_endpoint.rstrip("/"),
     }
 
 
 def span_processors() -> list[SpanProcessor]:
     """Return where spans go; Ray Serve calls this in each of its processes.
 
-    A collector that is down costs a request nothing: spans are sent by a thread, in batches.
+    A collector that is down costs a request nothing: spans are sent by a thread, in batches, and
+    dropped when more wait than it holds.
     """
-    if not os.environ.get(_ENDPOINT):
+    if not os.environ.get(OTLP_ENDPOINT):
         return []
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from serve.trace_redaction import WithoutKeys
+        from serve.trace_redaction import WithoutKeys
 
-    exporter = WithoutKeys(OTLPSpanExporter(timeout=_SEND_TIMEOUT_S))
-    return [BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS)]
+        exporter = WithoutKeys(OTLPSpanExporter(timeout=_SEND_TIMEOUT_S))
+        return [BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS)]
+    except Exception:
+        # OpenTelemetry's other variables are read here too; a replica starts without them as well.
+        _log.exception("Spans cannot be sent.")
+        return []
+
+
+def traceparent() -> str | None:
+    """Return the current span as W3C's `traceparent`; None where none is current."""
+    return traceparent_of(trace.get_current_span())
 
 
 @contextmanager
-def span(name: str, **attributes: Attribute | None) -> Iterator[Span]:
-    """Run a block as a span below the current one, here or in another process.
+def span(
+    name: str,
+    attributes: Mapping[str, Attribute | None] | None = None,
+    *,
+    parent: str | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    is_current: bool = True,
+) -> Iterator[Span]:
+    """Run a block as a span below the current one, or below one of another process.
 
     Args:
-        name: For a stage `kelvin.text`, `kelvin.encode`, `kelvin.denoise`, `kelvin.decode` or
-            `kelvin.store`.
+        name: Such as `kelvin.text`; that of the replica which does it, `kelvin.text.replica`.
         attributes: With their full names, such as `kelvin.image`; None is left out.
+        parent: `traceparent` of the span above; None: the current one.
+        kind: Of span.
+        is_current: Whether spans within the block hang below it by themselves. Not to be so in a
+            generator, which may be closed in another context than it was begun in.
     """
-    with _span(name, attributes) as current:
+    context = None if parent is None else _context(parent)
+    with _span(name, attributes or {}, context, kind, is_current=is_current) as current:
         yield current
+
+
+def past_span(
+    name: str,
+    began_ns: int,
+    ended_ns: int,
+    links: Sequence[tuple[str, Mapping[str, Attribute]]],
+    attributes: Mapping[str, Attribute | None],
+) -> Span:
+    """Return the span of something that is over and belongs to several requests.
+
+    It hangs below the first of them, so that it is sampled as that is, and of one that was alone
+    the tree is whole; links lead to them all.
+
+    Args:
+        name: Of it.
+        began_ns: Unix time.
+        ended_ns: Unix time.
+        links: `traceparent` of each span that had a part in it, and what part.
+        attributes: As of `span`.
+    """
+    contexts = [trace.get_current_span(_context(parent)).get_span_context() for parent, _ in links]
+    span = trace.get_tracer("kelvin").start_span(
+        name,
+        context=_context(links[0][0]),
+        attributes=_known(attributes),
+        links=[Link(at, part) for at, (_, part) in zip(contexts, links, strict=True)],
+        start_time=began_ns,
+    )
+    span.end(ended_ns)
+    return span
 
 
 @contextmanager
@@ -115,18 +185,30 @@ def generate_span(job_id: str, request: GenerateRequest) -> Iterator[Span]:
 
 
 @contextmanager
-def _span(name: str, attributes: Mapping[str, Attribute | None]) -> Iterator[Span]:
-    tracer = trace.get_tracer("kelvin")
-    known = {key: value for key, value in attributes.items() if value is not None}
-    # The exception itself is not recorded: its text may quote what a caller sent.
-    with tracer.start_as_current_span(
-        name, attributes=known, record_exception=False, set_status_on_exception=False
-    ) as current:
-        try:
-            yield current
-        except BaseException as error:
-            mark_failed(current, error)
-            raise
+def _span(
+    name: str,
+    attributes: Mapping[str, Attribute | None],
+    context: Context | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    is_current: bool = True,
+) -> Iterator[Span]:
+    span = trace.get_tracer("kelvin").start_span(name, context, kind, _known(attributes))
+    try:
+        # The exception itself is not recorded: its text may quote what a caller sent.
+        with (
+            trace.use_span(span, record_exception=False, set_status_on_exception=False)
+            if is_current
+            else nullcontext()
+        ):
+            yield span
+    except GeneratorExit:
+        raise  # whoever read has enough
+    except BaseException as error:
+        mark_failed(span, error)
+        raise
+    finally:
+        span.end()
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
@@ -139,3 +221,19 @@ def mark_failed(span: Span, error: BaseException) -> None:
 def _signed(seed: int) -> int:
     """Return a seed as the signed 64-bit integer that OTLP can carry."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _known(attributes: Mapping[str, Attribute | None]) -> dict[str, Attribute]:
+    return {key: value for key, value in attributes.items() if value is not None}
+
+
+def _context(parent: str) -> Context:
+    return TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())
+
+
+def traceparent_of(span: Span) -> str | None:
+    """Return a span as W3C's `traceparent`; None where nothing is traced."""
+    at = span.get_span_context()
+    if not at.is_valid:
+        return None
+    return f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"

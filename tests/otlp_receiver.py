@@ -1,4 +1,4 @@
-"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps the spans for tests."""
+"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps spans and metrics for tests."""
 
 import gzip
 import threading
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -24,14 +27,30 @@ class ReceivedSpan:
     attributes: dict[str, Any]
     is_error: bool
     raw: str  # everything, to look for what must not be there
+    began_ns: int
+    ended_ns: int
+    links: tuple[tuple[str, dict[str, Any]], ...]  # span id and attributes
+
+
+@dataclass(frozen=True)
+class ReceivedMetric:
+    """One data point as it arrived."""
+
+    name: str
+    unit: str
+    kind: str  # sum, gauge or histogram
+    service: str
+    attributes: dict[str, Any]
+    value: float  # of a histogram its count
 
 
 class OtlpReceiver:
-    """The spans received so far, and where to send them."""
+    """The spans and metrics received so far, and where to send them."""
 
     def __init__(self) -> None:
         self.endpoint = ""
         self.spans: list[ReceivedSpan] = []
+        self.metrics: list[ReceivedMetric] = []
 
     def wait(self, enough: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
         """Return the spans once `enough` of them says so; fail after a minute."""
@@ -54,7 +73,9 @@ def otlp_receiver() -> Iterator[OtlpReceiver]:
                 body = gzip.decompress(body)
             if self.path == "/v1/traces":
                 receiver.spans.extend(_decode(body))
-            self.send_response(200 if self.path == "/v1/traces" else 404)
+            elif self.path == "/v1/metrics":
+                receiver.metrics.extend(_metrics(body))
+            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -85,7 +106,24 @@ def _decode(body: bytes) -> Iterator[ReceivedSpan]:
                     attributes=_values(span.attributes),
                     is_error=span.status.code == 2,
                     raw=str(span),
+                    began_ns=span.start_time_unix_nano,
+                    ended_ns=span.end_time_unix_nano,
+                    links=tuple(
+                        (link.span_id.hex(), _values(link.attributes)) for link in span.links
+                    ),
                 )
+
+
+def _metrics(body: bytes) -> Iterator[ReceivedMetric]:
+    for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+        service = str(_values(resource.resource.attributes).get("service.name"))
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                kind = str(metric.WhichOneof("data"))
+                for point in getattr(metric, kind).data_points:
+                    value = point.count if kind == "histogram" else point.as_double or point.as_int
+                    about = _values(point.attributes)
+                    yield ReceivedMetric(metric.name, metric.unit, kind, service, about, value)
 
 
 def _values(attributes: Any) -> dict[str, Any]:

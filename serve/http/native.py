@@ -22,6 +22,7 @@ from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
 from serve.http.session import add_session
 from serve.http.stored_picture import stored_picture, stored_thumbnail
+from serve.http.traced import Traced
 from serve.key_ring import KeyRing
 from serve.key_store import key_store
 from serve.pictures import CONTENT_TYPES
@@ -135,6 +136,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     )
     install_error_handlers(app)
     keys = KeyRing(key_store(pipeline.settings))
+    app.add_middleware(Traced)
     app.add_middleware(
         Gate,
         http=pipeline.settings.http,
