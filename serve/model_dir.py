@@ -18,9 +18,8 @@ from serve.checkpoints.model_files import (
     find_model,
     is_single_file,
     read_directory,
-    refuse_other_quantisation,
 )
-from serve.checkpoints.tensor_files import read_json
+from serve.checkpoints.stated_config import read_config
 from serve.checkpoints.view import write_view
 from serve.config import ModelSettings
 from serve.errors import ConfigurationError
@@ -44,9 +43,9 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
             allowed="builtin, pico, a folder in Diffusers layout or a .safetensors file, both"
             " readable on every node; with model.models_dir the name of a checkpoint in it",
         )
-    for name in DIFFUSERS.values():
+    for kind, name in DIFFUSERS.items():
         if (path / name / "config.json").is_file():
-            refuse_other_quantisation(path / name, read_json(path / name / "config.json"))
+            read_config(path / name, kind)
     if settings.variant or settings.request_defaults:
         return write_view(read_directory(path, settings), settings, path)
     return path

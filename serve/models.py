@@ -8,7 +8,6 @@ outside `trained_sides` ([shortest, longest]) pictures come with a warning. What
 others.
 """
 
-import json
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve.checkpoints.tensor_files import read_json
 from serve.checkpoints.variants import DEFAULTS, variant_of
 from serve.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from serve.requests import DEFAULT_STRENGTH, GenerateRequest, Sampler, Scheduler
@@ -78,11 +78,11 @@ class ModelSpec(BaseModel):
         Raises:
             ConfigurationError: A file is missing or says something else than SD3.5 does.
         """
-        _read_json(path / "model_index.json")
-        transformer = _read_json(path / "transformer" / "config.json")
-        vae = _read_json(path / "vae" / "config.json")
+        read_json(path / "model_index.json")
+        transformer = read_json(path / "transformer" / "config.json")
+        vae = read_json(path / "vae" / "config.json")
         own_file = path / "kelvin.json"
-        own = _read_json(own_file) if own_file.exists() else {}
+        own = read_json(own_file) if own_file.exists() else {}
         name = name or own.get("name") or path.resolve().name
 
         try:
@@ -119,7 +119,7 @@ class ModelSpec(BaseModel):
                 largest_area=largest_area,
                 trained_sides=own.get("trained_sides"),
             )
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, ValidationError) as error:
             raise ConfigurationError(
                 f"The model folder's configuration cannot be used: {error!r}",
                 field="model.path",
@@ -199,31 +199,14 @@ def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"Cannot read the model's {path.name}: {error}",
-            field="model.path",
-            value=str(path),
-            allowed="a folder in Diffusers layout, readable on every node",
-        ) from None
-    if not isinstance(loaded, dict):
-        raise ConfigurationError(
-            f"The model's {path.name} is not a JSON object.", field="model.path", value=str(path)
-        )
-    return loaded
-
-
 def _shift(path: Path) -> float:
     scheduler = path / "scheduler" / "scheduler_config.json"
-    return float(_read_json(scheduler).get("shift", 3.0)) if scheduler.exists() else 3.0
+    return float(read_json(scheduler).get("shift", 3.0)) if scheduler.exists() else 3.0
 
 
 def _t5_tokens(path: Path) -> int:
     tokenizer = path / "tokenizer_3" / "tokenizer_config.json"
-    longest = _read_json(tokenizer).get("model_max_length") if tokenizer.exists() else None
+    longest = read_json(tokenizer).get("model_max_length") if tokenizer.exists() else None
     # Tokenizers without a limit state an astronomically large one.
     usable = isinstance(longest, int) and 1 <= longest < _DEFAULT_T5_TOKENS
     return int(longest) if usable and longest is not None else _DEFAULT_T5_TOKENS

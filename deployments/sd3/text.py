@@ -21,11 +21,13 @@ from deployments.payloads import Array, LoraUse, TextJob
 from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.precision import PrecisionChoice, as_choice
 from deployments.sd3.stored_tensors import read_json
+from deployments.sd3.stored_transformer import TransformerConfig
 from deployments.sd3.text_loras import TextLoras
 from deployments.sd3.tokens import PromptTokenizer
 from deployments.sd3.wire import to_wire
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.lora_file import LoraFile
+from serve.checkpoints.stated_config import class_in
 from serve.errors import InvalidRequest
 
 _NO_T5 = "T5 is not loaded: CLIP alone read the prompt, which it follows less closely"
@@ -89,7 +91,6 @@ class TextEncoders:
         """
         root, device = Path(model_dir), torch.device(device)
         precision = as_choice(precision, device)
-        index = read_json(root / "model_index.json")
         clips = [
             (
                 _load(root / f"text_encoder{suffix}", "CLIP", device, precision),
@@ -98,11 +99,11 @@ class TextEncoders:
             for suffix, name in (("", "CLIP-L"), ("_2", "CLIP-G"))
         ]
         t5 = None
-        if (index.get("text_encoder_3") or [None])[0] is not None:
+        if class_in(root / "model_index.json", "text_encoder_3") is not None:
             model = _load(root / "text_encoder_3", "T5", device, precision)
             t5 = (model, PromptTokenizer.load(root, "tokenizer_3", "T5"))
-        width = int(read_json(root / "transformer" / "config.json")["joint_attention_dim"])
-        return cls(clips, t5, width, device, precision)
+        transformer = TransformerConfig.of(read_json(root / "transformer" / "config.json"))
+        return cls(clips, t5, transformer.joint_attention_dim, device, precision)
 
     @property
     def resident_bytes(self) -> int:

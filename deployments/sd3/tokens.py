@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from deployments.sd3.stored_tensors import read_json
+from serve.checkpoints.stated_config import class_in
 from serve.errors import ConfigurationError
 
 _LONGEST_QUOTE = 120
@@ -36,8 +36,7 @@ class PromptTokenizer:
         Raises:
             ConfigurationError: No such class, or its files cannot be read.
         """
-        index = read_json(root / "model_index.json")
-        class_name = (index.get(folder) or [None, None])[1]
+        class_name = class_in(root / "model_index.json", folder)
         tokenizer_class: Any = getattr(transformers, str(class_name), None)
         if not _is_tokenizer(tokenizer_class):
             raise ConfigurationError(

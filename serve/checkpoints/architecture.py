@@ -37,8 +37,8 @@ HINTS: Mapping[str, tuple[str, ...]] = {
 """Fields of each part that metadata may state."""
 
 # The format puts no bound on a count of layers; what is built from it must have one.
-_MOST_LAYERS = 200
-_MOST_SIDE = 4096
+MOST_LAYERS = 200
+MOST_SIDE = 4096
 _MOST_STATED = 1 << 20
 
 
@@ -101,7 +101,7 @@ class _Shapes:
         """Return one more than the largest number that a name holds where a pattern has one."""
         found = (re.match(pattern, name) for name in self.shapes)
         count = max((int(match[1]) for match in found if match), default=-1) + 1
-        if not 0 < count <= _MOST_LAYERS:
+        if not 0 < count <= MOST_LAYERS:
             raise _unclear(self.part, f"has {count} layers", pattern)
         return count
 
@@ -114,7 +114,7 @@ def _transformer(shapes: _Shapes) -> dict[str, Any]:
     out, _ = shapes.of("proj_out.weight", 2)
     positions = shapes.of("pos_embed.pos_embed", 3)[1]
     side = math.isqrt(positions)
-    if side * side != positions or side > _MOST_SIDE or width % head:
+    if side * side != positions or side > MOST_SIDE or width % head:
         raise _unclear(shapes.part, f"has {positions} positions and heads of {head}", "pos_embed")
     dual = {
         int(match[1])

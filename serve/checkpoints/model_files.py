@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from serve.checkpoints.checks import listed
 from serve.checkpoints.companions import TO_GET, Found, find_companions, load_part
@@ -13,7 +12,8 @@ from serve.checkpoints.families import parts_in, stranger, unclaimed
 from serve.checkpoints.folders import CHECKPOINTS, find_file, models_dir_of
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.reference import part_in
-from serve.checkpoints.tensor_files import TensorFiles, read_json
+from serve.checkpoints.stated_config import class_in, read_config
+from serve.checkpoints.tensor_files import TensorFiles
 from serve.checkpoints.tokenizers import FOLDERS, find_tokenizers
 from serve.checkpoints.variants import variant_of
 from serve.errors import ConfigurationError
@@ -131,13 +131,11 @@ def read_directory(folder: Path, settings: ModelSettings) -> ModelFiles:
     Raises:
         ConfigurationError: A file is missing, damaged, or quantised in a way that is not read.
     """
-    index = read_json(folder / "model_index.json")
     parts: dict[Kind, Found] = {}
     for kind, name in DIFFUSERS.items():
-        if kind == "t5" and (index.get(name) or [None])[0] is None:
+        if class_in(folder / "model_index.json", name) is None and kind == "t5":
             continue
-        config = read_json(folder / name / "config.json")
-        refuse_other_quantisation(folder / name, config)
+        config = read_config(folder / name, kind)
         parts[kind] = Found(part_in(folder / name), config)
     variant, told_by = variant_of(parts["transformer"].config, folder.resolve().name)
     return ModelFiles(
@@ -149,25 +147,6 @@ def read_directory(folder: Path, settings: ModelSettings) -> ModelFiles:
         tokenizers={kind: folder / name for kind, name in FOLDERS.items() if kind in parts},
         warnings=() if "t5" in parts else (NO_T5,),
     )
-
-
-def refuse_other_quantisation(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a directory whose configuration names a quantisation that Kelvin does not read.
-
-    Raises:
-        ConfigurationError: torchao, ModelOpt or another, by its name.
-    """
-    stated = config.get("quantization_config")
-    method = stated.get("quant_method", "unnamed") if isinstance(stated, dict) else None
-    if (folder / "hf_quant_config.json").exists():
-        method = "modelopt"
-    if method is not None:
-        raise ConfigurationError(
-            f"{folder} holds weights quantised by {str(method)[:60]}.",
-            field="model.path",
-            value=str(folder),
-            allowed="bf16, fp16, fp32, or FP8 with weight_scale tensors and no quantization_config",
-        )
 
 
 def _checkpoint(settings: ModelSettings, models_dir: Path | None) -> Path:
