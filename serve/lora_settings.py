@@ -4,6 +4,7 @@
 from pydantic import Field
 
 from serve.heat_settings import Section
+from serve.path_text import PathText
 
 
 class LoraSettings(Section):
@@ -21,7 +22,7 @@ class LoraSettings(Section):
         pattern=r"^([^/]+/)+$",
         description="keys in the bucket, below storage.prefix, that are LoRAs too: `loras/`",
     )
-    cache_dir: str | None = Field(
+    cache_dir: PathText | None = Field(
         None, description="folder of each node for those; ~/.cache/kelvin/loras if absent"
     )
     cache_mib: int = Field(

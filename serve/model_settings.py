@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve.heat_settings import Section
+from serve.path_text import FileName, PathText
 from serve.requests import Sampler, Scheduler
 
 Variant = Literal["large", "large-turbo", "medium"]
@@ -14,22 +15,22 @@ Variant = Literal["large", "large-turbo", "medium"]
 class ModelSettings(Section):
     """Which model to serve."""
 
-    path: str = Field(
+    path: PathText = Field(
         "builtin",
         description="`builtin`, `pico`, a folder in Diffusers layout or a .safetensors file, both "
         "readable on every node; with models_dir also the name of one of its checkpoints",
     )
     name: str | None = Field(None, description="name callers use; the folder's own name if absent")
-    models_dir: str | None = Field(
+    models_dir: PathText | None = Field(
         None, description="the `models` folder of ComfyUI: checkpoints, text_encoders, vae, loras"
     )
-    text_encoders: tuple[str, ...] = Field(
+    text_encoders: tuple[FileName, ...] = Field(
         (), description="files of models_dir's text_encoders, instead of those that fit"
     )
-    vae: str | None = Field(
+    vae: FileName | None = Field(
         None, description="file of models_dir's vae, instead of the checkpoint's own"
     )
-    tokenizers: str | None = Field(
+    tokenizers: PathText | None = Field(
         None,
         description="folder with tokenizer, tokenizer_2 and tokenizer_3, which single files lack; "
         "if absent, looked for in models_dir and in Hugging Face's cache",

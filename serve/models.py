@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serve.checkpoints.tensor_files import read_json
 from serve.checkpoints.variants import DEFAULTS, variant_of
@@ -126,6 +126,12 @@ class ModelSpec(BaseModel):
                 value=str(path),
                 allowed="a folder of Stable Diffusion 3.5's architecture in Diffusers layout",
             ) from None
+
+    @field_validator("name", "licence")
+    @classmethod
+    def _can_be_said(cls, text: str) -> str:
+        text.encode()  # of a file's name, or of JSON, it may be no Unicode: no answer could hold it
+        return text
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Fill in what the request left out and check what only the model knows.

@@ -87,6 +87,8 @@ def read_header(path: Path) -> Header:
             text = stream.read(length)
     except OSError as error:
         raise _refusal(path, f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # an index may name a file as no file can be named
+        raise _refusal(path, f"cannot be read: {error}") from None
     parsed = _parsed(path, text)
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

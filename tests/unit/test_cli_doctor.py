@@ -149,6 +149,16 @@ def test_a_shard_that_an_index_names_must_be_there(tmp_path: Path) -> None:
     assert "00001-of-00002" in finding.detail
 
 
+@pytest.mark.parametrize("shard", ["../other.safetensors", "", ".", "a\0b", "\ud800", "a" * 300, 5])
+def test_an_index_that_names_no_file_beside_it_is_refused(tmp_path: Path, shard: object) -> None:
+    folder = Path(shutil.copytree(resolve_model_dir(ModelSettings(path="pico")), tmp_path / "m"))
+    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    (finding,) = check_model(ModelSettings(path=str(folder)))
+    assert finding.verdict == "failed"
+    assert str(folder / "vae") in finding.detail
+
+
 def test_a_model_that_is_not_there_fails_with_a_remedy(tmp_path: Path) -> None:
     (finding,) = check_model(ModelSettings(path=str(tmp_path / "nothing")))
     assert finding.verdict == "failed"

@@ -149,6 +149,17 @@ def test_unrelated_variables_are_left_alone(monkeypatch):
         ("http: {port: 65536}", "http.port"),
         ("http: {port: many}", "http.port"),
         ("telemetry: {sampling_ratio: 1.5}", "telemetry.sampling_ratio"),
+        # What no file on any machine is called.
+        ("model: {path: ''}", "model.path"),
+        ('model: {path: "a\\0b.safetensors"}', "model.path"),
+        ('model: {path: "\\uD800.safetensors"}', "model.path"),
+        ("model: {path: ~nobody-of-that-name/m.safetensors}", "model.path"),
+        (f"model: {{models_dir: {'a' * 300}}}", "model.models_dir"),
+        (f"model: {{models_dir: {'a/' * 3000}}}", "model.models_dir"),
+        ("model: {tokenizers: ~nobody-of-that-name}", "model.tokenizers"),
+        (f"model: {{vae: {'a' * 300}}}", "model.vae"),
+        (f"model: {{text_encoders: [{'ä' * 150}]}}", "model.text_encoders.0"),
+        ("lora: {cache_dir: ~nobody-of-that-name}", "lora.cache_dir"),
     ],
 )
 def test_mistake_names_the_setting(tmp_path, text, field):

@@ -85,7 +85,17 @@ def test_an_index_may_leave_a_component_out(folder: Path, entry: Any):
     assert class_in(folder / "model_index.json", "text_encoder") == "CLIPTextModelWithProjection"
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"largest_side": Infinity}', "{", "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"largest_side": Infinity}',
+        "{",
+        "[]",
+        r'{"name": "\ud800"}',
+        r'{"license": "\ud800"}',
+    ],
+)
 def test_defaults_that_cannot_be_read_are_a_failed_check_and_no_traceback(
     folder: Path, content: str
 ):
