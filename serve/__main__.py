@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from serve.command_options import ApiKey, Json, ModelsDir
+from serve.command_options import integer as _integer
+from serve.command_options import number as _number
 from serve.commands.output import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -23,6 +25,7 @@ from serve.commands.output import (
 )
 from serve.errors import InvalidRequest, KelvinError
 from serve.keys_command import keys_app
+from serve.loadtest_command import loadtest
 from serve.models_command import models_app
 
 _EXAMPLES = """
@@ -56,20 +59,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app)
 app.add_typer(keys_app)
-
-
-def _integer(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+app.command()(loadtest)
 
 
 def _pair(text: str) -> Any:

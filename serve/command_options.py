@@ -1,6 +1,6 @@
 """Options that several commands have."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,3 +20,19 @@ ApiKey = Annotated[
         show_default=False,
     ),
 ]
+
+
+def integer(text: str) -> Any:
+    """Return a whole number, or what was typed, to be refused by who knows what is allowed."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def number(text: str) -> Any:
+    """Return a number, or what was typed, as `integer` does."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

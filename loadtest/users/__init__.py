@@ -1,0 +1,1 @@
+"""Locust users, one kind a door. Importing them imports locust, which patches the process."""
