@@ -97,7 +97,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
             f"after they were due, {late['p99_ms']:g} ms at p99 where {MOST_P99_MS:g} is the most. "
             "The latencies here hold its lag: run it on a machine of its own, or at a lower rate."
         )
-    if generator and generator["is_bottleneck"]:
+    if generator["is_bottleneck"]:
         found.append(
             f"On this machine the generator is {generator['p99_ms']:g} ms late at p99 at "
             f"{generator['rate']:g} requests a second against a server that answers at once: it "

@@ -46,6 +46,8 @@ kelvin up --model /models/stable-diffusion-3.5-large --config cluster.yaml
 kelvin up --model sd3.5_large_fp8_scaled.safetensors --models-dir ComfyUI/models
 
 kelvin models load /models/stable-diffusion-3.5-medium [dim]# beside what is served[/]
+
+kelvin loadtest --profile burst --duration 120 [dim]# load, and a report of what became of it[/]
 """
 
 app = typer.Typer(
