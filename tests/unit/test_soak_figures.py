@@ -17,6 +17,7 @@ def run(
     rss_mib: Callable[[int], float] = lambda _: 200.0,
     descriptors: Callable[[int], int] = lambda _: 30,
     objects: Callable[[int], int] = lambda _: 50,
+    store_mib: Callable[[int], float] = lambda _: 100.0,
 ) -> list[Sample]:
     """Two thousand jobs, a sample every 25 of them."""
     draw = random.Random(1)
@@ -26,7 +27,7 @@ def run(
             done=done,
             processes=[
                 Process(7, "pipeline", int((rss_mib(done) + draw.gauss(0, 1)) * MIB), 0, 20),
-                Process(8, "weed", 100 * MIB, 0, descriptors(done)),
+                Process(8, "weed", int(store_mib(done) * MIB), 0, descriptors(done)),
                 Process(done + 100, "worker", MIB, 0, 3),
             ],
             object_store_bytes=draw.choice((0.0, 0.5 * MIB)),
@@ -55,6 +56,11 @@ def test_what_grows_is_named():
     assert grown(run(rss_mib=lambda done: 200 + done / 80)) == ["rss_mib pipeline (7)"]
     assert grown(run(descriptors=lambda done: 30 + done // 250)) == ["descriptors weed (8)"]
     assert len(grown(run(objects=lambda done: done // 10))) == len(PREFIXES)
+
+
+def test_the_store_may_remember_changes_but_keep_no_pictures():
+    assert grown(run(store_mib=lambda done: 100 + done * 28 / 1024)) == []
+    assert grown(run(store_mib=lambda done: 100 + done * 80 / 1024)) == ["rss_mib weed (8)"]
 
 
 def test_what_no_sweep_removes_and_jobs_that_end_wrongly_are_no_success():
