@@ -15,21 +15,19 @@ import json
 import os
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest import aiperf_tool, command_line
+from loadtest.door_clients import Connection, own_model
 from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
 from loadtest.trials import held_out_prompts
-from serve.client import Kelvin
 from serve.commands.output import stdout_is_for_json
 from serve.commands.stopping import local_kelvin, stoppable
 from serve.config import Settings, load_settings
 from serve.model_dir import resolve_model_dir
-from serve.requests import GenerateRequest
 
 _PROMPTS = 64
 _SIDE = 256  # pixels, of the scenes that the prompts state
@@ -47,8 +45,8 @@ def settings_of(model: str, folder: Path) -> Settings:
 
 
 def _images(url: str) -> int:
-    with urllib.request.urlopen(f"{url}/v1/usage", timeout=30.0) as answer:
-        return int(json.load(answer)["images"])
+    with Connection(url) as connection:
+        return int(json.loads(connection.ask("GET", "/v1/usage"))["images"])
 
 
 def _profiled(options: argparse.Namespace, results: Results) -> None:
@@ -59,13 +57,14 @@ def _profiled(options: argparse.Namespace, results: Results) -> None:
         folder = Path(name)
         settings = settings_of(options.model, folder)
         with local_kelvin(settings) as kelvin:
-            with Kelvin(kelvin.url) as client:
-                client.generate(GenerateRequest(prompt=prompts[0], **body))
+            with Connection(kelvin.url) as connection:
+                connection.ask("POST", "/v1/generate", {"prompt": prompts[0], **body})
+                model = own_model(connection)
             before = _images(kelvin.url)
             exported = aiperf_tool.profile(
                 tool,
                 kelvin.url,
-                options.model,
+                model,
                 resolve_model_dir(settings.model) / "tokenizer_3",
                 prompts,
                 folder,

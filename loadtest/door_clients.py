@@ -88,6 +88,12 @@ class Connection:
         return answer
 
 
+def own_model(connection: Connection) -> str:
+    """Return the name of the service's own model, which need not be that of its settings."""
+    models = json.loads(connection.ask("GET", "/v1/models"))["models"]
+    return next(str(model["name"]) for model in models if model["is_own"])
+
+
 def handle(service: Any, asked: Asked) -> Caller:
     """Return the caller through Ray Serve's handle of the service: what doors are compared with."""
 

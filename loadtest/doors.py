@@ -139,12 +139,11 @@ def _measured(options: argparse.Namespace) -> dict[str, list[float]]:
 
         from serve.app import APP_NAME
 
-        asked = Asked(
-            options.model, "a large red circle", options.side, options.steps, guidance_scale=4.0
-        )
-
         def connection() -> Connection:
             return opened.enter_context(Connection(kelvin.url))
+
+        model = door_clients.own_model(connection())
+        asked = Asked(model, "a large red circle", options.side, options.steps, guidance_scale=4.0)
 
         messages = opened.enter_context(
             connect(door_clients.comfyui_messages_url(kelvin.url), max_size=None)
