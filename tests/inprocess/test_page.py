@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.inprocess.chromium import chromium, opened, until
 from tests.inprocess.local_service import Service
@@ -134,6 +135,56 @@ def test_the_gallery_is_endless_and_gives_back_every_parameter(service: Service,
             page.click("#delete")
             until(page, "document.querySelectorAll('.tile').length === 28")
             assert http.get(f"/v1/jobs/{again['id']}").status_code == 404
+
+
+def test_drawing_starts_from_a_picture_that_is_chosen(
+    service: Service, browser: Any, tmp_path: Path
+):
+    key = service.key()
+    with opened(browser, service.url, key, **DESK) as page, service.as_tenant(key) as http:
+        page.wait_for_selector("#model option", state="attached")
+        assert page.is_hidden("#strength")
+        page.set_input_files("#start-file", picture_file(tmp_path / "wide.png", 200, 100))
+        page.wait_for_selector("#strength:visible")
+        assert (page.input_value("#width"), page.input_value("#height")) == ("96", "64")
+        draw(page, "in colours", strength=0.5, num_inference_steps=4)
+        until_done(page)
+        page.locator("#start").scroll_into_view_if_needed()
+        page.screenshot(path=tmp_path / "start.png")
+        (job,) = http.get("/v1/jobs").json()["jobs"]
+        assert job["request"]["strength"] == 0.5
+        assert job["request"]["init_image"].endswith(f"{job['id']}/input.png")
+        # What was made is what the next one starts from.
+        page.click("#start-from")
+        assert page.input_value("#strength") == "0.5"
+        draw(page, "in other colours")
+        until(page, "document.getElementById('caption').textContent === 'in other colours'")
+        until_done(page)
+        again = http.get("/v1/jobs?limit=1").json()["jobs"][0]
+        assert again["request"]["init_image"] != job["request"]["init_image"]
+        page.click("#start-remove")
+        assert page.is_hidden("#strength")
+        page.click(f"[data-id='{job['id']}'] .tile")
+        assert page.input_value("#strength") == "0.5"
+        assert page.inner_text("#start-name") == "as that picture did"
+        assert page.is_hidden("#carried")
+
+
+def picture_file(path: Path, width: int, height: int) -> Path:
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(path)
+    return path
+
+
+def test_a_file_that_is_no_picture_is_said_at_its_field(
+    service: Service, browser: Any, tmp_path: Path
+):
+    with opened(browser, service.url, service.key(), refused="400", **DESK) as page:
+        page.wait_for_selector("#model option", state="attached")
+        (tmp_path / "x.png").write_bytes(b"no picture")
+        page.set_input_files("#start-file", tmp_path / "x.png")
+        page.wait_for_selector("#init_image-problem")
+        assert page.is_visible("#start-file")
+        assert page.is_hidden("#strength")
 
 
 def test_what_is_wrong_is_said_at_its_field(service: Service, browser: Any):

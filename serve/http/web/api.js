@@ -34,7 +34,9 @@ function written({ seed, ...rest }) {
 export async function call(method, path, body, headers = {}) {
   // Told that a page asks, Kelvin does not have the browser ask for a password of its own.
   const options = { method, headers: { "x-requested-with": "kelvin", ...headers } };
-  if (body !== undefined) {
+  if (body instanceof Blob) {
+    options.body = body;
+  } else if (body !== undefined) {
     options.body = written(body);
     options.headers["content-type"] = "application/json";
   }
@@ -59,6 +61,9 @@ export async function call(method, path, body, headers = {}) {
     answer?.error ?? { message: `Kelvin answered ${response.status}.` },
   );
 }
+
+/** Keep a picture for requests to start from. */
+export const upload = (file) => call("POST", "v1/uploads", file);
 
 export const imagePath = (jobId, index) => `v1/jobs/${jobId}/images/${index}`;
 

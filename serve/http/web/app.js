@@ -41,6 +41,10 @@ function showViews(session) {
       form.use(request);
       byId("prompt").focus();
     },
+    onStartFrom: (image, source) => {
+      form.startFrom(image, source);
+      byId("prompt").focus();
+    },
     onDeleted: (id) => {
       gallery.remove(id);
       byId("prompt").focus();

@@ -1,11 +1,12 @@
 // The form and the request that it stands for, both ways.
 
 import { byId, element, tell } from "./dom.js";
+import { StartImage } from "./start.js";
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "num_images"];
 const CHOICES = ["model", "sampler", "scheduler"];
 const TEXTS = ["prompt", "negative_prompt"];
-const OWN = new Set([...NUMBERS, ...CHOICES, ...TEXTS, "seed", "loras"]);
+const OWN = new Set([...NUMBERS, ...CHOICES, ...TEXTS, "seed", "loras", "init_image", "strength"]);
 // About how a job is done or told, not about what the picture shows.
 const NOT_CARRIED = new Set(["idempotency_key", "deadline_s", "priority", "preview_every", "tenant"]);
 const CONTRACT_DEFAULTS = {
@@ -24,10 +25,15 @@ export class RequestForm {
     this.form = byId("request");
     this.models = [];
     this.carried = {};
+    this.start = new StartImage(
+      (width, height) => this.shape(width / height),
+      (error) => this.complain(error && { field: "init_image", words: error.words }),
+    );
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.complain(this.seedProblem());
-      if (!this.seedProblem()) onSubmit(this.request());
+      const problem = this.seedProblem() ?? this.startProblem();
+      this.complain(problem);
+      if (!problem) onSubmit(this.request());
     });
     this.form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
@@ -77,13 +83,15 @@ export class RequestForm {
     byId("add-lora").textContent = has ? "Add a LoRA" : "This model has no LoRAs";
   }
 
-  /** Set width and height to a ratio, about as many pixels as by default. */
+  /** Set width and height to a ratio, about as many pixels as by default, as the model allows. */
   shape(ratio) {
-    const { defaults, size_multiple: multiple } = this.model;
+    const model = this.model;
+    const { defaults, size_multiple: multiple, smallest_side: least } = model;
     const area = defaults.width * defaults.height;
-    const to = (pixels) => Math.max(multiple, Math.round(pixels / multiple) * multiple);
-    byId("width").value = to(Math.sqrt(area * ratio));
-    byId("height").value = to(Math.sqrt(area / ratio));
+    const to = (pixels, most) =>
+      Math.min(most, Math.max(least, Math.round(pixels / multiple) * multiple));
+    byId("width").value = to(Math.sqrt(area * ratio), model.largest_width);
+    byId("height").value = to(Math.sqrt(area / ratio), model.largest_height);
   }
 
   addLora(name = null, weight = 1) {
@@ -111,8 +119,13 @@ export class RequestForm {
     return { field: "seed", words };
   }
 
+  startProblem() {
+    if (!this.start.isSending) return null;
+    return { field: "init_image", words: "The start image is still being sent." };
+  }
+
   request() {
-    const request = { ...this.carried };
+    const request = { ...this.carried, ...this.start.fields() };
     for (const name of TEXTS) request[name] = byId(name).value;
     for (const name of CHOICES) if (byId(name).value) request[name] = byId(name).value;
     for (const name of NUMBERS) {
@@ -144,10 +157,21 @@ export class RequestForm {
     }
     byId("loras").replaceChildren();
     for (const { name, weight } of request.loras ?? []) this.addLora(name, weight);
+    if (request.init_image) {
+      this.start.take(request.init_image, "as that picture did", null, request.strength ?? null);
+    } else this.start.clear();
     const usual = { ...CONTRACT_DEFAULTS, ...this.model?.defaults };
     this.carry(Object.fromEntries(Object.entries(request).filter(([name, value]) =>
       !OWN.has(name) && !NOT_CARRIED.has(name) && value !== null && !same(value, usual[name]))));
     this.complain(null);
+  }
+
+  /** Start from a picture of one's own, in its size; `source` is where the page finds it. */
+  startFrom(image, source) {
+    this.start.take(image.s3_uri, "the picture shown", source);
+    byId("width").value = image.width;
+    byId("height").value = image.height;
+    byId("settings").open = true;
   }
 
   /** Keep parameters that have no field of their own, and say so. */

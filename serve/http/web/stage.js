@@ -17,15 +17,20 @@ export class Stage {
   /**
    * @param onEnd called with the record of a job that has ended
    * @param onReuse called with the request to take over
+   * @param onStartFrom called with the first picture, and where the page finds it
    * @param onDeleted called with the id of a job that is gone
    */
-  constructor({ onEnd, onReuse, onDeleted }) {
+  constructor({ onEnd, onReuse, onStartFrom, onDeleted }) {
     this.onEnd = onEnd;
     this.onDeleted = onDeleted;
     this.unfollow = () => {};
     this.record = null;
     byId("cancel").addEventListener("click", () => this.cancel());
     byId("reuse").addEventListener("click", () => onReuse(this.record.request));
+    byId("start-from").addEventListener("click", () => {
+      const [image] = this.record.result.images;
+      onStartFrom(image, imagePath(this.record.id, image.index));
+    });
     byId("delete").addEventListener("click", () => this.delete());
   }
 
@@ -42,7 +47,7 @@ export class Stage {
     byId("caption").textContent = request?.prompt ?? "";
     byId("facts").textContent = facts(record);
     tell(byId("stage-problem"), null);
-    byId("download").hidden = true;
+    byId("download").hidden = byId("start-from").hidden = true;
     byId("reuse").hidden = byId("delete").hidden = !request;
     if (record.status === "pending" || record.status === "running") {
       this.say(WORDS.queued);
@@ -93,7 +98,7 @@ export class Stage {
     for (const one of this.frames) one.figure.classList.toggle("nothing", images.length === 0);
     const [first] = images;
     if (!first) return;
-    byId("download").hidden = false;
+    byId("download").hidden = byId("start-from").hidden = false;
     byId("download").href = imagePath(record.id, first.index);
     byId("download").download = `kelvin-${record.id}.${first.output_format}`;
     tell(byId("stage-problem"), (record.result.warnings ?? []).join(" "));
@@ -143,7 +148,9 @@ export class Stage {
     this.record = null;
     byId("frames").replaceChildren();
     for (const id of ["caption", "facts"]) byId(id).textContent = "";
-    for (const id of ["cancel", "download", "reuse", "delete", "progress"]) byId(id).hidden = true;
+    for (const id of ["cancel", "download", "reuse", "start-from", "delete", "progress"]) {
+      byId(id).hidden = true;
+    }
     tell(byId("stage-problem"), null);
   }
 
