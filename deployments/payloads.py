@@ -61,6 +61,7 @@ class PromptEmbedding:
     warnings: tuple[str, ...]  # e.g. what was truncated
     stamp: Stamp
     load: ReplicaState | None = None  # of the replica that answers, then
+    tokens: int | None = None  # that the longest encoder saw; None: a replica that does not count
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ class TextEncoder:
                 prompt_embeds=prompt.prompt_embeds,
                 pooled_prompt_embeds=prompt.pooled_prompt_embeds,
                 warnings=tuple(prompt.warnings),
+                tokens=prompt.tokens,
                 stamp=Stamp(
                     replica=self._identity.replica,
                     pid=self._identity.pid,

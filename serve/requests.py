@@ -287,6 +287,9 @@ class StageReport(BaseModel):
     path: ForwardPath | None = Field(
         None, description="denoise: its forwards were CUDA graphs, ran kernel by kernel, or both"
     )
+    tokens: int | None = Field(
+        None, description="text: of the prompt, as T5 counts them; CLIP-G where there is no T5"
+    )
     joules: float | None = Field(
         None, description="denoise: this picture's share of its card's energy, where known"
     )

@@ -19,9 +19,8 @@ def report(
 def text_report(positive: PromptEmbedding, negative: PromptEmbedding | None) -> StageReport:
     """Return what encoding the prompts took."""
     told = report("text", positive.stamp, None)
-    if negative is None:
-        return told
-    return told.model_copy(update={"seconds": told.seconds + negative.stamp.seconds})
+    seconds = told.seconds + (0.0 if negative is None else negative.stamp.seconds)
+    return told.model_copy(update={"seconds": seconds, "tokens": positive.tokens})
 
 
 def denoise_report(latents: Latents, paths: set[ForwardPath], image: int) -> StageReport:

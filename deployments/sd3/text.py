@@ -40,6 +40,7 @@ class EncodedPrompt:
     prompt_embeds: Array  # [tokens, joint_attention_dim]
     pooled_prompt_embeds: Array  # [pooled_projection_dim]
     warnings: tuple[str, ...]  # what was cut off, by which encoder
+    tokens: int = 0  # as T5 counts them, CLIP-G where there is no T5; special ones included
 
 
 class TextEncoders:
@@ -164,7 +165,7 @@ class TextEncoders:
         hidden, pooled = [], []
         texts = ([job.prompt for job in jobs], [job.prompt_2 for job in jobs])
         for (model, tokenizer), prompts in zip(self.clips, texts, strict=True):
-            ids, cut = tokenizer.encode(prompts, self.clip_length)
+            ids, cut, tokens = tokenizer.encode(prompts, self.clip_length)
             output = model(ids.to(self.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled.append(output.text_embeds)
@@ -176,7 +177,7 @@ class TextEncoders:
             _collect(warnings, [_NO_T5 if job.prompt_3 else None for job in jobs])
         else:
             model, tokenizer = self.t5
-            ids, cut = tokenizer.encode([job.prompt_3 for job in jobs], t5_length)
+            ids, cut, tokens = tokenizer.encode([job.prompt_3 for job in jobs], t5_length)
             t5 = model(ids.to(self.device))[0]
             _collect(warnings, cut)
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
@@ -185,7 +186,9 @@ class TextEncoders:
         prompt_embeds = torch.cat([clip, t5], dim=-2).to("cpu", dtype)
         pooled_embeds = torch.cat(pooled, dim=-1).to("cpu", dtype)
         return [
-            EncodedPrompt(to_wire(prompt_embeds[row]), to_wire(pooled_embeds[row]), tuple(said))
+            EncodedPrompt(
+                to_wire(prompt_embeds[row]), to_wire(pooled_embeds[row]), tuple(said), tokens[row]
+            )
             for row, said in enumerate(warnings)
         ]
 

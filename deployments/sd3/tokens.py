@@ -60,7 +60,9 @@ class PromptTokenizer:
         """Tokens its encoder takes, special ones included."""
         return int(self.tokenizer.model_max_length)
 
-    def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, list[str | None]]:
+    def encode(
+        self, prompts: Sequence[str], length: int
+    ) -> tuple[Tensor, list[str | None], list[int]]:
         """Tokenise, pad and cut to a length.
 
         Args:
@@ -68,7 +70,8 @@ class PromptTokenizer:
             length: Tokens, special ones included.
 
         Returns:
-            int64 [prompts, length], and for each prompt a warning if it was cut, else None.
+            int64 [prompts, length]; for each prompt a warning if it was cut, else None; and its
+            tokens, as many as the encoder sees, special ones included.
         """
         ids = self.tokenizer(
             list(prompts),
@@ -78,7 +81,8 @@ class PromptTokenizer:
             return_tensors="pt",
         ).input_ids
         whole = self.tokenizer(list(prompts), verbose=False).input_ids
-        return ids.to(torch.int64), [self._warning(tokens, length) for tokens in whole]
+        warnings = [self._warning(tokens, length) for tokens in whole]
+        return ids.to(torch.int64), warnings, [min(len(tokens), length) for tokens in whole]
 
     def _warning(self, tokens: Sequence[int], length: int) -> str | None:
         if len(tokens) <= length:

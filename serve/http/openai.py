@@ -100,7 +100,7 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
                         "background": "opaque",
                         "output_format": result.request.output_format,
                         "size": _size(result),
-                        "usage": _usage(result.images),
+                        "usage": _usage(result, result.images),
                         "warnings": result.warnings,
                     }
                 )
@@ -138,7 +138,7 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
                                 "quality": "auto",
                                 "background": "opaque",
                                 "output_format": image.output_format,
-                                "usage": _usage([image]),
+                                "usage": _usage(event.result, [image]),
                             }
                             yield _message(f"{kind}.completed", body)
         except KelvinError as error:
@@ -177,14 +177,19 @@ def _size(result: GenerateResult) -> str:
     return f"{result.request.width}x{result.request.height}"
 
 
-def _usage(images: Sequence[ImageRef]) -> dict[str, Any]:
-    """Return the image tokens that the transformer drew; tokens of prompts are not counted."""
-    tokens = sum(
-        (image.width // _TOKEN_PIXELS) * (image.height // _TOKEN_PIXELS) for image in images
-    )
+def _usage(result: GenerateResult, images: Sequence[ImageRef]) -> dict[str, Any]:
+    """Return the tokens of the prompt and of the start image, and those that were drawn."""
+    request = result.request
+    text = sum(report.tokens or 0 for report in result.stages)
+    start = 0 if request.init_image is None else _tokens(request.width, request.height)
+    drawn = sum(_tokens(image.width, image.height) for image in images)
     return {
-        "input_tokens": 0,
-        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-        "output_tokens": tokens,
-        "total_tokens": tokens,
+        "input_tokens": text + start,
+        "input_tokens_details": {"image_tokens": start, "text_tokens": text},
+        "output_tokens": drawn,
+        "total_tokens": text + start + drawn,
     }
+
+
+def _tokens(width: int | None, height: int | None) -> int:
+    return ((width or 0) // _TOKEN_PIXELS) * ((height or 0) // _TOKEN_PIXELS)

@@ -88,7 +88,10 @@ class StandIn:
             mean = np.zeros((16, height, width), np.float32)
             return EncodedImage(mean, mean, STAMP)
         self.encoded.extend(jobs)
-        return tuple(PromptEmbedding(ARRAY, ARRAY[0], (job.prompt,), STAMP) for job in jobs)
+        return tuple(
+            PromptEmbedding(ARRAY, ARRAY[0], (job.prompt,), STAMP, tokens=len(job.prompt))
+            for job in jobs
+        )
 
     async def _denoise(self, job: Any) -> AsyncIterator[Any]:
         self.denoised.append(job)

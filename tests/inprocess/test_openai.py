@@ -57,7 +57,7 @@ def test_pictures_come_as_base64_with_everything_the_client_knows(
     client: openai.OpenAI, stages: StandIn
 ):
     answer = client.images.with_raw_response.generate(
-        prompt="a",
+        prompt="four",
         n=2,
         size="32x16",
         output_format="webp",
@@ -82,9 +82,11 @@ def test_pictures_come_as_base64_with_everything_the_client_knows(
     assert told.created > 0
     assert told.usage is not None
     assert told.usage.output_tokens == 2
+    assert told.usage.input_tokens == told.usage.input_tokens_details.text_tokens == 4
+    assert told.usage.total_tokens == 6
     assert told.data is not None
     assert [image_of(each.b64_json).format for each in told.data] == ["WEBP", "WEBP"]
-    assert [job.prompt for job in stages.encoded] == ["a", "b"]
+    assert [job.prompt for job in stages.encoded] == ["four", "b"]
     first, second = sorted(stages.denoised, key=lambda job: int(job.image))
     assert (first.width, first.height, first.num_inference_steps) == (32, 16, 5)
     assert (first.sampler, first.scheduler, first.shift) == ("dpmpp_2m", "beta", 2.5)
@@ -153,6 +155,8 @@ def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, 
         extra_body={"strength": 0.25, "seed": 3, "num_inference_steps": 8},
     )
     assert told.size == "32x48"
+    assert told.usage is not None
+    assert told.usage.input_tokens_details.model_dump() == {"image_tokens": 6, "text_tokens": 1}
     (job,) = stages.denoised
     assert (job.strength, job.seed, job.steps) == (0.25, 3, 2)
     assert np.array_equal(stages.started[0], np.asarray(Image.open(io.BytesIO(png()))))

@@ -30,6 +30,11 @@ def test_a_prompt_that_fits_has_no_warning(encoders):
     assert encoders.encode([same("a red circle")])[0].warnings == ()
 
 
+@pytest.mark.parametrize(("text", "seen"), [("", 1), ("a red circle", 4), ("red " * 90, 48)])
+def test_the_tokens_that_t5_saw_are_counted(encoders, text, seen):
+    assert encoders.encode([same(text)])[0].tokens == seen
+
+
 def test_each_encoder_that_cut_says_what_it_lost(encoders):
     long = "a red circle above " * 20 + "a golden star"
     (encoded,) = encoders.encode([TextJob(long, "short", long, 30)])
