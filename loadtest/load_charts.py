@@ -26,6 +26,7 @@ def charts_of(run: LoadRun) -> list[Chart]:
     bins = max(4, min(_MOST_BINS, len(due) // _REQUESTS_A_BIN))
     every = max(1, -(-len(run.outcomes) // _MOST_DOTS))
     shown = run.outcomes[::every]
+    failed = [(each.at, each.latency_s) for each in shown if each.error]
     slo = ((run.slo_s, f"in time: {run.slo_s:.3g} s"),)
     charts = [
         Chart(
@@ -42,9 +43,7 @@ def charts_of(run: LoadRun) -> list[Chart]:
             [
                 Series("pictures", [(o.at, o.latency_s) for o in shown if not o.error], "dots"),
                 Series("p95", _p95([(o.at, o.latency_s) for o in right], end / bins)),
-                Series(
-                    "failed", [(o.at, o.latency_s) for o in shown if o.error], "dots", is_bad=True
-                ),
+                *([Series("failed", failed, "dots", is_bad=True)] if failed else []),
             ],
             levels=slo,
             x_end=end,

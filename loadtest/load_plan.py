@@ -51,7 +51,7 @@ class PlanOptions:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise InvalidRequest where an option is wrong by itself or with the others."""
+        """Raise InvalidRequest where an option or its file is wrong, alone or with the others."""
         for name, value, allowed in (
             ("profile", self.profile, NAMES),
             ("door", self.door, DOORS),
@@ -90,6 +90,10 @@ class PlanOptions:
                 value=None if self.trace is None else str(self.trace),
                 allowed=f"--profile {REPLAY} --trace FILE.csv, or neither",
             )
+        if self.trace is not None:
+            read_trace(self.trace)
+        if self.prompts is not None:
+            read_prompts(self.prompts)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from loadtest.locust_process import check_installed, measured_lateness, offer
 from loadtest.outcomes import PICTURES
 from loadtest.overhead import machine
 from loadtest.picture_verdicts import MOST_JUDGED, judge
-from loadtest.prompt_set import BUILT_IN_MODEL, prompts_for
+from loadtest.prompt_set import is_built_in, prompts_for
 from loadtest.report_page import page
 from loadtest.request_mix import ModelFacts
 from loadtest.service_facts import doors_for, model_facts
@@ -63,7 +63,6 @@ class LoadTest:
             InvalidRequest: An option is wrong; before anything is sent.
             KelvinError: The service is not reached, or refuses what is not yet load.
         """
-        self.options.check()
         check_installed()
         if self.slo_s is not None and not (isinstance(self.slo_s, int | float) and self.slo_s > 0):
             raise InvalidRequest(
@@ -89,7 +88,7 @@ class LoadTest:
                 plan,
                 self.folder,
                 api_key=self.api_key,
-                pictures=MOST_JUDGED if self._is_judged(model) else _SHOWN,
+                pictures=MOST_JUDGED if is_built_in(model.name) else _SHOWN,
                 on_progress=lambda count: self.on_progress(count, len(plan.asks)),
             )
         load = LoadRun(plan, offered.outcomes, log.samples, offered.began, slo_s)
@@ -100,7 +99,7 @@ class LoadTest:
             for each in offered.outcomes
             if each.picture
         ]
-        if self._is_judged(model):
+        if is_built_in(model.name):
             self.say("Looking at the pictures ...")
             figures["adherence"] = judge(kept)
         report = {
@@ -114,9 +113,6 @@ class LoadTest:
         (self.folder / REPORT_HTML).write_text(html, encoding="utf-8")
         (self.folder / REPORT_JSON).write_text(json.dumps(report, indent=1), encoding="utf-8")
         return report
-
-    def _is_judged(self, model: ModelFacts) -> bool:
-        return model.name == BUILT_IN_MODEL
 
     def _about(
         self,

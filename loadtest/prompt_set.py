@@ -14,13 +14,17 @@ from serve.requests import LONGEST_PROMPT
 _FOLDER = Path(__file__).parent / "prompts"
 SCENES, GENERAL = "scenes", "general"
 NAMES = (SCENES, GENERAL)
-BUILT_IN_MODEL = "builtin"
-"""Name of the model that draws scenes, and none of whose pictures shows anything else."""
+_BUILT_IN = ("kelvin-builtin", "builtin")
+
+
+def is_built_in(model: str) -> bool:
+    """Return whether this is the model that draws scenes, and nothing else."""
+    return model in _BUILT_IN
 
 
 def prompts_for(model: str) -> str:
     """Return the set that a model is asked for where none is named."""
-    return SCENES if model == BUILT_IN_MODEL else GENERAL
+    return SCENES if is_built_in(model) else GENERAL
 
 
 def read_prompts(name: str) -> list[str]:

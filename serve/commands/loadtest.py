@@ -58,15 +58,23 @@ def loadtest(asked: Asked) -> int:
 
     _check(asked)
     check_installed()
-    if not asked.start:
-        from serve.client import DEFAULT_URL
-
-        report = _run(asked, asked.url or DEFAULT_URL)
-        return _told(asked, report)
-    return _loadtest_of_its_own(asked)
+    return _with_own_kelvin(asked) if asked.start else _with_running_kelvin(asked)
 
 
-def _loadtest_of_its_own(asked: Asked) -> int:
+def _with_running_kelvin(asked: Asked) -> int:
+    from serve.client import DEFAULT_URL
+    from serve.commands.stopping import Stop, stoppable
+
+    try:
+        # SIGTERM too must end the generator, which is a process of its own.
+        with stoppable():
+            return _told(asked, _run(asked, asked.url or DEFAULT_URL))
+    except Stop:
+        console().print("Interrupted.")
+        return EXIT_INTERRUPTED
+
+
+def _with_own_kelvin(asked: Asked) -> int:
     from serve.commands.overrides import settings_from_options
     from serve.commands.stopping import Stop, end_process, local_kelvin, stoppable
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
+from loadtest.load_plan import PlanOptions, make_plan
+from loadtest.locust_process import offer
+from loadtest.picture_proof import NOT_A_PICTURE, WRONG_BYTES, WRONG_SIZE
+from loadtest.request_mix import ModelFacts
 from serve.__main__ import main
 from tests.inprocess.chromium import chromium, opened, until
 from tests.inprocess.local_service import Service
@@ -20,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 TRACE = "at_s,width,height,num_inference_steps,prompt\n0,64,80,2,a kite\n0.5,,,3,\n1,,,,a boat\n"
+MODEL = ModelFacts("liar", 64, 64, 4, 1.0, "euler", "normal", 16, 64, 64)
 # Beside others on two cores even pico may be late; the tests are about what is told.
 OPTIONS = ("--duration", "2", "--rate", "4", "--slo", "30", "--json")
 
@@ -77,3 +87,94 @@ def test_every_profile(
         tile = page.inner_text(".tile >> nth=1")
         assert re.search(rf"{requests['right']} in all", tile)
         page.screenshot(path=tmp_path / f"{profile}.png", full_page=True)
+
+
+class Liar(BaseHTTPRequestHandler):
+    """A front door whose answers are wrong in one of several ways, by the request's seed."""
+
+    protocol_version = "HTTP/1.1"
+    pictures: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        way = request["seed"] % 5
+        if way == 0:
+            self._answer(429, b"Too many requests", "text/plain")
+        elif way == 1:
+            self._answer(503, json.dumps({"error": {"code": "stage_unavailable"}}).encode())
+        else:
+            side = 80 if way == 2 else 64
+            name = f"/{side}.png" if way != 4 else "/broken.png"
+            sha256 = hashlib.sha256(self.pictures[name] + b"." * (way == 3)).hexdigest()
+            host = self.headers["host"]
+            image = {"url": f"http://{host}{name}", "sha256": sha256}
+            self._answer(200, json.dumps({"id": "x", "images": [image]}).encode())
+
+    def do_GET(self) -> None:
+        self._answer(200, self.pictures[self.path], "image/png")
+
+    def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_whatever_is_not_the_picture_asked_for_is_found_and_told_apart(tmp_path: Path):
+    for side in (64, 80):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), "red").save(file, "PNG")
+        Liar.pictures[f"/{side}.png"] = file.getvalue()
+    Liar.pictures["/broken.png"] = Liar.pictures["/64.png"][:-30]
+    plan = make_plan(PlanOptions(rate=25, duration_s=1), MODEL, ("native",))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            outcomes = offer(url, plan, tmp_path).outcomes
+        finally:
+            server.shutdown()
+            thread.join()
+    told = ("proxy_overloaded", "stage_unavailable", WRONG_SIZE, WRONG_BYTES, NOT_A_PICTURE)
+    assert {each.number: each.error for each in outcomes} == {
+        ask.number: told[ask.request["seed"] % 5] for ask in plan.asks
+    }
+    assert len({each.error for each in outcomes}) == 5
+
+
+def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    code = main(["loadtest", "--url", "http://127.0.0.1:9", "--out", str(tmp_path), "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert code == 1
+    assert (error["field"], error["value"]) == ("url", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (("--profile", "zigzag"), "profile"),
+        (("--rate", "fast"), "rate"),
+        (("--door", "back"), "door"),
+        (("--profile", "replay", "--trace", "TRACE"), "trace.at_s"),
+        (("--start", "--url", "http://a"), "url"),
+        (("--model", "pico"), "model"),
+        (("--require", "95"), "require"),
+        (("--slo", "soon"), "slo_s"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], field: str
+):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("at_s\n5\n4\n")
+    given = [str(trace) if each == "TRACE" else each for each in options]
+    code = main(["loadtest", *given, "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert code == 2
+    assert error["field"] == field
+    assert error["allowed"]
