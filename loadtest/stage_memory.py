@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import torch
 import transformers
@@ -78,7 +79,7 @@ _SMALL_CLIP = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "projection_dim": 32,
+    "projection_dim": 24,
 }
 TINY: dict[str, dict[str, Any]] = {
     "clip_l": CLIP_L | _SMALL_CLIP,
@@ -89,7 +90,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 class _MadeUpTokenizer:
-    """Gives a prompt as many tokens as there is room for."""
+    """Gives a prompt as many tokens as there is room for, equal ones to equal prompts."""
 
     def __init__(self, longest: int, vocabulary: int) -> None:
         self.model_max_length = longest
@@ -98,7 +99,10 @@ class _MadeUpTokenizer:
     def __call__(self, prompts: Sequence[str], **options: Any) -> SimpleNamespace:
         length = int(options.get("max_length", self.model_max_length))
         # The last is CLIP's end mark, the largest id, by which it finds what to pool.
-        ids = torch.randint(3, self.vocabulary - 2, (len(prompts), length))
+        drawn = [torch.Generator().manual_seed(crc32(text.encode())) for text in prompts]
+        ids = torch.stack(
+            [torch.randint(3, self.vocabulary - 2, (length,), generator=each) for each in drawn]
+        )
         ids[:, -1] = self.vocabulary - 1
         return SimpleNamespace(input_ids=ids if "return_tensors" in options else ids.tolist())
 
@@ -124,7 +128,7 @@ def measure_stages(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     generator = torch.Generator(device).manual_seed(0)
-    text = _text_encoders(device, precision, sizes, generator)
+    text = random_text_encoders(device, precision, sizes, generator)
     vae = random_decoder(device, precision, sizes["vae"], generator)
     resident = {"text_gib": text.resident_bytes / GIB, "decode_gib": vae.resident_bytes / GIB}
     latents = torch.randn(16, side // 8, side // 8)
@@ -144,12 +148,20 @@ def measure_stages(
     return report
 
 
-def _text_encoders(
+def random_text_encoders(
     device: torch.device,
     precision: PrecisionChoice,
     sizes: Mapping[str, dict[str, Any]],
     generator: torch.Generator,
 ) -> TextEncoders:
+    """Make the served encoders with random weights and tokenizers that are made up.
+
+    Args:
+        device: Where.
+        precision: Of the card; T5's Linears are FP8 if its weights are.
+        sizes: `REAL` or `TINY`.
+        generator: On the device; advances.
+    """
     clips = []
     for name in ("clip_l", "clip_g"):
         settings = transformers.CLIPTextConfig(

@@ -1,0 +1,92 @@
+"""Kelvin beside its peers: the comparison run small, so that a card's minutes find no typing error."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from loadtest import peers
+from loadtest.peers_on_a_card import ratios_of, targets_of
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another cost more than these models take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def figures(per_s: float, alone_s: float) -> dict:
+    return {
+        "pictures_per_s": {"median": per_s, "least": per_s, "most": per_s, "n": 1},
+        "alone_s": {"median": alone_s, "least": alone_s, "most": alone_s, "n": 1},
+    }
+
+
+def test_every_arm_makes_its_pictures_and_sittings_gather_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # What Inductor writes for a CPU takes minutes to compile and is not what is measured.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    out = tmp_path / "peers.json"
+    few = ["--gpu", "--device", "cpu", "--cells", "tiny-64", "--rounds", "2", "--alone", "1"]
+    for arms in ("compiled,kelvin", "tutorial"):
+        assert (
+            peers.main([*few, "--pictures", "2", "--arms", arms, "--out", str(out), "--json"]) == 0
+        )
+    report = json.loads(out.read_text())
+    assert report["complete"]
+    assert len(report["sittings"]) == 2
+    cell = report["tiny-64"]
+    assert {name: found["sitting"] for name, found in cell.items()} == {
+        "compiled": 0,
+        "kelvin": 0,
+        "tutorial": 1,
+    }
+    for found in cell.values():
+        assert found["pictures"] == 4
+        assert found["pictures_per_s"]["n"] == 2
+        assert 0 < found["pictures_per_s"]["least"] <= found["pictures_per_s"]["most"]
+        assert found["joules_per_picture"] is None  # a CPU tells none
+    assert set(ratios_of(cell)) == {"compiled", "tutorial"}
+
+
+def test_an_arm_that_fails_says_why_and_the_others_go_on(tmp_path: Path):
+    out = tmp_path / "peers.json"
+    # torchao is not installed here, or refuses a CPU: either way it has to say so.
+    arguments = ["--gpu", "--device", "cpu", "--cells", "tiny-64", "--arms", "torchao,kelvin"]
+    arguments += ["--pictures", "2", "--alone", "0", "--rounds", "1", "--out", str(out)]
+    assert peers.main(arguments) == 0
+    cell = json.loads(out.read_text())["tiny-64"]
+    assert cell["torchao"]["failed"]
+    assert cell["kelvin"]["pictures"] == 2
+
+
+def test_targets_are_judged_where_both_were_measured():
+    report = {
+        "large-1024": {
+            "tutorial": figures(0.18, 5.4),
+            "compiled": figures(0.27, 3.8),
+            "kelvin": figures(0.37, 2.7),
+        },
+        "medium-512": {"torchao": {"failed": "no torchao"}, "kelvin": figures(4.0, 0.3)},
+    }
+    targets = targets_of(report)
+    assert set(targets) == {"large-1024, kelvin/tutorial", "large-1024, kelvin/compiled"}
+    assert targets["large-1024, kelvin/tutorial"]["met"]
+    assert not targets["large-1024, kelvin/compiled"]["met"]
+    assert ratios_of(report["large-1024"])["tutorial"]["alone"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--gpu", "--cells", "huge-1"], ["--gpu", "--pictures", "7"], []]
+)
+def test_what_cannot_work_is_refused_before_anything_is_built(arguments):
+    with pytest.raises(SystemExit) as refused:
+        peers.parse_arguments(arguments)
+    assert refused.value.code == 2
