@@ -233,10 +233,30 @@ class Pipeline:
         if live is not None and not live.is_decided:
             record = live.record("running", durable=self.settings.journal.enabled)
         else:
-            record = await self._journal.read(job_id)
+            # Of what ended here, one question to the store does instead of three.
+            record = await self._journal.ended(job_id) if job_id in self._ended else None
+            record = record or await self._journal.read(job_id)
         if record is None or record.tenant != tenant:
             raise not_found(job_id)
         return record
+
+    async def image(self, job_id: str, index: int, tenant: str = DEFAULT_TENANT) -> ImageRef | None:
+        """Return a picture of a job, for `picture`; None: the job has none of this index.
+
+        Of a job that has just ended here the store is not asked: who deletes a job deletes its
+        pictures, and `picture` finds that out.
+
+        Raises:
+            JobNotFound: No job has this id.
+            StorageUnavailable: The store, which alone knows, does not answer.
+        """
+        ended = self._ended.get(checked(job_id))
+        last = ended.newest if ended is not None and ended.tenant == tenant else None
+        result = last.result if last is not None else None
+        if result is None:
+            result = (await self.job(job_id, tenant)).result
+        images = () if result is None else result.images
+        return next((image for image in images if image.index == index), None)
 
     async def picture(self, image: ImageRef) -> bytes:
         """Return the file of a stored picture; of which job, is for the caller to have asked.

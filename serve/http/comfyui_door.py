@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from serve.detached import detached_context
 from serve.errors import JobConflict, JobNotFound, StorageUnavailable
 from serve.http.comfyui_acceptance import PromptAcceptance
-from serve.http.comfyui_files import image_at, picture_of
+from serve.http.comfyui_files import picture_of
 from serve.http.comfyui_following import Following
 from serve.http.comfyui_history import Jobs, are_over, are_waiting, history_entry
 from serve.http.comfyui_inputs import InputPictures
@@ -61,8 +61,6 @@ class ComfyuiDoor:
         """Take a prompt, as `PromptAcceptance.accept` does, and follow it."""
         record = await self._acceptance.accept(body, tenant)
         self.follow(record)
-        with contextlib.suppress(StorageUnavailable):  # it is accepted all the same
-            await self.tell_status(tenant)
         return record
 
     async def catalogue(self, tenant: str) -> Catalogue:
@@ -166,11 +164,13 @@ class ComfyuiDoor:
             JobNotFound: There is none.
         """
         found = picture_of(filename)
-        job = None if found is None else await self._job(found[0], tenant)
-        image = None if found is None or job is None else image_at(job.result, found[1])
-        if job is None or image is None:
+        image = None
+        if found is not None:
+            with contextlib.suppress(JobNotFound):
+                image = await self._pipeline.image(*found, tenant)
+        if found is None or image is None:
             raise _no_picture(filename)
-        return await self.picture(image, job.id, tenant), CONTENT_TYPES[image.output_format]
+        return await self.picture(image, found[0], tenant), CONTENT_TYPES[image.output_format]
 
     async def input_picture(self, path: str, tenant: str) -> tuple[bytes, str]:
         """Return an uploaded picture by its name, and its content type.
@@ -213,14 +213,24 @@ class ComfyuiDoor:
 
     async def _follow(self, record: PromptRecord) -> None:
         following = Following(self._pipeline, self.sockets, record, self.jobs_of, self.picture)
+        # Beside the work and not before the answer: to count prompts takes the store some time.
+        telling = asyncio.create_task(self._told_status(record.tenant))
         try:
             await following.run()
-            await self.records.close(record)
-            await self.tell_status(record.tenant)
         except Exception:
-            # The store is away. Whoever asks for open prompts next finds that this one is over.
             _log.exception("prompt %s is not followed to its end", record.id)
         following.end()
+        await telling
+        try:
+            await self.records.close(record)
+        except StorageUnavailable:
+            # Whoever asks for open prompts next finds that this one is over.
+            return
+        await self._told_status(record.tenant)
+
+    async def _told_status(self, tenant: str) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            await self.tell_status(tenant)
 
 
 def _no_picture(filename: str) -> JobNotFound:

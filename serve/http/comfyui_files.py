@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.errors import InvalidRequest
-from serve.requests import GenerateResult, ImageRef
+from serve.requests import GenerateResult
 
 _NAME = re.compile(r"_([0-9a-f]{32})_(\d{5})_\.[a-z]+$")
 _VARIABLE = re.compile(r"%(width|height|year|month|day|hour|minute|second)%")
@@ -85,9 +85,3 @@ def picture_of(filename: str) -> tuple[str, int] | None:
     """Return the job's id and the picture's index that a file name means; None: it is no such."""
     match = _NAME.search(filename)
     return None if match is None else (match[1], int(match[2]) - 1)
-
-
-def image_at(result: GenerateResult | None, index: int) -> ImageRef | None:
-    """Return a job's picture of this index, if there is one."""
-    images = () if result is None else result.images
-    return next((image for image in images if image.index == index), None)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve.comfyui_settings import COMFYUI
 from serve.errors import InvalidRequest, JobNotFound
-from serve.http.comfyui_files import image_at, picture_of
+from serve.http.comfyui_files import picture_of
 from serve.tenants import checked_tenant
 
 if TYPE_CHECKING:
@@ -108,10 +108,9 @@ class InputPictures:
         if found is None:
             return None
         try:
-            job = await self._pipeline.job(found[0], tenant)
+            image = await self._pipeline.image(*found, tenant)
         except JobNotFound:
             return None
-        image = image_at(job.result, found[1])
         return None if image is None else image.s3_uri
 
     async def _read(self, key: str) -> InputPicture | None:

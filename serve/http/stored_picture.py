@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 
+_LONGEST_INDEX: Final = 6  # digits
 # By their content they are the same for ever; that they are somebody's, caches are told.
 _HEADERS: Final = {
     "Cache-Control": "private, max-age=31536000, immutable",
@@ -54,9 +55,8 @@ async def stored_thumbnail(pipeline: Pipeline, job_id: str, index: str, tenant: 
 async def _found(
     pipeline: Pipeline, job_id: str, index: str, tenant: str
 ) -> tuple[ImageRef, bytes]:
-    record = await pipeline.job(job_id, tenant)
-    images = record.result.images if record.result is not None else ()
-    image = next((image for image in images if str(image.index) == index), None)
+    is_number = index.isascii() and index.isdigit() and len(index) < _LONGEST_INDEX
+    image = await pipeline.image(job_id, int(index) if is_number else -1, tenant)
     if image is None:
         raise JobNotFound(
             "The job has no such picture.",

@@ -286,7 +286,7 @@ def received(
     on_preview: Callable[[], Any] = lambda: None,
     **more: Any,
 ) -> list[Any]:
-    """Return all that a client's websocket hears of one prompt."""
+    """Return all that a client's websocket hears of one prompt, and of the queue after it."""
     address = f"{url.replace('http', 'ws')}/ws?clientId={client}"
     heard: list[Any] = []
     with websockets.sync.client.connect(address, open_timeout=_ENDS_WITHIN_S) as socket:
@@ -297,6 +297,8 @@ def received(
             heard.append(message if isinstance(message, bytes) else json.loads(message))
             if isinstance(message, bytes):
                 on_preview()
+        # How many are left is told last.
+        heard.append(json.loads(socket.recv(_ENDS_WITHIN_S)))
     return heard
 
 
