@@ -129,7 +129,7 @@ class LoadTest:
             "machine": machine(),
             "model": model.name,
             "profile": options.profile,
-            "rate": options.rate,
+            "rate": options.rate if options.trace is None else None,
             "duration_s": plan.duration_s,
             "requests": len(plan.asks),
             "doors": list(doors),

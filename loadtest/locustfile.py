@@ -57,6 +57,8 @@ def _add_options(parser: ArgumentParser) -> None:
 @events.init.add_listener
 def _plan(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
+    if options.master or options.worker or options.processes:
+        sys.exit("Each process sends a whole plan: start several with different --plan-seed.")
     try:
         if options.plan is not None:
             plan = LoadPlan.read(options.plan)

@@ -16,7 +16,7 @@ from serve.client import Kelvin
 from serve.client_errors import UnexpectedAnswer
 from serve.errors import ConfigurationError, KelvinError
 
-_PROBE_S = 60.0
+_PROBE_S = 30.0
 
 
 def model_facts(client: Kelvin) -> ModelFacts:

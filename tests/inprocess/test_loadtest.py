@@ -6,7 +6,10 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image
 
 from loadtest.load_plan import PlanOptions, make_plan
 from loadtest.locust_process import offer
+from loadtest.outcomes import read_outcome_file
 from loadtest.picture_proof import NOT_A_PICTURE, WRONG_BYTES, WRONG_SIZE
 from loadtest.request_mix import ModelFacts
 from serve.__main__ import main
@@ -178,3 +182,28 @@ def test_wrong_options_are_told_before_anything_is_sent(
     assert code == 2
     assert error["field"] == field
     assert error["allowed"]
+
+
+def test_locust_works_alone(service: Service, tmp_path: Path):
+    done = alone(service, "--rate", "6", "--duration", "1", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "POST /v1/generate" in done.stdout + done.stderr
+    outcomes = read_outcome_file(tmp_path / "outcomes.jsonl")
+    assert outcomes
+    assert {each.error for each in outcomes} == {""}
+
+
+def test_locust_alone_says_what_is_wrong(service: Service):
+    done = alone(service, "--rate", "-1")
+    assert done.returncode != 0
+    assert "rate: -1.0; allowed: above 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def alone(service: Service, *options: str) -> subprocess.CompletedProcess[str]:
+    file = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
+    command = [sys.executable, "-m", "locust", "-f", str(file), "--host", service.url]
+    environment = {**os.environ, "KELVIN_API_KEY": service.key()}
+    return subprocess.run(
+        [*command, "--headless", *options], capture_output=True, text=True, env=environment
+    )
