@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import botocore.loaders
 import botocore.session
@@ -54,6 +54,7 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
         client = session.create_client(
             "s3", endpoint_url=endpoint_url, region_name=settings.region, config=config
         )
+        client.meta.events.register("before-call.s3.HeadBucket", _take_as_answered)
         return cast("S3Client", client)
     except ValueError:
         # boto3's own words repeat the URL, which may hold a password.
@@ -64,6 +65,15 @@ def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connection
             value=where,
             allowed="a URL such as http://127.0.0.1:8333; absent means AWS",
         ) from None
+
+
+def _take_as_answered(params: dict[str, Any], **_: Any) -> None:
+    """Let no redirect of HeadBucket be followed.
+
+    botocore asks it where a bucket is after any redirect, so that whoever redirects everything, as
+    login pages do, would be asked again and again until the stack is full.
+    """
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _session(settings: StorageSettings) -> botocore.session.Session:

@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.s3_client import s3_client
+from serve.storage_answers import contents_of, etag_of
 from serve.storage_errors import error_code, explain, is_about_credentials
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class ObjectStore:
                     Metadata={_WRITER: nonce},
                     **condition,
                 )
-                return answer.get("ETag", "")
+                return etag_of(answer, self.settings.endpoint_url)
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if condition and status == 412:
@@ -273,7 +274,7 @@ class ObjectStore:
         full = self._full(key)
         try:
             answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full)
-            return answer["Body"].read(), answer.get("ETag", "")
+            return answer["Body"].read(), etag_of(answer, self.settings.endpoint_url)
         except ClientError as error:
             if error_code(error) == "NoSuchKey":
                 return None
@@ -286,6 +287,7 @@ class ObjectStore:
         try:
             answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full, Range="bytes=0-0")
             answer["Body"].close()
+            etag_of(answer, self.settings.endpoint_url)
         except ClientError as error:
             if error_code(error) == "InvalidRange":
                 return True
@@ -309,7 +311,7 @@ class ObjectStore:
                 modified=_unix_time(item.get("LastModified")),
             )
             for page in pages
-            for item in page.get("Contents", [])
+            for item in contents_of(page, self.settings.endpoint_url)
         ]
 
     def _list_some(self, prefix: str, after: str, most: int) -> list[str]:
@@ -320,7 +322,9 @@ class ObjectStore:
             StartAfter=own + after if after else "",
             MaxKeys=most,
         )
-        return sorted(item["Key"].removeprefix(own) for item in page.get("Contents", []))
+        return sorted(
+            item["Key"].removeprefix(own) for item in contents_of(page, self.settings.endpoint_url)
+        )
 
     def _full(self, key: str) -> str:
         full = self.settings.prefix + key

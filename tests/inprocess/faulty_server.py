@@ -111,11 +111,12 @@ def ignoring_conditions() -> _Handler:
                 f"<Contents><Key>{key.decode().removeprefix('/kelvin/')}</Key></Contents>"
                 for key in objects
             )
-            answer = f"<ListBucketResult>{listed}</ListBucketResult>".encode()
+            answer = f"<ListBucketResult><Name>kelvin</Name>{listed}</ListBucketResult>".encode()
         else:
             answer = objects.get(path, b"")
         connection.sendall(
-            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(answer)
+            b'HTTP/1.1 200 OK\r\nConnection: close\r\nETag: "x"\r\nContent-Length: %d\r\n\r\n'
+            % len(answer)
             + answer
         )
         connection.close()

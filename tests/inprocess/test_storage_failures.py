@@ -195,6 +195,41 @@ async def test_not_an_s3_store(storage):
     assert not checks[-1].ok
 
 
+@pytest.mark.parametrize("body", ["<html>Log in</html>", "", "<Error><Code>Busy</Code></Error>"])
+async def test_who_answers_200_to_everything_has_stored_nothing_and_knows_nothing(storage, body):
+    with serving(answering(200, body)) as url:
+        store = ObjectStore(storage.model_copy(update={"endpoint_url": url, "max_attempts": 1}))
+        for call in (
+            lambda: store.put("x", b"1", "text/plain"),
+            lambda: store.put("x", b"1", "text/plain", if_absent=True),
+            lambda: store.swap("x", b"1", "text/plain", '"etag"'),
+            lambda: store.get("x"),
+            lambda: store.exists("x"),
+            lambda: store.list_keys("pending/"),
+            lambda: store.list_some("pending/", "", 5),
+        ):
+            with pytest.raises(StorageUnavailable):
+                await call()
+        store.close()
+
+
+async def test_who_redirects_everything_is_asked_once(storage):
+    # A login page. botocore would look for the bucket's region behind each redirect.
+    asked = 0
+
+    def handle(connection: socket.socket, number: int) -> None:
+        nonlocal asked
+        asked = number + 1
+        answering(302, "<html>Log in</html>", "Location: /login\r\n")(connection, number)
+
+    with serving(handle) as url:
+        store = ObjectStore(storage.model_copy(update={"endpoint_url": url, "max_attempts": 1}))
+        with pytest.raises(StorageUnavailable, match="302"):
+            await store.put("x", b"1", "text/plain")
+        store.close()
+    assert asked <= 3
+
+
 @pytest.mark.parametrize("url", ["not a url", "http://", "http://[::1", "http://a:b"])
 async def test_malformed_endpoint(storage, url):
     error = await _failure(storage.model_copy(update={"endpoint_url": url, "max_attempts": 1}))
