@@ -181,6 +181,12 @@ class JobJournal:
         """Return whether a job was there and has been deleted."""
         return await self._store.get(_result_key(job_id)) == DELETED
 
+    async def half_deleted(self, job_id: str) -> JobRecord | None:
+        """Return a job as it was accepted whose deletion has begun and was broken off, if it is."""
+        if not await self.was_deleted(checked(job_id)):
+            return None
+        return await self._load(_request_key(job_id))
+
     async def has_ended(self, job_id: str) -> bool:
         """Return whether a job has ended, or is not on record at all."""
         if await self._store.exists(_result_key(job_id)):

@@ -24,7 +24,7 @@ from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
 from serve.departure import Departure
 from serve.endings import Endings, last_event, outcome
-from serve.errors import JobConflict, KelvinError, ModelConflict
+from serve.errors import JobConflict, JobNotFound, KelvinError, ModelConflict
 from serve.forecast import Forecaster
 from serve.further_models import ModelFacts
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
@@ -312,12 +312,19 @@ class Pipeline:
         """Delete a job, its pictures included; one that has not ended is cancelled first.
 
         Returns:
-            What it was.
+            What it was; cancelled, where an earlier try got halfway.
 
         Raises:
             JobNotFound: No job has this id.
         """
-        await self.job(job_id, tenant)  # not found, where it is somebody else's
+        try:
+            await self.job(job_id, tenant)  # not found, where it is somebody else's
+        except JobNotFound:
+            half = await self._journal.half_deleted(job_id)
+            if half is None or half.tenant != tenant:
+                raise
+            await self._removal.delete(job_id, tenant)
+            return half.model_copy(update={"status": "cancelled"})
         self._ended.pop(job_id, None)
         record = await self._journal.request_cancel(job_id)
         live = self._live.get(job_id)

@@ -45,11 +45,14 @@ class Removal:
         mark = f"{folder}result.json"
         await self._records.put(mark, DELETED, _JSON)
         # It stays too: whoever works on the job looks for it, and stops.
-        kept = {mark, f"{folder}cancel.json"}
+        request = f"{folder}request.json"
+        kept = {mark, f"{folder}cancel.json", request}
         records = [key for key in await self._records.list_keys(folder) if key not in kept]
         pictures = await self._pictures.list_keys(f"{pictures_prefix(tenant)}{job_id}/")
         await delete_all(self._pictures, pictures)
         await delete_all(self._records, [*records, listing_key(job_id, tenant)])
+        # Last: while it is there, a deletion that broke off can be asked for again.
+        await self._records.delete(request)
         return sum(not key.endswith(f"/{INPUT_FILE}") for key in pictures)
 
 

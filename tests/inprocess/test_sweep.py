@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from serve.__main__ import main
 from serve.commands.sweep import seconds_of
 from serve.config import StorageSettings
 from serve.embedded_store import EmbeddedStore
-from serve.errors import IdempotencyConflict, InvalidRequest, JobNotFound
+from serve.errors import IdempotencyConflict, InvalidRequest, JobNotFound, StorageUnavailable
 from serve.http.native import build_app
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
@@ -62,6 +63,33 @@ async def test_a_deleted_job_is_gone_with_its_pictures(pipeline: Pipeline, store
     late = JobRecord(id=result.id, status="succeeded", request=REQUEST, result=result)
     assert not await JobJournal(store).publish(result.id, late)
     assert await JobJournal(store).read(result.id) is None
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+async def test_a_deletion_that_broke_off_goes_on_when_it_is_asked_for_again(
+    pipeline: Pipeline, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    result = await pipeline.generate(REQUEST.model_copy(update={"num_images": 2}))
+    tries, delete = itertools.count(), pipeline._store.delete
+
+    async def delete_some(key: str) -> None:
+        if next(tries) >= at:
+            raise StorageUnavailable("gone")
+        await delete(key)
+
+    monkeypatch.setattr(pipeline._store, "delete", delete_some)
+    with pytest.raises(StorageUnavailable):
+        await pipeline.delete(result.id)
+    monkeypatch.setattr(pipeline._store, "delete", delete)
+    with pytest.raises(JobNotFound):
+        await pipeline.job(result.id)
+    with pytest.raises(JobNotFound):
+        await pipeline.delete(result.id, "somebody-else")
+    assert (await pipeline.delete(result.id)).id == result.id
+    left = [key for key in await store.list_keys("") if not key.startswith("leases/")]
+    assert left == [f"jobs/{result.id}/result.json"]
+    with pytest.raises(JobNotFound):
+        await pipeline.delete(result.id)
 
 
 async def test_nobody_follows_what_another_pipeline_deleted(
