@@ -19,6 +19,7 @@ from ray import serve
 from serve import telemetry
 from serve.config import PoolSettings
 from serve.errors import ConfigurationError
+from serve.log_ids import add_trace_ids
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ class Identity:
     @classmethod
     def of_this_process(cls, stage: str, pool: PoolSettings) -> Identity:
         """Ask Serve and Ray; the pool's name stands in where no Serve runs."""
+        add_trace_ids()
         try:
             replica = serve.get_replica_context().replica_id.unique_id
         except serve.exceptions.RayServeException:

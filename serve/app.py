@@ -101,6 +101,7 @@ def build(settings: Settings) -> Application:
     pipeline = serve.deployment(
         serve.ingress()(_ServedPipeline),
         name=PIPELINE_NAME,
+        **_logging(settings),
         **_pipeline_options(settings, spec.defaults),
     )
     pools = {
@@ -122,6 +123,7 @@ def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings)
         max_queued_requests=pool.max_queued_requests,
         graceful_shutdown_timeout_s=graceful_shutdown_s(stage, pool, spec.defaults),
         ray_actor_options=actor,
+        **_logging(settings),
         **replicas_of(settings.autoscaling, spec.name, stage, pool),
         **_routing(settings, pool),
     )
@@ -185,6 +187,13 @@ def replicas_of(
         policy=policy,
     )
     return {"autoscaling_config": config}
+
+
+def _logging(settings: Settings) -> dict[str, Any]:
+    # Not left to the environment: in a cluster that is somebody else's.
+    if settings.telemetry.log_format == "text":
+        return {}
+    return {"logging_config": {"encoding": "JSON"}}
 
 
 def _routing(settings: Settings, pool: PoolSettings) -> dict[str, Any]:

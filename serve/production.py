@@ -34,6 +34,7 @@ from serve import telemetry
 from serve.fair_share import FairShare
 from serve.inputs import Inputs
 from serve.jobs import JobJournal
+from serve.log_ids import add_trace_ids
 from serve.loras import LoraLibrary, LoraUses
 from serve.pictures import EXTENSIONS, encode_picture, prompts_fit
 from serve.previews import preview_text
@@ -68,6 +69,7 @@ class PipelineIdentity:
     @classmethod
     def of_this_process(cls) -> PipelineIdentity:
         """Ask Serve and Ray; must run inside a replica."""
+        add_trace_ids()
         context = serve.get_replica_context()
         node = ray.get_runtime_context().get_node_id()
         return cls(context.replica_id.unique_id, os.getpid(), node, context.app_name)

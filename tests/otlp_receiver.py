@@ -60,6 +60,14 @@ class OtlpReceiver:
             time.sleep(0.05)
         return list(self.spans)
 
+    def wait_for_metric(self, name: str) -> list[ReceivedMetric]:
+        """Return the metrics once there is one of that name; fail after a minute."""
+        deadline = time.monotonic() + 60
+        while all(metric.name != name for metric in self.metrics):
+            assert time.monotonic() < deadline, {metric.name for metric in self.metrics}
+            time.sleep(0.05)
+        return list(self.metrics)
+
 
 @contextmanager
 def otlp_receiver() -> Iterator[OtlpReceiver]:
