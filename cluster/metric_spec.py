@@ -33,7 +33,7 @@ class MetricSpec:
         meaning: For people.
         labels: Its own; Ray adds deployment, replica and application.
         buckets: Upper bounds, of a histogram.
-        is_rare: It comes with the first event, which may never be.
+        is_rare: It comes with the first event or card that tells it, which may never be.
     """
 
     name: str

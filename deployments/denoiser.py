@@ -185,6 +185,7 @@ class Denoiser:
             held = {lora_key(name) for name in self._loras.held()}
             state = replace(state, holds=state.holds | held)
         self._metrics.heat(state, reading)
+        self._metrics.queue_length("denoise", self._engine.queue_length)
         return state
 
     def check_health(self) -> None:

@@ -127,7 +127,12 @@ class VaeDecoder:
         """Answer Ray Serve's question for this replica's load; never fails."""
         return self._statistics.numbers()
 
+    def check_health(self) -> None:
+        """Set the gauges even where nobody asks for anything: Ray forgets them in 20 seconds."""
+        self._statistics.numbers()
+
     def _state(self) -> ReplicaState:
+        self._tell_queue()
         return replica_state(self._identity.replica, self._meter.load())
 
     def status(self) -> dict[str, Any]:

@@ -58,6 +58,7 @@ _ALL = (
         "counter",
         "J",
         "Energy of denoising stored pictures, where cards tell it.",
+        is_rare=True,
     ),
     MetricSpec("kelvin_gpu_seconds_total", "counter", "s", "Work of the stages.", ("tenant",)),
     MetricSpec(
@@ -130,6 +131,7 @@ _ALL = (
         "1",
         "A forward's time over its time while the card was cool.",
         ("source",),
+        is_rare=True,
     ),
     MetricSpec(
         "kelvin_replica_duty_ratio",
@@ -157,7 +159,7 @@ _ALL = (
         ("source",),
     ),
     MetricSpec(
-        "kelvin_gpu_throttled_seconds_total",
+        "kelvin_gpu_throttle_seconds_total",
         "counter",
         "s",
         "That the card was slowed down for heat.",

@@ -116,7 +116,7 @@ class Metrics:
         is_throttled = reading.is_throttling
         self._record("kelvin_gpu_throttled", float(is_throttled), source=source)
         if is_throttled and since <= _LONGEST_BETWEEN_HEAT_S:
-            self._add("kelvin_gpu_throttled_seconds_total", since, source=source)
+            self._add("kelvin_gpu_throttle_seconds_total", since, source=source)
         self._set("kelvin_gpu_temperature_celsius", reading.temperature_c, source=source)
         self._set("kelvin_gpu_temperature_margin_celsius", reading.margin_c, source=source)
         self._set("kelvin_gpu_power_watts", reading.power_w, source=source)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from cluster.metric_spec import MetricSpec
+from serve.otlp_complaints import quieten
 
 OTLP_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable; `serve.telemetry.environment` sets it."""
@@ -75,6 +76,7 @@ class OtlpRecorder:
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
         from opentelemetry.sdk.resources import Resource
 
+        quieten()
         reader = PeriodicExportingMetricReader(
             OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=_SEND_TIMEOUT_S),
             export_interval_millis=_SEND_EVERY_MS,

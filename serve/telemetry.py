@@ -27,6 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from serve.config import Settings
 from serve.errors import KelvinError
 from serve.metrics import Metrics
+from serve.otlp_complaints import quieten
 from serve.recorders import OTLP_ENDPOINT
 from serve.requests import GenerateRequest
 
@@ -83,6 +84,7 @@ def span_processors() -> list[SpanProcessor]:
 
         from serve.trace_redaction import WithoutKeys
 
+        quieten()
         exporter = WithoutKeys(OTLPSpanExporter(timeout=_SEND_TIMEOUT_S))
         return [BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS)]
     except Exception:

@@ -38,6 +38,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 
 def test_names_follow_the_conventions() -> None:
+    assert len({spec.otel_name for spec in _KNOWN.values()}) == len(_KNOWN)
     for name, spec in _KNOWN.items():
         assert name.endswith("_total") == (spec.kind == "counter"), name
         assert bool(spec.buckets) == (spec.kind == "histogram"), name

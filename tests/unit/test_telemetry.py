@@ -1,15 +1,19 @@
 """Traces as a collector receives them; nothing at all when tracing is off."""
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from serve import telemetry
+from cluster.heat_reading import Reading
+from cluster.pool_state import ReplicaState
+from serve import recorders, telemetry
 from serve.config import Settings, TelemetrySettings
 from serve.errors import StorageUnavailable
+from serve.otlp_complaints import quieten
 from serve.requests import GenerateRequest
 from tests.otlp_receiver import OtlpReceiver, otlp_receiver
 
@@ -175,6 +179,40 @@ def test_collector_that_is_down_raises_nothing(monkeypatch):
     with provider.get_tracer("x").start_as_current_span("y"):
         pass
     provider.shutdown()
+
+
+def test_metrics_by_otlp(receiver, monkeypatch):
+    seconds = [100.0]
+    monkeypatch.setattr("serve.metrics.time.monotonic", lambda: seconds[0])
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "kelvin-test")
+    monkeypatch.setenv(recorders.OTLP_ENDPOINT, receiver.endpoint)
+    metrics, other = telemetry.Metrics(), telemetry.Metrics()
+    metrics.queue_seconds("denoise", 0.3)
+    other.queue_seconds("denoise", 0.4)  # what there are several of in a process is one sender's
+    metrics.images(2)
+    throttled = Reading(at=0.0, temperature_c=91.0, clocks_event_reasons=0x20)
+    for seconds[0] in (100.0, 100.5, 103.0):  # once a second at most
+        metrics.heat(ReplicaState("r"), throttled)
+    recorders.otlp_recorder(receiver.endpoint).close()
+    received = {metric.name: metric for metric in receiver.metrics}
+    assert received["kelvin.queue"].value == 2
+    assert received["kelvin.queue"].unit == "s"
+    assert received["kelvin.queue"].attributes == {"stage": "denoise"}
+    assert received["kelvin.images"].value == 2
+    assert received["kelvin.images"].service == "kelvin-test"
+    assert received["kelvin.gpu.temperature"].value == 91.0
+    assert received["kelvin.gpu.temperature"].unit == "Cel"
+    assert received["kelvin.gpu.throttle"].value == pytest.approx(3.0)
+
+
+def test_a_collector_that_is_away_is_told_of_once(caplog):
+    quieten()
+    quieten()
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            logger.warning("away")
+    assert len(caplog.records) <= 1
 
 
 def test_metrics_do_nothing_outside_a_replica():
