@@ -3,6 +3,7 @@
 `python -m loadtest.overhead --json` starts everything on this machine, warms it up and sends
 requests one after the other through HTTP: a progress stream, the object store, and the fetch of the
 picture by its presigned URL are all inside the time, because a caller waits for them.
+`--telemetry` measures what traces and metrics cost instead (`loadtest.telemetry_overhead`).
 """
 
 from __future__ import annotations
@@ -174,10 +175,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m loadtest.overhead")
     parser.add_argument("--n", type=int, default=10, help="requests measured")
     parser.add_argument("--model", default="builtin", help="builtin, pico or a folder")
+    parser.add_argument("--telemetry", action="store_true", help="what telemetry costs; of pico")
+    parser.add_argument("--pairs", type=int, default=200, help="of requests, with --telemetry")
+    parser.add_argument("--blocks", type=int, default=12, help="under load, with --telemetry")
+    parser.add_argument("--block-s", type=float, default=5.0, help="seconds of one")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    if options.n < 1:
-        parser.error("--n: at least 1")
+    if min(options.n, options.pairs, options.blocks, options.block_s) < 1:
+        parser.error("--n, --pairs, --blocks, --block-s: at least 1")
+    if options.telemetry:
+        return _telemetry(options)
     try:
         with (
             stdout_is_for_json() as stdout,
@@ -199,6 +206,17 @@ def main() -> int:
     except KelvinError as error:
         print(json.dumps(error.body()), file=sys.stderr)
         return 1
+    return 0
+
+
+def _telemetry(options: argparse.Namespace) -> int:
+    from loadtest.telemetry_overhead import compare
+
+    with stdout_is_for_json() as stdout, stoppable():
+        report = compare(options.pairs, options.blocks, options.block_s)
+        Console(stderr=True).print_json(data=report)
+        if options.json:
+            write_json(report, stdout)
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _REPLICA = re.compile(r"ray::ServeReplica:[^:]*:([\w-]+)")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ def processes(root: int | None = None) -> list[Process]:
         if process.rss_bytes:  # else it has ended and nobody has asked how
             found.append(process)
     return found
+
+
+def cpu_seconds(root: int) -> float:
+    """Return the processor time of a process and its descendants so far, of those that live."""
+    ticks = 0
+    for pid in (root, *_descendants(root)):
+        try:
+            after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        ticks += int(after[11]) + int(after[12])
+    return ticks / _TICKS_A_SECOND
 
 
 def _descendants(root: int) -> Iterator[int]:
