@@ -10,6 +10,7 @@ keeps work from being done twice as a rule; that a job is published once does no
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from serve.job_ids import checked
@@ -18,6 +19,7 @@ from serve.record_store import RecordStore
 
 _JSON = "application/json"
 _DIGITS = 6
+_ATTEMPT = re.compile(rf"[0-9]{{{_DIGITS}}}\.json")
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ class Claims:
     async def newest(self, job_id: str) -> Claim:
         """Return the newest claim to a job."""
         prefix = _prefix(job_id)
-        keys = [key for key in await self._store.list_keys(prefix) if key.endswith(".json")]
+        keys = [
+            key
+            for key in await self._store.list_keys(prefix)
+            if _ATTEMPT.fullmatch(key.removeprefix(prefix))
+        ]
         if not keys:
             return Claim(await self._journal.accepted_by(job_id), 1)
-        number = keys[-1].removeprefix(prefix).removesuffix(".json")
-        attempt = int(number) if number.isdigit() else len(keys) + 1
+        attempt = int(keys[-1].removeprefix(prefix).removesuffix(".json"))
         return Claim(_owner(await self._store.get(keys[-1])), attempt)
 
     async def take(self, job_id: str, newest: Claim, owner: str) -> Claim | None:
@@ -68,7 +73,7 @@ def _prefix(job_id: str) -> str:
 def _owner(body: bytes | None) -> str | None:
     try:
         content = json.loads(body or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     owner = content.get("pipeline") if isinstance(content, dict) else None
     return owner if isinstance(owner, str) else None

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -93,7 +94,7 @@ class JobJournal:
         )
         is_known = not is_new
         if is_known:
-            known = await self._load(_request_key(job_id))
+            known = await self._accepted(job_id)
             if known is None or (known.request, known.tenant) != (request, tenant):
                 raise JobConflict("This job id is taken.", field="id", value=job_id)
         # After the request: whoever finds a pending key finds what to do.
@@ -109,7 +110,7 @@ class JobJournal:
         """Return the lease of the Pipeline that accepted a pending job; None: not known."""
         try:
             body = json.loads(await self._store.get(_pending_key(job_id)) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         owner = body.get("pipeline") if isinstance(body, dict) else None
         return owner if isinstance(owner, str) and len(owner) <= _LONGEST_OWNER else None
@@ -129,10 +130,10 @@ class JobJournal:
         if result == DELETED:
             return None
         if result is not None:
-            return await self._with_urls(self._parsed(result, _result_key(job_id)))
+            return await self._with_urls(self._parsed(result, _result_key(job_id), job_id))
         if request is None:
             return None
-        accepted = self._parsed(request, _request_key(job_id))
+        accepted = self._parsed(request, _request_key(job_id), job_id)
         if cancel:
             # Whoever asked died before deciding it. Decide now, so that no reader is told
             # "cancelled" of a job that succeeds a moment later.
@@ -144,7 +145,7 @@ class JobJournal:
         result = await self._store.get(_result_key(job_id))
         if result is None or result == DELETED:
             return None
-        return await self._with_urls(self._parsed(result, _result_key(job_id)))
+        return await self._with_urls(self._parsed(result, _result_key(job_id), job_id))
 
     async def is_pending(self, job_id: str) -> bool:
         """Return whether a job was accepted and has not ended."""
@@ -185,7 +186,7 @@ class JobJournal:
         """Return a job as it was accepted whose deletion has begun and was broken off, if it is."""
         if not await self.was_deleted(checked(job_id)):
             return None
-        return await self._load(_request_key(job_id))
+        return await self._accepted(job_id)
 
     async def has_ended(self, job_id: str) -> bool:
         """Return whether a job has ended, or is not on record at all."""
@@ -244,21 +245,31 @@ class JobJournal:
             return ended
         return await self.read(accepted.id) or ended
 
-    async def _load(self, key: str) -> JobRecord | None:
+    async def _accepted(self, job_id: str) -> JobRecord | None:
+        key = _request_key(job_id)
         data = await self._store.get(key)
-        return None if data is None else self._parsed(data, key)
+        return None if data is None else self._parsed(data, key, job_id)
 
-    def _parsed(self, data: bytes, key: str) -> JobRecord:
-        try:
-            return JobRecord.model_validate_json(data)
-        except (ValueError, ValidationError, KelvinError):
+    def _parsed(self, data: bytes, key: str, job_id: str) -> JobRecord:
+        record: JobRecord | None = None
+        with suppress(ValueError, ValidationError, KelvinError):
+            record = JobRecord.model_validate_json(data)
+        # What was copied from another job, or is no end, would decide what it must not.
+        is_end = key == _result_key(job_id)
+        if (
+            record is None
+            or record.id != job_id
+            or record.is_over != is_end
+            or (record.request is None and not is_end)
+        ):
             raise RecordUnreadable(
                 "A job record in the object store cannot be read: somebody else wrote it, or "
                 "another version of Kelvin.",
                 field="id",
                 value=self._store.s3_uri(key),
                 allowed="a bucket or prefix of Kelvin's own",
-            ) from None
+            )
+        return record
 
     async def _with_urls(self, record: JobRecord) -> JobRecord:
         if record.result is None:

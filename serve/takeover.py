@@ -2,7 +2,8 @@
 
 A job is an orphan if it is pending and the Pipeline that claimed it last has no lease. Whoever
 finds a lease stale ends it first, so that its owner knows. Orphans are taken oldest first, few at a
-time and one conditional put each; new requests keep their room.
+time and one conditional put each; new requests keep their room. What Pipelines keep dying with
+comes later: `serve.relapses`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from serve.errors import (
 from serve.jobs import JobJournal
 from serve.lease_store import LeaseStore
 from serve.leases import LeaseWatch
+from serve.relapses import Relapses
 from serve.requests import JobRecord
 
 _log = logging.getLogger("ray.serve")
@@ -73,6 +75,7 @@ class Takeover:
         self._owners: dict[str, Claim] = {}
         self._orphans: deque[str] = deque()
         self._missed: dict[str, float] = {}
+        self._relapses = Relapses(lease_s)
         self._list_at = float("-inf")
         self._wake = asyncio.Event()
 
@@ -120,6 +123,12 @@ class Takeover:
                 is_settled = await self._take(job_id)
             except Overloaded:
                 return
+            except StorageUnavailable:
+                raise
+            except Exception:
+                # It must not hold up all that are behind it.
+                _log.exception("Job %s was not taken over for a reason nobody foresaw.", job_id)
+                is_settled = False
             self._orphans.remove(job_id)
             if not is_settled:
                 self._orphans.append(job_id)
@@ -142,6 +151,7 @@ class Takeover:
         foreign = [job for job in await self._journal.pending() if not self._hands.holds(job)]
         self._owners = {job: self._owners[job] for job in foreign if job in self._owners}
         self._missed = {job: since for job, since in self._missed.items() if job in self._owners}
+        self._relapses.keep(self._owners)
         unknown = [job for job in foreign if job not in self._owners]
         for begin in range(0, len(unknown[:_OWNERS_PER_LOOK]), _OWNERS_AT_ONCE):
             some = unknown[begin : begin + _OWNERS_AT_ONCE]
@@ -156,13 +166,16 @@ class Takeover:
         )
 
     async def _take(self, job_id: str) -> bool:
-        """Deal with one orphan; False: its model is not there yet.
+        """Deal with one orphan; False: it has to wait.
 
         Raises:
             Overloaded: There is no room for it.
         """
         if self._hands.holds(job_id):
             return True
+        attempts = self._owners[job_id].attempt
+        if not self._relapses.may_start(job_id, attempts, self._hands.live_ids, monotonic()):
+            return False
         try:
             record = await self._journal.read(job_id)
         except RecordUnreadable as error:
@@ -189,6 +202,7 @@ class Takeover:
             self._owners[job_id] = await self._claims.newest(job_id)
             return True
         self._owners[job_id] = claim
+        self._relapses.started(job_id, attempts)
         self._hands.adopt(job_id, resolved, record.tenant)
         return True
 

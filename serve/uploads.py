@@ -1,8 +1,8 @@
 """Finished pictures on their way to the store, however long that does not answer.
 
 As long as uploads succeed, pictures go straight there. After one has failed, all that are finished
-wait in the spool, or in memory where it is full or off, while one task tries the oldest again and
-again. A picture is reported stored once it is.
+wait in the spool, or in memory where it is full or off, while one task tries them in turn. A
+picture is reported stored once it is.
 """
 
 from __future__ import annotations
@@ -196,6 +196,9 @@ class Uploads:
                 if data is not None:
                     await self._store.put(waiting.key, data, waiting.content_type)
             except StorageUnavailable:
+                if self._waiting.get(waiting.key) is waiting:
+                    # Others first: the store may refuse this one alone, of one tenant's folder.
+                    self._waiting[waiting.key] = self._waiting.pop(waiting.key)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue

@@ -281,6 +281,20 @@ async def test_record_that_somebody_else_wrote(journal, store, data):
         await journal.read(job_id)
 
 
+async def test_a_record_of_another_job_decides_nothing(journal, store):
+    mine, others = new_job_id(), new_job_id()
+    await journal.accept(others, _REQUEST)
+    copied = await store.get(f"jobs/{others}/request.json")
+    no_request = JobRecord(id=mine, status="pending").model_dump_json().encode()
+    no_end = JobRecord(id=mine, status="pending", request=_REQUEST).model_dump_json().encode()
+    for name, data in (("request", copied), ("request", no_request), ("result", no_end)):
+        await store.put(f"jobs/{mine}/{name}.json", data, "application/json")
+        for call in (journal.read, journal.request_cancel):
+            with pytest.raises(RecordUnreadable):
+                await call(mine)
+    assert (await journal.read(others)).status == "pending"
+
+
 async def test_store_down_means_not_accepted(storage):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -346,6 +346,39 @@ async def test_pictures_finished_at_once_do_not_overfill_the_spool(
     assert spool.used_bytes() <= spool.most_bytes
 
 
+async def test_a_picture_that_the_store_refuses_holds_up_no_others(
+    storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = ObjectStore(storage)
+    uploads, job_id = Uploads(store, Spool(tmp_path / "a" / "b", 1 << 20)), new_job_id()
+    put = store.put
+
+    def stored_here(data: bytes, index: int) -> MadePicture:
+        picture = made(data, index)
+        uri = store.s3_uri(f"images/{job_id}/{index}-{picture.ref.sha256}.png")
+        ref = picture.ref.model_copy(update={"s3_uri": uri})
+        return picture.model_copy(update={"ref": ref})
+
+    async def put_some(key: str, data: bytes, content_type: str, **conditions: Any) -> bool:
+        if data == b"refused":
+            raise StorageUnavailable("denied: of one tenant's folder, say")
+        return await put(key, data, content_type, **conditions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", put_some)
+        first = asyncio.create_task(uploads.upload(job_id, stored_here(b"refused", 0), b"refused"))
+
+        async def waits() -> bool:
+            return uploads.is_in_trouble
+
+        await until(waits)
+        other = stored_here(b"other", 1)
+        await asyncio.wait_for(uploads.upload(job_id, other, b"other"), 10)
+        assert not first.done()
+    await asyncio.wait_for(first, 10)
+    assert len(await store.list_keys(f"images/{job_id}/")) == 2
+
+
 async def test_a_folder_that_somebody_else_made_counts_for_nothing(tmp_path: Path):
     theirs, data, job_id = Spool(tmp_path / "theirs" / "x", 1 << 20), b"picture", new_job_id()
     assert theirs.write(job_id, made(data), data) is not None

@@ -17,6 +17,7 @@ from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
 from serve.lease_store import LeaseStore
 from serve.pipeline import Pipeline
+from serve.relapses import Relapses
 from serve.requests import JobRecord
 from serve.storage import ObjectStore
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
@@ -278,6 +279,76 @@ async def test_orphans_leave_room_for_new_work(make: Callable[..., Pipeline], jo
     stages.gate.set()
     for job_id in (new.id, *ids):
         assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_what_killed_pipeline_after_pipeline_goes_on_slowly_and_one_at_a_time(
+    make: Callable[..., Pipeline], journal: JobJournal, store: ObjectStore
+):
+    worn = sorted(new_job_id() for _ in range(2))
+    for job_id in worn:
+        await journal.accept(job_id, REQUEST, "gone-1")
+        for attempt in range(2, 5):
+            key = f"jobs/{job_id}/attempts/{attempt:06d}.json"
+            await store.put(key, b'{"pipeline": "gone-1"}', "application/json")
+        # Nobody's claim, whatever it is.
+        await store.put(f"jobs/{job_id}/attempts/\u00b2.json", b"[" * 9999, "application/json")
+    await journal.accept(new := new_job_id(), REQUEST, "gone-1")
+    stages = StandIn()
+    pipeline = make(stages, recovered_at_once=8)
+    takeover = pipeline._keeping._takeover
+    takeover._relapses = Relapses(0.5)
+
+    async def look() -> None:
+        await pipeline._keeping.custody.keep()
+        await takeover.look()
+
+    await look()
+    assert (await ended(journal, new)).status == "succeeded"
+    assert [job.job_id for job in stages.denoised] == [new], "who is new waits for neither"
+    stages.gate.clear()
+
+    async def one_is_taken() -> bool:
+        await look()
+        return bool(pipeline._live)
+
+    await until(one_is_taken)
+    first = list(pipeline._live)
+    for _ in range(3):
+        await look()
+    assert list(pipeline._live) == first
+    stages.gate.set()
+
+    async def both_have_ended() -> bool:
+        await look()
+        return await journal.pending() == []
+
+    await until(both_have_ended)
+    for job_id in worn:
+        assert (await ended(journal, job_id)).status == "succeeded"
+        assert (await pipeline._keeping._claims.newest(job_id)).attempt == 5
+
+
+async def test_an_orphan_that_fails_in_a_way_nobody_foresaw_holds_up_no_others(
+    make: Callable[..., Pipeline], journal: JobJournal, monkeypatch: pytest.MonkeyPatch
+):
+    odd, *others = sorted(new_job_id() for _ in range(3))
+    for job_id in (odd, *others):
+        await journal.accept(job_id, REQUEST, "gone-1")
+    pipeline = make(StandIn())
+    read = pipeline._journal.read
+
+    async def fail_for_one(job_id: str) -> JobRecord | None:
+        if job_id == odd:
+            raise RuntimeError("unforeseen")
+        return await read(job_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline._journal, "read", fail_for_one)
+        await pipeline.check_health()
+        for job_id in others:
+            assert (await ended(journal, job_id)).status == "succeeded"
+        assert await journal.pending() == [odd], "nor is it parked"
+    assert (await ended(journal, odd)).status == "succeeded"
 
 
 async def test_a_deadline_counts_from_the_first_acceptance(
