@@ -23,6 +23,9 @@ from serve.models import ModelSpec
 from serve.pictures import UNREADABLE, why_unreadable
 from serve.requests import GenerateRequest, OutputFormat
 
+LARGEST_FILE = 64 << 20
+"""Bytes of a start image's file."""
+
 LARGEST_PIXELS = 40_000_000
 """What a phone takes; decoded, 120 MB."""
 

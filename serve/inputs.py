@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import InvalidRequest, StageFailed, StorageUnavailable
-from serve.init_image import file_format, fitted, pixels_of, refused, sent_bytes
+from serve.init_image import LARGEST_FILE, file_format, fitted, pixels_of, refused, sent_bytes
 from serve.job_ids import checked, is_job_id
 from serve.pictures import CONTENT_TYPES, EXTENSIONS
 from serve.requests import Upload
@@ -28,7 +28,6 @@ from serve.tenants import checked_tenant, pictures_prefix
 INPUT_FILE = "input.png"
 UPLOADS = "uploads/"
 
-_LARGEST_FILE = 64 << 20
 # Decoded, each takes 120 MB at most, and as much again for what comes of it.
 _DECODED_AT_ONCE = 2
 _FIRST_PAUSE_S = 0.25
@@ -69,7 +68,7 @@ class Inputs:
                 ),
             )
         listed = [each for each in await self._store.list_entries(key) if each.key == key]
-        if listed and listed[0].size > _LARGEST_FILE:
+        if listed and listed[0].size > LARGEST_FILE:
             raise refused("The start image's file is too large.", f"{listed[0].size} bytes")
         data = await self._store.get(key) if listed else None
         if data is None:

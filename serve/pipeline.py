@@ -392,8 +392,10 @@ class Pipeline:
 
         Raises:
             InvalidRequest: It is no picture, or too large a one.
+            LimitReached: The tenant has sent as much as it may for now.
             StorageUnavailable: The store does not answer.
         """
+        self._book.take_upload(checked_tenant(tenant), len(data))
         return await self._inputs.upload(data, tenant)
 
     async def usage(self, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:

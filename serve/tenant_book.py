@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from serve.errors import LimitReached
+from serve.init_image import LARGEST_FILE
 from serve.metrics import Metrics
 from serve.requests import LARGEST_NUM_IMAGES, EventName
 from serve.running import RunningJob
@@ -22,6 +23,7 @@ from serve.token_bucket import TokenBucket
 
 _LEAST_RETRY_S = 1.0
 _MEAN_OF = 10.0
+_MIB = 1 << 20
 
 
 @dataclass
@@ -67,6 +69,7 @@ class TenantBook:
         self._clock = clock
         self._began = time.time()
         self._buckets: dict[str, TokenBucket] = {}
+        self._upload_buckets: dict[str, TokenBucket] = {}
         self._usage: dict[str, Usage] = {}
         self._job_s: dict[str | None, float] = {}  # None: of all tenants
 
@@ -107,6 +110,35 @@ class TenantBook:
                     allowed=f"{rate:g} a minute here, of {limits.images_per_minute:g} in all",
                     retry_after_s=wait_s,
                 )
+
+    def take_upload(self, tenant: str, size_bytes: int) -> None:
+        """Count a start image that is about to be kept.
+
+        Args:
+            tenant: Whose.
+            size_bytes: Of its file.
+
+        Raises:
+            LimitReached: Says when to try again.
+        """
+        limit = self._settings.of(tenant).upload_mib_per_minute
+        if limit is None:
+            return
+        rate = limit / self._pipelines
+        # One file is let through however low the limit is; the next ones wait for it.
+        saved = max(rate, LARGEST_FILE / _MIB)
+        mib = min(size_bytes / _MIB, saved)
+        if tenant not in self._upload_buckets:
+            self._upload_buckets[tenant] = TokenBucket(rate / 60, saved, self._clock())
+        wait_s = self._upload_buckets[tenant].take(mib, self._clock())
+        if wait_s is not None:
+            raise LimitReached(
+                "This tenant has sent its start images of this minute.",
+                field="upload_mib_per_minute",
+                value=round(mib, 3),
+                allowed=f"{rate:g} MiB a minute here, of {limit:g} in all",
+                retry_after_s=wait_s,
+            )
 
     def give_back(self, tenant: str, images: int) -> None:
         """Undo `take`: they were not accepted."""

@@ -20,6 +20,13 @@ class TenantLimits(Section):
         description="pictures of a tenant accepted a minute, saved up for a minute, or up to 16 "
         "pictures; none: no limit",
     )
+    upload_mib_per_minute: float | None = Field(
+        1024.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="MiB of start images that a tenant sends beforehand a minute, saved up for a "
+        "minute; those within requests count as jobs do; none: no limit",
+    )
     weight: float = Field(
         1.0,
         gt=0.0,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import struct
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from serve.config import PoolSettings, StorageSettings
 from serve.errors import LimitReached, Overloaded
@@ -85,6 +89,46 @@ def test_several_pipelines_grant_their_part() -> None:
         book.take("big", 16, live)
     assert caught.value.allowed == "at most 2 at a time here, of 3 in all"
     assert (caught.value.retry_after_s or 0) >= 1
+
+
+def test_start_images_sent_beforehand_are_limited_by_their_size() -> None:
+    clock, mib = Clock(), 1 << 20
+    book = TenantBook(TenantSettings(upload_mib_per_minute=120), 1, Metrics(), clock)
+    book.take_upload("acme", 119 * mib)
+    with pytest.raises(LimitReached) as caught:
+        book.take_upload("acme", 5 * mib)
+    assert caught.value.field == "upload_mib_per_minute"
+    assert caught.value.retry_after_s == pytest.approx(2.0)
+    book.take_upload("other", 5 * mib)
+    clock.now += 2.0
+    book.take_upload("acme", 5 * mib)
+
+
+async def test_both_ways_of_sending_a_start_image_count(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = with_limits(StandIn(), storage, monkeypatch, upload_mib_per_minute=1)
+    file = png_of(20 << 20)
+    transport = httpx.ASGITransport(build_app(pipeline))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        for _ in range(2):
+            kept = await http.post("/upload/image", files={"image": ("a.png", file)})
+            assert kept.status_code == 200, kept.text
+        assert (await http.post("/v1/uploads", content=file)).status_code == 201
+        refused = await http.post("/upload/image", files={"image": ("a.png", file)})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 60
+        assert (await http.post("/v1/uploads", content=file)).status_code == 429
+
+
+def png_of(size: int) -> bytes:
+    """Return a small picture in a large file: a chunk that means nothing makes it long."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    small = buffer.getvalue()
+    padding = b"paDd" + bytes(size)
+    chunk = struct.pack(">I", size) + padding + struct.pack(">I", zlib.crc32(padding))
+    return small[:33] + chunk + small[33:]
 
 
 async def test_jobs_at_a_time_are_limited_over_http_with_a_typed_429(
