@@ -15,7 +15,7 @@ from serve.errors import JobConflict, NotSupportedYet
 from serve.http.a1111_infotext import info, infotext
 from serve.http.a1111_names import SAMPLERS, SCHEDULERS
 from serve.http.a1111_request import Asked, read_img2img, read_txt2img
-from serve.http.body import read_json
+from serve.http.body import read_json, repeatable
 from serve.http.gate import tenant_of
 from serve.job_ids import accepted_seconds_ago
 from serve.png_text import with_png_text
@@ -33,6 +33,14 @@ def web_ui_routes(pipeline: "Pipeline") -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
     largest_body = pipeline.settings.pipeline.max_body_bytes
 
+    async def body_of(request: Request) -> Any:
+        body = await read_json(request, largest_body)
+        if not isinstance(body, dict):
+            return body
+        # What is said again in `parameters`; the start image, which is long, is not.
+        images = {name: body.pop(name) for name in ("init_images",) if name in body}
+        return {**repeatable(body), **images}
+
     async def made(request: Request, body: dict[str, Any], asked: Asked) -> dict[str, Any]:
         result = await pipeline.generate(asked.request, tenant_of(request))
         return await _answer(pipeline, body, asked, result)
@@ -40,13 +48,13 @@ def web_ui_routes(pipeline: "Pipeline") -> APIRouter:
     @router.post("/txt2img")
     async def txt2img(request: Request) -> dict[str, Any]:
         """Make pictures and wait for them; hanging up cancels the job."""
-        body = await read_json(request, largest_body)
+        body = await body_of(request)
         return await made(request, body, read_txt2img(body))
 
     @router.post("/img2img")
     async def img2img(request: Request) -> dict[str, Any]:
         """Make pictures from a start image; otherwise as txt2img."""
-        body = await read_json(request, largest_body)
+        body = await body_of(request)
         return await made(request, body, read_img2img(body))
 
     @router.get("/progress")

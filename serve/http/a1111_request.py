@@ -9,6 +9,7 @@ extensions add fields as they like), of which `warnings` tells.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -247,7 +248,13 @@ def _count(body: Mapping[str, Any], name: str) -> int:
 
 
 def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        # The contract refuses it, by the field's name.
+        return math.inf if value > 0 else -math.inf
 
 
 def _model(settings: Mapping[str, Any]) -> Any:

@@ -58,6 +58,27 @@ async def read_json(request: Request, largest_bytes: int, *, any_content_type: b
         ) from None
 
 
+def repeatable(body: Any) -> Any:
+    """Return what `read_json` returned as JSON can say it again: NaN becomes null.
+
+    For doors that repeat what was sent, or keep it. ComfyUI writes NaN for nodes that always
+    change.
+
+    Raises:
+        InvalidRequest: Its text cannot be encoded.
+    """
+    try:
+        text = json.dumps(body, ensure_ascii=False)
+        text.encode()
+        return json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            "The body has text that is no Unicode, or is nested too deeply.",
+            field="body",
+            allowed="a JSON object in UTF-8",
+        ) from None
+
+
 def _check_content_type(content_type: str | None) -> None:
     # Known clients post JSON without any content type, so its absence is no error.
     if not content_type:

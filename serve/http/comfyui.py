@@ -4,7 +4,6 @@
 import asyncio
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import sys
@@ -20,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from serve.errors import InvalidRequest
-from serve.http.body import read_json
+from serve.http.body import read_json, repeatable
 from serve.http.comfyui_door import ComfyuiDoor
 from serve.http.comfyui_nodes import NODES, TEXT_ENCODERS, VAES, shown_node
 from serve.http.comfyui_sockets import Socket
@@ -60,7 +59,8 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             raise InvalidRequest(
                 "The body is no JSON object.", field="body", allowed="a JSON object in UTF-8"
             )
-        return _plain(body)
+        plain: dict[str, Any] = repeatable(body)
+        return plain
 
     @router.post("/prompt")
     async def post_prompt(request: Request) -> JSONResponse:
@@ -274,27 +274,6 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             door.sockets.remove(tenant, client, socket)
 
     return router
-
-
-def _plain(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a body that JSON can say again.
-
-    ComfyUI writes NaN for nodes that always change; it becomes null.
-
-    Raises:
-        InvalidRequest: Its text cannot be encoded.
-    """
-    try:
-        text = json.dumps(body, ensure_ascii=False)
-        text.encode()
-        plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(
-            "The body has text that is no Unicode, or is nested too deeply.",
-            field="body",
-            allowed="a JSON object in UTF-8",
-        ) from None
-    return plain
 
 
 async def _optional_body(

@@ -32,6 +32,7 @@ _EMPTY = b"{}\n"
 _LONGEST_ID = 200
 _LONGEST_KEYWORD = 79  # of a PNG's text chunk
 _AT_ONCE = 16
+_LISTED_AT_ONCE = 1000  # what a store lists in one answer
 _LAST_MS = 10**13 - 1
 
 
@@ -134,7 +135,14 @@ class PromptRecords:
             most: How many.
             skip: So many newer ones are left out.
         """
-        keys = await self._store.list_some(f"{_folder(tenant)}order/", "", skip + most)
+        keys: list[str] = []
+        while (missing := skip + most - len(keys)) > 0:
+            after = keys[-1] if keys else ""
+            page = min(missing, _LISTED_AT_ONCE)
+            found = await self._store.list_some(f"{_folder(tenant)}order/", after, page)
+            keys += found
+            if len(found) < page:
+                break
         # Sent twice at the same time, one has two.
         digests = list(dict.fromkeys(key.rsplit("-", 1)[-1] for key in keys[skip:]))
         return await self._read_all(tenant, digests[::-1])

@@ -11,6 +11,7 @@ from typing import Any, Final
 from starlette.websockets import WebSocket
 
 _MOST_WAITING = 1000
+_MOST_BYTES_WAITING = 64 << 20  # whole pictures go this way too, and who reads slowly has them wait
 _TOO_SLOW = 1013  # "try again later", RFC 6455's registry
 _PREVIEW = 1
 JPEG: Final = 1
@@ -22,6 +23,8 @@ class Socket:
 
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self._bytes_waiting = 0
+        self._is_given_up = False
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Send a message: `{"type": ..., "data": ...}`."""
@@ -48,8 +51,16 @@ class Socket:
             await asyncio.wait({sending, listening})
 
     def _put(self, message: str | bytes) -> None:
-        if self._waiting.qsize() > _MOST_WAITING:
+        if self._is_given_up:
+            return
+        self._bytes_waiting += len(message)
+        if (
+            self._waiting.qsize() > _MOST_WAITING
+            # One picture alone may be larger.
+            or (self._waiting.qsize() and self._bytes_waiting > _MOST_BYTES_WAITING)
+        ):
             # Who comes back learns from /history what it missed.
+            self._is_given_up = True
             while not self._waiting.empty():
                 self._waiting.get_nowait()
             self._waiting.put_nowait(None)
@@ -58,6 +69,7 @@ class Socket:
 
     async def _send_all(self, websocket: WebSocket) -> None:
         while (message := await self._waiting.get()) is not None:
+            self._bytes_waiting -= len(message)
             if isinstance(message, bytes):
                 await websocket.send_bytes(message)
             else:

@@ -171,3 +171,21 @@ def test_options_are_not_kept(server: Served):
     assert refused.status_code == 400
     assert refused.json()["field"] == "sd_model_checkpoint"
     assert "override_settings" in refused.json()["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (b'"subseed": "\\ud800"', "body"),
+        (b'"nobody knows": {"a": ["\\udfff"]}', "body"),
+        (b'"cfg_scale": 1' + b"0" * 400, "cfg_scale"),
+        (b'"cfg_scale": -1' + b"0" * 400, "cfg_scale"),
+    ],
+)
+def test_what_cannot_be_said_again_is_refused_before_it_is_made(
+    server: Served, stages: StandIn, wrong: bytes, field: str
+):
+    body = b'{"prompt": "a", ' + wrong + b"}"
+    refused = httpx.post(f"{server.url}/sdapi/v1/txt2img", content=body)
+    assert (refused.status_code, refused.json()["field"]) == (400, field)
+    assert stages.denoised == []

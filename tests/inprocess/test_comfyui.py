@@ -25,7 +25,7 @@ from serve.access_settings import HttpSettings, KeySettings
 from serve.comfyui_settings import ComfyuiSettings
 from serve.config import PipelineSettings, StorageSettings
 from serve.errors import StageFailed, StorageUnavailable
-from serve.http import comfyui_door, comfyui_following
+from serve.http import comfyui_door, comfyui_following, comfyui_prompts
 from serve.key_store import FileKeys
 from serve.keys import new_key
 from serve.pictures import read_request
@@ -256,6 +256,19 @@ def test_another_process_answers_for_what_it_never_saw(
     assert http.get(f"/history/{prompt_id}").json() == {}
     assert http.get("/history").json() == {}
     assert http.get("/view", params=image).status_code == 200
+
+
+async def test_lists_go_beyond_what_a_store_lists_at_once(
+    http: httpx.Client, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comfyui_prompts, "_LISTED_AT_ONCE", 2)
+    ids = [sent(http, workflow()) for _ in range(5)]
+    for prompt_id in ids:
+        history(http, prompt_id)
+    assert list(http.get("/history").json()) == ids
+    assert list(http.get("/history?offset=2&max_items=3").json()) == ids[:3]
+    assert http.get("/history?offset=999999999").json() == {}
+    assert http.get("/history?max_items=0").json() == {}
 
 
 def test_interrupt_and_the_queue_cancel(http: httpx.Client, server: Served, stages: StandIn):

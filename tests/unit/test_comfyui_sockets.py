@@ -1,0 +1,95 @@
+"""A websocket whose client does not read: what waits for it is bounded, and it is let go."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serve.http import comfyui_sockets
+from serve.http.comfyui_sockets import PNG, Socket
+
+
+class Client:
+    """What starlette gives of a websocket, for a client that reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+        self.sending = asyncio.Event()
+        self.heard: list[Any] = []
+        self.closed: int | None = None
+
+    async def send_text(self, text: str) -> None:
+        await self._take(text)
+
+    async def send_bytes(self, data: bytes) -> None:
+        await self._take(data)
+
+    async def close(self, code: int) -> None:
+        self.closed = code
+
+    async def receive(self) -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def _take(self, message: Any) -> None:
+        self.sending.set()
+        await self.reads.wait()
+        self.heard.append(message)
+
+
+async def served(client: Client, socket: Socket) -> asyncio.Task[None]:
+    task = asyncio.create_task(socket.serve(client))  # type: ignore[arg-type]
+    socket.send("status", {})
+    await client.sending.wait()
+    return task
+
+
+@pytest.mark.parametrize("sends", ["pictures", "messages"])
+async def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch, sends: str):
+    monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
+    client, socket = Client(), Socket()
+    task = await served(client, socket)
+    for _ in range(2_000):
+        if sends == "pictures":
+            socket.send_picture(PNG, bytes(900))
+        else:
+            socket.send("x", {})
+    client.reads.set()
+    async with asyncio.timeout(10):
+        await task
+    assert client.closed == 1013
+    assert len(client.heard) == 1  # the one that was on its way
+
+
+async def test_who_reads_again_in_time_misses_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
+    client, socket = Client(), Socket()
+    task = await served(client, socket)
+    for _ in range(10):
+        for _ in range(10):
+            socket.send_picture(PNG, bytes(900))
+        client.reads.set()
+        async with asyncio.timeout(10):
+            while socket._waiting.qsize():
+                await asyncio.sleep(0)
+        client.reads.clear()
+    task.cancel()
+    assert client.closed is None
+    assert len(client.heard) >= 100
+
+
+async def test_one_picture_may_be_larger_than_what_may_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
+    client, socket = Client(), Socket()
+    client.reads.set()
+    task = await served(client, socket)
+    async with asyncio.timeout(10):
+        while socket._waiting.qsize():
+            await asyncio.sleep(0)
+        socket.send_picture(PNG, bytes(20_000))
+        while len(client.heard) < 2:
+            await asyncio.sleep(0)
+    task.cancel()
+    assert client.closed is None
