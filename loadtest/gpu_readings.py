@@ -57,6 +57,11 @@ class GpuReadings:
         """Energy of the whole card between entry and exit."""
         return self._joules
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What was read, in order."""
+        return tuple(self._readings)
+
     def summary(self) -> dict[str, Any]:
         """Return means and ranges with units in their names; None where nothing was read.
 

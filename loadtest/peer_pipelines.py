@@ -95,15 +95,23 @@ def assembled(transformer: nn.Module, models: dict[str, Any], shift: float = 3.0
     return StableDiffusion3Pipeline(transformer=transformer, scheduler=scheduler, **models)
 
 
-def compiled(pipeline: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
+def compiled(
+    pipeline: StableDiffusion3Pipeline, *, decoder: bool = True
+) -> StableDiffusion3Pipeline:
     """Return a pipeline over the same weights whose blocks and decoder are compiled.
 
     Each kind of block is compiled once for each size of batch it meets, as diffusers'
     `compile_repeated_blocks` does; whole, the model takes minutes and is no faster on a full card.
+
+    Args:
+        pipeline: Loaded.
+        decoder: Whether the VAE's decoder is compiled, too.
     """
-    vae = copy.copy(pipeline.vae)
-    vae._modules = dict(pipeline.vae._modules)
-    vae.decoder = torch.compile(pipeline.vae.decoder, dynamic=False)
+    vae = pipeline.vae
+    if decoder:
+        vae = copy.copy(pipeline.vae)
+        vae._modules = dict(pipeline.vae._modules)
+        vae.decoder = torch.compile(pipeline.vae.decoder, dynamic=False)
     models = {name: part for name, part in pipeline.components.items() if name != "transformer"}
     return StableDiffusion3Pipeline(
         transformer=with_compiled_blocks(pipeline.transformer), **(models | {"vae": vae})

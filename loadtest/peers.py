@@ -1,10 +1,19 @@
 """Kelvin beside what people use today, on the same machine in the same run.
 
+    python -m loadtest.peers --json
     python -m loadtest.peers --gpu --json --out peers.json
 
-One NVIDIA GPU, SD3.5's real shapes with random weights: saturated pictures a second, and the time
-of one alone. `--cells` and `--arms` choose a part; the parts of several sittings gather in the file
-that `--out` names, each complete in itself.
+On a CPU: the built-in model behind HTTP, each arm in processes of its own, the same Poisson
+arrivals at shares of the best peer's saturation, equal jobs and a mix of 4 to 30 steps; and what
+the pictures show, so that no speed is bought silently. torchao is no arm there: it refuses a CPU.
+
+With `--gpu`: one NVIDIA GPU, SD3.5's real shapes with random weights, saturated pictures a second
+and the time of one alone. `--cells` and `--arms` choose a part; the parts of several sittings
+gather in the file that `--out` names, each complete in itself.
+
+ComfyUI, vLLM-Omni and SGLang-Diffusion are no arms: ComfyUI is no package that pip installs and
+takes one prompt at a time; the other two need CUDA builds of their own that pin torch, and neither
+batches SD3.5 by steps.
 """
 
 from __future__ import annotations
@@ -12,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +31,17 @@ import torch
 from rich.table import Table
 
 from loadtest import command_line
+from loadtest.overhead import machine
 from loadtest.peer_arms import ARMS
+from loadtest.peer_servers import SERVERS
 from loadtest.peer_settings import CELLS
 from loadtest.peers_on_a_card import Rounds, measure_cell, ratios_of, targets_of
+from loadtest.peers_on_a_cpu import LOADS, Plan
+from loadtest.peers_on_a_cpu import measure as measure_on_cpu
 from loadtest.results import STDERR, Results
 
 _USUAL_CELLS = "large-1024,large-512,medium-512"
+_MIXES = ("equal", "mixed")
 
 
 def table_of(report: dict[str, Any]) -> Table:
@@ -62,26 +77,67 @@ def table_of(report: dict[str, Any]) -> Table:
     return table
 
 
+def loads_table(report: dict[str, Any]) -> Table:
+    """Return what was measured on a CPU, an arm under a load a row."""
+    table = Table(title="Kelvin and its peers, the built-in model behind HTTP")
+    table.add_column("load")
+    table.add_column("arm", no_wrap=True)
+    for name in ("pictures/s", "p50 s", "p95 s", "p99 s", "in time", "failed", "n"):
+        table.add_column(name, justify="right")
+    for load, arms in report.get("loads", {}).items():
+        for arm, found in arms.items():
+            shown = [
+                f"{found[f'p{each}_s']:.2f}" if "p50_s" in found else "" for each in (50, 95, 99)
+            ]
+            per_s = found["pictures_per_s"]
+            in_time = f"{100 * found['in_time']:.0f} %"
+            counts = (str(found["failed"]), str(found["requests"]))
+            table.add_row(load, arm, f"{per_s['median']:.3f}", *shown, in_time, *counts)
+        table.add_section()
+    return table
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of this measurement."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.peers", description=__doc__.split("\n\n")[0]
     )
     add = parser.add_argument
-    add("--gpu", action="store_true", required=True, help="random weights of real size on a card")
-    add("--cells", type=_names(CELLS), default=_USUAL_CELLS, help=f"of {', '.join(CELLS)}")
-    add("--arms", type=_names(ARMS), default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
-    count = command_line.whole(0, 1000)
+    add("--gpu", action="store_true", help="random weights of real size on a card")
     add("--rounds", type=command_line.whole(1, 100), default=2, help="turns that each arm gets")
+    words = f"all; of {', '.join(SERVERS)}, with --gpu of {', '.join(ARMS)}"
+    add("--arms", type=lambda text: tuple(text.split(",")), help=words)
+    card = parser.add_argument_group("with --gpu")
+    add = card.add_argument
+    add("--cells", type=_names(CELLS), default=_USUAL_CELLS, help=f"of {', '.join(CELLS)}")
     add("--pictures", type=command_line.whole(1, 64), default=10, help="at once in each turn")
+    count = command_line.whole(0, 1000)
     add("--alone", type=count, default=2, help="one after the other in each turn")
+    add = parser.add_argument_group("without").add_argument
+    add(
+        "--seconds", type=command_line.number(1, 3600), default=12.0, help="of each turn's arrivals"
+    )
+    add("--steps", type=command_line.whole(1, 100), default=8, help="of equal jobs")
+    add("--loads", type=_loads, default=LOADS, help="of the best peer's saturation")
+    add("--mixes", type=_names(dict.fromkeys(_MIXES)), default=_MIXES, help=",".join(_MIXES))
     command_line.add_device_and_report(parser)
     options = parser.parse_args(arguments)
+    known = ARMS if options.gpu else SERVERS
+    options.arms = options.arms or tuple(known)
+    if unknown := set(options.arms) - set(known):
+        parser.error(f"--arms: {', '.join(sorted(unknown))}; of {', '.join(known)}")
+    if not options.gpu:
+        options.device = "cpu"
+        return options
     for cell in (CELLS[name] for name in options.cells):
         if options.pictures % cell.batch:
             # What is left over would be a shape of its own, compiled in the midst of the run.
             parser.error(f"--pictures: a multiple of {cell.batch}, which {cell.name} makes a call")
     return options
+
+
+def _loads(text: str) -> tuple[float, ...]:
+    return tuple(map(command_line.number(0.05, 5), text.split(",")))
 
 
 def _names(known: dict[str, Any]) -> Any:
@@ -111,6 +167,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    return _run_on_a_card(options) if options.gpu else _run_on_the_cpu(options)
+
+
+def _run_on_the_cpu(options: argparse.Namespace) -> int:
+    known = command_line.known_before("loadtest.peers", options, "rounds", "seconds", "steps")
+    known |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "arms": SERVERS}
+    plan = Plan(
+        options.arms,
+        options.loads,
+        options.mixes,
+        options.rounds,
+        options.seconds,
+        options.steps,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="kelvin-peers-") as folder,
+        Results(known, options.out, options.json) as results,
+    ):
+        try:
+            measure_on_cpu(plan, Path(folder), results)
+        finally:
+            STDERR.print(loads_table(results.report))
+    targets = results.report.get("targets", {})
+    return int(not targets or not all(each["met"] for each in targets.values()))
+
+
+def _run_on_a_card(options: argparse.Namespace) -> int:
     report, sitting = _before(options)
     rounds = Rounds(options.rounds, options.pictures, options.alone)
     with Results(report, options.out, options.json) as results:

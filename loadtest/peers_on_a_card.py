@@ -32,7 +32,7 @@ AT_LEAST: dict[str, dict[str, float]] = {
 
 
 @dataclass
-class _Run:
+class Run:
     """An arm and what was measured of it so far."""
 
     arm: Arm
@@ -83,10 +83,10 @@ def measure_cell(
     """
     builder = ArmBuilder(cell, device)
     builder.share(list(names))
-    runs: dict[str, _Run] = {}
+    runs: dict[str, Run] = {}
     for name in names:
         try:
-            runs[name] = _built(builder, name, cell, rounds, device)
+            runs[name] = built(builder, name, cell, rounds, device)
         except Exception as error:  # the other arms are measured all the same
             results.keep_part(cell.name, name, {"sitting": sitting, **_failure(error)})
         forget_garbage(device)
@@ -95,12 +95,12 @@ def measure_cell(
     for _ in range(rounds.number):
         for name in list(order):
             try:
-                _turn(runs[name], cell, rounds, number, device)
+                take_turn(runs[name], cell, rounds, number, device)
             except Exception as error:
                 order.remove(name)
                 results.keep_part(cell.name, name, {"sitting": sitting, **_failure(error)})
                 continue
-            results.keep_part(cell.name, name, _figures(runs[name], cell, rounds, sitting))
+            results.keep_part(cell.name, name, figures(runs[name], cell, rounds, sitting))
         number += rounds.alone + rounds.pictures
         order.reverse()
     for run in runs.values():
@@ -111,9 +111,8 @@ def measure_cell(
     forget_garbage(device)
 
 
-def _built(
-    builder: ArmBuilder, name: str, cell: Cell, rounds: Rounds, device: torch.device
-) -> _Run:
+def built(builder: ArmBuilder, name: str, cell: Cell, rounds: Rounds, device: torch.device) -> Run:
+    """Build an arm and warm it up: one picture alone and all of a round at once, in few steps."""
     began = time.monotonic()
     arm = builder.build(name)
     forget_garbage(device)
@@ -124,16 +123,20 @@ def _built(
     known: dict[str, Any] = {"loaded_s": loaded_s}
     if isinstance(arm, KelvinArm):
         known |= arm.prepare()
-    # The same for every arm: one picture alone and all of a round, in few steps.
     arm.make([cell.ask(-1, _WARM_UP_STEPS)])
     arm.make([cell.ask(-2 - each, _WARM_UP_STEPS) for each in range(rounds.pictures)])
     known["warm_up_s"] = time.monotonic() - began - loaded_s
-    run = _Run(arm, known, held=_allocated(device) - before)
+    run = Run(arm, known, held=_allocated(device) - before)
     run.peak = _peak(device) - before
     return run
 
 
-def _turn(run: _Run, cell: Cell, rounds: Rounds, number: int, device: torch.device) -> None:
+def take_turn(run: Run, cell: Cell, rounds: Rounds, number: int, device: torch.device) -> None:
+    """Measure one turn of an arm; what it took is added to the run.
+
+    Raises:
+        RuntimeError: A picture of another size came back.
+    """
     before = _allocated(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -154,7 +157,8 @@ def _turn(run: _Run, cell: Cell, rounds: Rounds, number: int, device: torch.devi
     run.peak = max(run.peak, run.held + _peak(device) - before)
 
 
-def _figures(run: _Run, cell: Cell, rounds: Rounds, sitting: int) -> dict[str, Any]:
+def figures(run: Run, cell: Cell, rounds: Rounds, sitting: int) -> dict[str, Any]:
+    """Return what was measured of an arm so far."""
     joules = [each["joules"] for each in run.readings]
     on_card = run.peak > 0
     return {
