@@ -1,0 +1,80 @@
+"""Lists, and errors in ComfyUI's shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.http import comfyui_prompts
+from serve.pipeline import Pipeline
+from tests.inprocess.comfyui.caller import history, sent, until, workflow
+from tests.inprocess.served import Served
+from tests.inprocess.stand_in_stages import StandIn
+
+BAD: dict[str, tuple[str, Any, str]] = {
+    "no prompt": ("/prompt", {}, "no_prompt"),
+    "no object": ("/prompt", [], "invalid_request"),
+    "no JSON": ("/prompt", b"{", "invalid_request"),
+    "lone surrogate": ("/prompt", b'{"prompt": {"1": "\\ud800"}}', "invalid_request"),
+    "a page's workflow": ("/prompt", {"prompt": {"nodes": [], "links": []}}, "invalid_prompt"),
+    "an unknown node": (
+        "/prompt",
+        {"prompt": {"1": {"class_type": "Foo", "inputs": {}}}},
+        "missing_node_type",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "kind"), BAD.values(), ids=list(BAD))
+def test_bad_input_has_comfyuis_shape(http: httpx.Client, path: str, body: Any, kind: str):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = http.post(path, content=content)
+    assert answer.status_code == 400
+    told = answer.json()
+    assert told.keys() == {"error", "node_errors"}
+    assert told["error"].keys() == {"type", "message", "details", "extra_info"}
+    assert told["error"]["type"] == kind
+
+
+def test_a_full_service_says_when_to_come_back(http: httpx.Client, server: Served, stages: StandIn):
+    server.call(stages.gate.clear)
+    answers = [http.post("/prompt", json={"prompt": workflow("two_chains")}) for _ in range(4)]
+    refused = answers[-1]
+    assert refused.status_code == 429
+    assert refused.json()["error"]["type"] == "overloaded"
+    assert int(refused.headers["retry-after"]) > 0
+    # What of the refused ones was accepted already is cancelled: none is half made.
+    taken = [each.json()["prompt_id"] for each in answers if each.status_code == 200]
+    waiting = until(lambda: http.get("/queue").json())
+    assert [item[1] for item in waiting["queue_running"] + waiting["queue_pending"]] == taken
+    server.call(stages.gate.set)
+    for prompt_id in taken:
+        assert history(http, prompt_id)["status"]["completed"]
+    jobs = http.get("/v1/jobs").json()["jobs"]
+    assert {job["status"] for job in jobs} <= {"succeeded", "cancelled"}
+
+
+def test_lists_say_what_is_there(http: httpx.Client):
+    shown = http.get("/object_info").json()
+    checkpoints = shown["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    assert checkpoints[:2] == ["m.safetensors", "stable-diffusion-3.5-fp8.safetensors"]
+    assert http.get("/models/checkpoints").json() == checkpoints
+    assert "checkpoints" in http.get("/api/models").json()
+    assert http.get("/models/nothing").status_code == 404
+    assert http.get("/object_info/Nothing").json() == {}
+
+
+async def test_lists_go_beyond_what_a_store_lists_at_once(
+    http: httpx.Client, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comfyui_prompts, "_LISTED_AT_ONCE", 2)
+    ids = [sent(http, workflow()) for _ in range(5)]
+    for prompt_id in ids:
+        history(http, prompt_id)
+    assert list(http.get("/history").json()) == ids
+    assert list(http.get("/history?offset=2&max_items=3").json()) == ids[:3]
+    assert http.get("/history?offset=999999999").json() == {}
+    assert http.get("/history?max_items=0").json() == {}

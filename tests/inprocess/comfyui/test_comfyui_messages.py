@@ -1,0 +1,149 @@
+"""What a websocket hears."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import websockets.sync.client
+from PIL import Image
+
+from deployments.payloads import StepProgress
+from serve.comfyui_settings import ComfyuiSettings
+from serve.config import PipelineSettings, StorageSettings
+from serve.errors import StageFailed, StorageUnavailable
+from serve.http import comfyui_door, comfyui_following
+from serve.pipeline import Pipeline
+from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, end, received, sent, workflow
+from tests.inprocess.served import Served, served
+from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+
+
+def test_the_websocket_tells_what_happens(http: httpx.Client, server: Served, stages: StandIn):
+    preview = np.zeros((8, 8, 3), np.uint8)
+    stages.steps = [StepProgress(1, 2, 0.1, preview=preview), StepProgress(2, 2, 0.1)]
+    server.call(stages.gate.clear)
+    heard = received(
+        server.url,
+        "a",
+        workflow(),
+        http,
+        on_preview=lambda: server.call(stages.gate.set),
+        extra_data={"preview_method": "auto"},
+    )
+    first = heard[0]
+    assert first["data"]["status"] == {"exec_info": {"queue_remaining": 0}}
+    assert first["data"]["sid"] == "a"
+    told = [each["type"] for each in heard if isinstance(each, dict) and each["type"] != "status"]
+    assert told == [
+        "execution_start",
+        "execution_cached",
+        "executing",
+        "executing",
+        "progress",
+        "progress",
+        "executing",
+        "executing",
+        "executed",
+        "execution_success",
+        "executing",
+    ]
+    (picture,) = [each for each in heard if isinstance(each, bytes)]
+    assert struct.unpack(">II", picture[:8]) == (1, 1)
+    with Image.open(io.BytesIO(picture[8:])) as image:
+        assert (image.format, image.size) == ("JPEG", (8, 8))
+    (executed,) = [each for each in heard if isinstance(each, dict) and each["type"] == "executed"]
+    assert http.get("/view", params=executed["data"]["output"]["images"][0]).status_code == 200
+    remaining = [
+        each["data"]["status"]["exec_info"]["queue_remaining"]
+        for each in heard
+        if isinstance(each, dict) and each["type"] == "status"
+    ]
+    assert (remaining[0], remaining[-1]) == (0, 0)
+
+
+def test_the_end_is_told_once_the_store_knows_of_it(
+    http: httpx.Client,
+    server: Served,
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comfyui_following, "_ASKED_AGAIN_S", 0.05)
+    real, refusals = pipeline.events, iter([True, True])
+
+    async def cut_short(job_id: str, tenant: str) -> Any:
+        async for event in real(job_id, tenant):
+            if event.event == "decode":
+                return  # as if the process were to go, and left the job to another one
+            yield event
+
+    async def away(job_id: str, tenant: str) -> Any:
+        if next(refusals, False):
+            raise StorageUnavailable("The store is away.")
+        return await Pipeline.job(pipeline, job_id, tenant)
+
+    monkeypatch.setattr(pipeline, "events", cut_short)
+    monkeypatch.setattr(pipeline, "job", away)
+    heard = received(server.url, "a", workflow(), http)
+    kinds = [each["type"] for each in heard]
+    assert kinds.count("executed") == kinds.count("execution_success") == 1
+
+
+def test_who_asks_for_no_previews_gets_none(http: httpx.Client, server: Served, stages: StandIn):
+    heard = received(server.url, "a", workflow(), http)
+    assert not [each for each in heard if isinstance(each, bytes)]
+    assert stages.denoised[0].preview_every == 0
+
+
+def test_save_image_websocket_sends_the_pictures(http: httpx.Client, server: Served):
+    heard = received(server.url, "a", workflow("batch_to_websocket", 16), http)
+    pictures = [each for each in heard if isinstance(each, bytes)]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert struct.unpack(">II", picture[:8]) == (1, 2)
+        with Image.open(io.BytesIO(picture[8:])) as image:
+            assert "prompt" in image.info
+
+
+def test_a_failure_is_heard(http: httpx.Client, server: Served, stages: StandIn):
+    stages.error = StageFailed("No.", field="prompt")
+    heard = received(server.url, "a", workflow(), http)
+    (error,) = [each["data"] for each in heard if each["type"] == "execution_error"]
+    assert (error["node_id"], error["node_type"]) == ("5", "KSampler")
+    assert error["exception_message"].startswith("No.")
+
+
+def test_a_websocket_hears_of_prompts_that_another_process_took(
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comfyui_door, "_LOOKED_AGAIN_S", 0.05)
+    two: dict[str, Any] = {
+        "pipeline": PipelineSettings(num_replicas=2),
+        "comfyui": ComfyuiSettings(),
+    }
+    with (
+        served(new_pipeline(stages, storage, monkeypatch, **two)) as takes,
+        served(new_pipeline(StandIn(), storage, monkeypatch, **two)) as tells,
+        httpx.Client(base_url=takes.url) as http,
+    ):
+        takes.call(stages.gate.clear)
+        before = sent(http, workflow(), client_id="a")
+        address = f"{tells.url.replace('http', 'ws')}/ws?clientId=a"
+        with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
+            first = json.loads(socket.recv(ENDS_WITHIN_S))
+            assert first["data"]["status"]["exec_info"]["queue_remaining"] == 1
+            takes.call(stages.gate.set)
+            after = sent(http, workflow(), client_id="a")
+            awaited = [end(before), end(after)]
+            heard: list[Any] = []
+            while not all(message in heard for message in awaited):
+                heard.append(json.loads(socket.recv(ENDS_WITHIN_S)))
+        kinds = [each["type"] for each in heard]
+        assert kinds.count("executed") == kinds.count("execution_success") == 2

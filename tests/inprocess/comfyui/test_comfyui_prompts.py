@@ -1,0 +1,175 @@
+"""Prompts: which jobs they are, how often, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve.comfyui_settings import ComfyuiSettings
+from serve.config import StorageSettings
+from serve.errors import StageFailed
+from serve.pictures import read_request
+from serve.storage import ObjectStore
+from serve.sweep import Sweep
+from tests.inprocess.comfyui.caller import history, png, sent, until, uploaded, workflow
+from tests.inprocess.served import Served, served
+from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+
+
+def test_pictures_carry_what_made_them_and_can_be_sent_again(http: httpx.Client):
+    page = {"nodes": [{"id": 3, "title": "Büro 日本"}], "links": []}
+    graph = workflow("from_a_saved_picture")
+    graph["9"]["inputs"]["filename_prefix"] = "Büro/日本 %width%"
+    entry = history(
+        http, sent(http, graph, extra_data={"extra_pnginfo": {"workflow": page, "": 1}})
+    )
+    (image,) = entry["outputs"]["9"]["images"]
+    assert image["subfolder"] == "Büro"
+    assert image["filename"].startswith("日本 64_")
+    picture = http.get("/view", params=image)
+    assert "%E6%97%A5" in picture.headers["content-disposition"]
+    assert picture.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(picture.content)) as opened:
+        chunks = opened.info
+    assert json.loads(chunks["workflow"]) == page
+    assert json.loads(chunks["prompt"]) == graph
+    assert read_request(picture.content).prompt == "a glass teapot, studio photograph"
+    again = history(http, sent(http, json.loads(chunks["prompt"])))
+    assert again["status"]["status_str"] == "success"
+    small = http.get("/view", params=image | {"preview": "webp;50"})
+    assert small.headers["content-type"] == "image/webp"
+    assert http.get("/view", params={"filename": "../../etc/passwd"}).status_code == 404
+
+
+def test_several_chains_are_several_jobs_of_one_prompt(
+    http: httpx.Client, server: Served, stages: StandIn
+):
+    server.call(stages.gate.clear)
+    prompt_id = sent(http, workflow("two_chains"))
+    assert http.get(f"/history/{prompt_id}").json() == {}
+    assert http.get("/prompt").json() == {"exec_info": {"queue_remaining": 1}}
+    (item,) = until(lambda: http.get("/queue").json()["queue_running"])
+    assert item[1] == prompt_id
+    assert item[4] == ["12", "13", "22"]
+    server.call(stages.gate.set)
+    entry = history(http, prompt_id)
+    kinds = {
+        node: [each["type"] for each in shown["images"]] for node, shown in entry["outputs"].items()
+    }
+    assert kinds == {"12": ["output"], "13": ["temp"], "22": ["output"]}
+    assert entry["status"]["completed"] is True
+    assert {job.seed for job in stages.denoised} == {1, 2}
+    listed = http.get("/history", params={"max_items": 1}).json()
+    assert listed == {prompt_id: entry}
+
+
+def test_one_chain_that_fails_leaves_the_others_pictures(http: httpx.Client, stages: StandIn):
+    real = stages._decode
+    failing = iter([True])
+
+    async def decode(latents: Any) -> Any:
+        if next(failing, False):
+            raise StageFailed("No.", field="prompt", value="x", allowed="y")
+        return await real(latents)
+
+    stages._decode = decode  # type: ignore[method-assign]
+    entry = history(http, sent(http, workflow("two_chains")))
+    assert entry["status"]["status_str"] == "error"
+    event, data = entry["status"]["messages"][-1]
+    assert event == "execution_error"
+    assert data["exception_type"] == "StageFailed"
+    assert "prompt: 'x'. Allowed: y." in data["exception_message"]
+    assert data["node_type"] == "KSampler"
+    assert len(entry["outputs"]) in (1, 2)
+
+
+def test_an_output_that_cannot_be_made_does_not_stop_the_rest(http: httpx.Client):
+    graph = workflow("two_chains")
+    graph["5"]["inputs"]["width"] = 64
+    graph["23"] = graph["5"] | {"inputs": graph["5"]["inputs"] | {"width": 4096}}
+    graph["20"]["inputs"]["latent_image"] = ["23", 0]
+    answer = http.post("/prompt", json={"prompt": graph}).json()
+    (told,) = answer["node_errors"].values()
+    assert told["dependent_outputs"] == ["22"]
+    assert told["errors"][0]["extra_info"]["field"] == "width"
+    assert set(history(http, answer["prompt_id"])["outputs"]) == {"12", "13"}
+
+
+def test_a_prompt_id_is_one_prompt_however_often_it_is_sent(http: httpx.Client, stages: StandIn):
+    for _ in range(2):
+        assert sent(http, workflow(), prompt_id="order-17") == "order-17"
+    history(http, "order-17")
+    assert sent(http, workflow(), prompt_id="order-17") == "order-17"
+    assert len(stages.denoised) == 1
+    other = workflow()
+    other["5"]["inputs"]["seed"] = 2
+    answer = http.post("/prompt", json={"prompt": other, "prompt_id": "order-17"})
+    assert answer.status_code == 409
+    assert answer.json()["error"]["extra_info"]["field"] == "prompt_id"
+    wrongs: list[Any] = ["", "x" * 300, "é", {}, []]
+    for wrong in wrongs:
+        assert http.post("/prompt", json={"prompt": other, "prompt_id": wrong}).status_code == 400
+
+
+def test_another_process_answers_for_what_it_never_saw(
+    http: httpx.Client,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    prompt_id = sent(http, workflow("two_chains"), client_id="c")
+    entry = history(http, prompt_id)
+    other = new_pipeline(stages, storage, monkeypatch, comfyui=ComfyuiSettings())
+    with served(other) as elsewhere, httpx.Client(base_url=elsewhere.url) as away:
+        assert away.get(f"/history/{prompt_id}").json() == {prompt_id: entry}
+        (image,) = entry["outputs"]["22"]["images"]
+        assert away.get("/view", params=image).content == http.get("/view", params=image).content
+        assert away.post("/history", json={"delete": [prompt_id]}).status_code == 200
+    assert http.get(f"/history/{prompt_id}").json() == {}
+    assert http.get("/history").json() == {}
+    assert http.get("/view", params=image).status_code == 200
+
+
+def test_interrupt_and_the_queue_cancel(http: httpx.Client, server: Served, stages: StandIn):
+    for path, body in (
+        ("/interrupt", {}),
+        ("/interrupt", {"prompt_id": "p"}),
+        ("/queue", {"delete": ["p"]}),
+    ):
+        server.call(stages.gate.clear)
+        prompt_id = sent(http, workflow("two_chains"))
+        until(lambda: http.get("/queue").json()["queue_running"])
+        named = json.loads(json.dumps(body).replace('"p"', json.dumps(prompt_id)))
+        assert http.post(path, json=named).status_code == 200
+        entry = history(http, prompt_id)
+        event, data = entry["status"]["messages"][-1]
+        assert (event, data["node_type"]) == ("execution_interrupted", "KSampler")
+        assert entry["outputs"] == {}
+        server.call(stages.gate.set)
+    assert http.post("/queue", json={"delete": "p"}).status_code == 400
+    assert http.post("/interrupt", content=b"").status_code == 200
+
+
+async def test_old_prompts_are_swept_and_young_ones_stay(
+    http: httpx.Client, storage: StorageSettings
+):
+    prompt_id = await asyncio.to_thread(sent, http, workflow())
+    await asyncio.to_thread(history, http, prompt_id)
+    await asyncio.to_thread(uploaded, http, "a.png", png())
+    store = ObjectStore(storage)
+    day_s = 86_400.0
+    young = await Sweep(store, store, 30 * day_s, time.time() + day_s).run()
+    assert young.comfyui_records == 0
+    assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json()
+    old = await Sweep(store, store, 30 * day_s, time.time() + 31 * day_s).run()
+    assert old.comfyui_records >= 3
+    assert await store.list_keys("comfyui/") == []
+    assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json() == {}
+    store.close()
