@@ -17,6 +17,7 @@ from serve.errors import Forbidden, KelvinError, Unauthenticated
 from serve.http.credentials import Scope, cookie_key, header, presented_key
 from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
+from serve.http.key_watch import until_revoked
 from serve.http.origin import refuse_foreign_host, refuse_foreign_page
 from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom
@@ -69,34 +70,41 @@ class Gate:
         scope = dict(scope)
         with ExitStack() as held:
             try:
-                caller = scope[_CALLER] = await self._caller(scope)
+                caller, key = await self._caller(scope)
+                scope[_CALLER] = caller
                 if caller is not None and _takes_room(scope):
                     held.enter_context(self._room.held(caller.tenant))
             except KelvinError as error:
                 await self._refuse(error, scope, receive, send)
                 return
-            await self._app(scope, receive, send)
+            serving = self._app(scope, receive, send)
+            if scope["type"] == "websocket" and key is not None:
+                await until_revoked(self._keys, key, serving, send)
+            else:
+                await serving
 
-    async def _caller(self, scope: Scope) -> Caller | None:
+    async def _caller(self, scope: Scope) -> tuple[Caller | None, str | None]:
+        """Return who asks, and the key that says so."""
         key = presented_key(scope)
         refuse_foreign_page(scope, self._http.allowed_hosts)
         if key and not is_key(key) and self._needs_no_key(scope):
             key = None  # of clients that always send one, made for another service
         cookie = cookie_key(scope) if key is None else None
         if key is not None or cookie is not None:
-            record = await self._keys.find(key or cookie or "")
+            shown = key or cookie or ""
+            record = await self._keys.find(shown)
             if record is not None:
                 _check_role(record.caller, scope)
-                return record.caller
+                return record.caller, shown
             # A browser sends an old cookie wherever it goes, and must reach the page to log in.
             if key is not None or inner_path(scope) not in PUBLIC:
                 raise _unauthenticated("The API key is wrong or was revoked.")
         if self._needs_no_key(scope):
             loopback = not self._http.open_to_all
             refuse_foreign_host(scope, self._http.allowed_hosts, loopback=loopback)
-            return TRUSTED
+            return TRUSTED, None
         if inner_path(scope) in PUBLIC:
-            return None
+            return None, None
         raise _unauthenticated("An API key is needed.")
 
     def _needs_no_key(self, scope: Scope) -> bool:

@@ -19,9 +19,11 @@ import httpx
 import pytest
 import websockets.sync.client
 from fastapi.routing import APIWebSocketRoute, iter_route_contexts
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from serve import key_ring
 from serve.config import StorageSettings, load_settings
+from serve.http import key_watch
 from serve.http.native import build_app
 from serve.key_store import FileKeys
 from serve.keys import new_key
@@ -196,6 +198,30 @@ def test_nobody_hears_what_anothers_page_is_sent(
             prompt_id, _ = prompt_of(http)
             assert prompt_id in str(heard(own)), "its owner is told"
             assert prompt_id not in str(heard(stranger))
+
+
+def test_a_websocket_is_closed_when_its_key_is_revoked(
+    pipeline: Pipeline, server: Served, keys: FileKeys, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (key_ring, key_watch):
+        monkeypatch.setattr(module, "REVOKED_WITHIN_S", 0.1)
+    stays = key_of(keys, "acme")
+    goes = {path: new_key("acme", ("generate",)) for path in sockets(pipeline)}
+    for _, record in goes.values():
+        asyncio.run(keys.add(record))
+    for path, (key, record) in goes.items():
+        url = f"{server.url.replace('http', 'ws', 1)}{path}?clientId={CLIENT}"
+        with (
+            websockets.sync.client.connect(url, additional_headers=bearer(key)) as socket,
+            websockets.sync.client.connect(url, additional_headers=bearer(stays)) as other,
+        ):
+            heard(socket)
+            asyncio.run(keys.remove(record.digest))
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(_WITHIN_S)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1008
+            heard(other)  # raises, were it closed too
 
 
 def bearer(key: str | None) -> dict[str, str]:
