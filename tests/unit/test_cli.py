@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from serve.__main__ import _pair, main
+from serve.__main__ import main
 from serve.commands.generate import request_from
 from serve.commands.overrides import settings_from_options
 from serve.errors import ConfigurationError, InvalidRequest
+from serve.generate_command import pair
 from serve.requests import GenerateRequest
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_help_cuts_no_name_short_at_80_columns(command: str) -> None:
 
 
 def test_an_interval_is_taken_with_or_without_the_brackets_of_json() -> None:
-    assert _pair("0.2,0.9") == _pair("[0.2, 0.9]") == [0.2, 0.9]
+    assert pair("0.2,0.9") == pair("[0.2, 0.9]") == [0.2, 0.9]
 
 
 @pytest.mark.parametrize("option", ["--guidance-interval", "--negative-prompt-range"])
