@@ -58,7 +58,7 @@ def charts_of(run: LoadRun) -> list[Chart]:
             x_end=end,
         ),
         Chart(
-            "Replicas by pool",
+            "Replicas that answer, by pool",
             [
                 Series(pool, _over(run, _replicas(pool)), "stairs")
                 for pool in sorted({pool for each in run.samples for pool in each.replicas})
@@ -96,7 +96,7 @@ def _waiting(stage: str) -> Callable[[StatusSample], float | None]:
 
 
 def _replicas(pool: str) -> Callable[[StatusSample], float | None]:
-    return lambda sample: sample.replicas.get(pool)
+    return lambda sample: sample.replicas.get(pool, 0)
 
 
 def _reading(replica: str, name: str) -> Callable[[StatusSample], float | None]:

@@ -39,7 +39,7 @@ def page(
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     warnings = "".join(f'<p class="warning">{escape(each)}</p>' for each in findings(report))
     sections = [
-        f'<h1>{escape(title)}</h1><p class="faint">{escape(_summary(run))}</p>',
+        f'<h1>{escape(title)}</h1><p class="faint">{escape(_summary(run, figures))}</p>',
         warnings,
         _tiles(report),
         f'<h2>Over time</h2><div class="charts">{"".join(map(svg, charts))}</div>',
@@ -59,11 +59,12 @@ def page(
     )
 
 
-def _summary(run: Mapping[str, Any]) -> str:
+def _summary(run: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     return (
         f"{run['requests']} requests in {run['duration_s']:g} s through {', '.join(run['doors'])}; "
-        f"mix {run['mix']}, prompts {run['prompts']}. An open loop: nobody waits for another's "
-        "answer, and latency counts from when a request was due."
+        f"mix {run['mix']}; {figures['distinct_prompts']} different prompts ({run['prompts']}), no "
+        "picture twice. An open loop: nobody waits for another's answer, and latency counts from "
+        "when a request was due."
     )
 
 
@@ -116,7 +117,7 @@ def _tables(report: Mapping[str, Any]) -> str:
             ],
         ),
         _panel(
-            "Replicas by pool",
+            "Replicas that answer, by pool",
             ("pool", "least", "most"),
             [[pool, *each.values()] for pool, each in figures["replicas"].items()]
             or [(figures.get("status_problem") or "not known", "", "")],

@@ -22,7 +22,7 @@ class StatusSample:
     Attributes:
         at: By `time.time`.
         waiting_s: Stage -> seconds of work that waits, of a replica's on average.
-        replicas: Pool -> how many.
+        replicas: Pool -> how many answered; a pool none of whose did is not in it.
         cards: Replica -> its card's `temperature_c` and `power_w`, as far as they are read.
     """
 
@@ -93,4 +93,6 @@ class StatusLog:
                 self.samples.append(sample_of(self._client.status(), at))
             except KelvinError as error:
                 self.problem = error.message
+            except (KeyError, TypeError, ValueError) as error:
+                self.problem = f"/v1/status is not what it should be: {error!r}"
             self._stop.wait(_PERIOD_S)

@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,13 +30,24 @@ OPTIONS = ("--duration", "2", "--rate", "4", "--slo", "30", "--json")
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def key(service: Service) -> str:
     return service.key()
 
 
 @pytest.mark.parametrize("profile", ["steady", "step", "burst", "diurnal", "replay"])
 def test_every_profile(
-    service: Service, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: str
+    service: Service,
+    key: str,
+    browser: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    profile: str,
 ):
     doors = {"steady": "mixed", "step": "openai", "burst": "comfyui"}
     options = ["--profile", profile, "--door", doors.get(profile, "native")]
@@ -70,7 +83,7 @@ def test_every_profile(
         assert figures["sizes"]["64x80"] == 1
     html = (tmp_path / "report.html").read_text()
     assert html.count("data:image/webp") == min(requests["due"], 24)
-    with chromium() as browser, opened(browser, (tmp_path / "report.html").as_uri()) as page:
+    with opened(browser, (tmp_path / "report.html").as_uri()) as page:
         until(page, "[...document.images].every((each) => each.complete && each.naturalWidth)")
         assert page.inner_text("h1") == f"Load test: {profile} on {report['run']['model']}"
         assert page.locator("figure svg .line").count() >= 5
