@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 
-_LONGEST_INDEX: Final = 6  # digits
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 # By their content they are the same for ever; that they are somebody's, caches are told.
 _HEADERS: Final = {
     "Cache-Control": "private, max-age=31536000, immutable",
@@ -55,8 +56,8 @@ async def stored_thumbnail(pipeline: Pipeline, job_id: str, index: str, tenant: 
 async def _found(
     pipeline: Pipeline, job_id: str, index: str, tenant: str
 ) -> tuple[ImageRef, bytes]:
-    is_number = index.isascii() and index.isdigit() and len(index) < _LONGEST_INDEX
-    image = await pipeline.image(job_id, int(index) if is_number else -1, tenant)
+    number = int(index) if _INDEX.fullmatch(index) else -1
+    image = await pipeline.image(job_id, number, tenant)
     if image is None:
         raise JobNotFound(
             "The job has no such picture.",
