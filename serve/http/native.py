@@ -9,18 +9,15 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from serve.errors import InvalidRequest
-from serve.http.a1111 import web_ui_routes
 from serve.http.body import read_bytes, read_json
-from serve.http.comfyui import add_comfyui
 from serve.http.document import DocumentedApp
+from serve.http.doors import add_doors
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
-from serve.http.openai import add_openai_routes, openai_model
-from serve.http.page import add_page
+from serve.http.openai import openai_model
 from serve.http.room import CallRoom
 from serve.http.server_sent_events import event_response
-from serve.http.session import add_session
 from serve.http.stored_picture import stored_picture, stored_thumbnail
 from serve.http.traced import Traced
 from serve.key_ring import KeyRing
@@ -143,10 +140,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         keys=keys,
         room=CallRoom(pipeline.settings.pipeline.max_ongoing_requests),
     )
-    add_page(app)
-    add_session(app, keys)
     largest_body = pipeline.settings.pipeline.max_body_bytes
-    add_openai_routes(app, pipeline, largest_body)
 
     async def read_request(request: Request) -> GenerateRequest:
         return GenerateRequest.model_validate(
@@ -257,8 +251,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         told = found if is_known(request) else {"ready": found["ready"]}
         return JSONResponse(told, status_code=200 if found["ready"] else 503)
 
-    add_comfyui(app, pipeline)
-    app.include_router(web_ui_routes(pipeline))
+    add_doors(app, pipeline, keys)
     return app
 
 
