@@ -105,5 +105,11 @@ def application(name: str, model: str, threads: int) -> serve.Application:
         model: As of `loaded`.
         threads: Of torch.
     """
-    kind = StableDiffusion if name == "tutorial" else BatchedStableDiffusion
-    return serve.deployment(Imagine).bind(serve.deployment(kind).bind(model, threads))
+    if name == "tutorial":
+        # The tutorial leaves this at 5. Its method is a plain function, which Serve runs in
+        # threads, and the pipeline's scheduler holds the state of one call: two calls at once end
+        # in 500.
+        deployment = serve.deployment(max_ongoing_requests=1)(StableDiffusion)
+    else:
+        deployment = serve.deployment(BatchedStableDiffusion)
+    return serve.deployment(Imagine).bind(deployment.bind(model, threads))

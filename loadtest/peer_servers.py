@@ -60,6 +60,8 @@ def server(name: str, model: Path, log: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "loadtest.peer_servers", name, "--model", str(model)]
     command += ["--said", str(said)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A run that was killed while it compiled leaves halves of libraries, which stop the next one.
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(log.with_suffix(".compiled"))
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, start_new_session=True, env=environment
