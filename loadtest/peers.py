@@ -11,9 +11,9 @@ With `--gpu`: one NVIDIA GPU, SD3.5's real shapes with random weights, saturated
 and the time of one alone. `--cells` and `--arms` choose a part; the parts of several sittings
 gather in the file that `--out` names, each complete in itself.
 
-ComfyUI, vLLM-Omni and SGLang-Diffusion are no arms: ComfyUI is no package that pip installs and
-takes one prompt at a time; the other two need CUDA builds of their own that pin torch, and neither
-batches SD3.5 by steps.
+ComfyUI, vLLM-Omni and SGLang-Diffusion are no arms: nobody has tried to install them for it yet.
+By their sources ComfyUI takes one prompt at a time, vLLM-Omni batches some models by steps but not
+SD3.5, and SGLang-Diffusion batches whole requests, as the compiled arm with `serve.batch` does.
 """
 
 from __future__ import annotations
