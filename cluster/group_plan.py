@@ -21,8 +21,8 @@ _BLIND_SHARE = 0.25
 _SOME = 1e-6
 # Of the most that came suddenly: with so little of it, it is over; with so much, it is there again.
 _RECEDED, _AS_MUCH_AGAIN = 0.5, 0.8
-# Twice the target is no longer what chance makes of arrivals.
-_FAR_TOO_LONG = 2.0
+# Of its target: work that has to wait for longer came faster than was planned for.
+_TOO_LONG = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _surprise(
 ) -> Surprise | None:
     """Return what is remembered of sudden work; None: none came lately."""
     before = kept.surprise if kept else None
-    if needs.backlog > 0 and needs.waiting_s > _FAR_TOO_LONG * needs.target_s:
+    if needs.backlog > 0 and needs.waiting_s > _TOO_LONG * needs.target_s:
         return Surprise(now, max(before.peak if before else 0.0, needs.lasting), receded=False)
     if before is None:
         return None
