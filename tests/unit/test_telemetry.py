@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.heat_reading import Reading
 from cluster.pool_state import ReplicaState
@@ -66,6 +67,23 @@ def test_off_by_default():
     with telemetry.generate_span("id", _REQUEST) as span, telemetry.span("kelvin.text") as child:
         assert not span.is_recording()
         assert not child.is_recording()
+
+
+def test_json_logs_need_no_endpoint():
+    settings = Settings(telemetry=TelemetrySettings(log_format="json"))
+    assert telemetry.environment(settings) == {"RAY_SERVE_LOG_ENCODING": "JSON"}
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://a:4317", "http://a/?x=1", ""])
+def test_an_endpoint_that_is_none_is_refused_at_start(endpoint):
+    with pytest.raises(ValidationError, match="otlp_endpoint"):
+        TelemetrySettings(otlp_endpoint=endpoint)
+
+
+def test_an_endpoint_has_a_path_or_none():
+    for endpoint in ("http://127.0.0.1:4318", "https://collector/otlp/"):
+        settings = Settings(telemetry=TelemetrySettings(otlp_endpoint=endpoint))
+        assert telemetry.environment(settings)[recorders.OTLP_ENDPOINT] == endpoint.rstrip("/")
 
 
 def test_off_costs_no_import_of_the_exporter():
