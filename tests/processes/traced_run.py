@@ -4,84 +4,124 @@ A process of its own, because a process has one Ray, and Ray Serve reads its tra
 """
 
 import json
+import re
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
+import yaml
+from opentelemetry.sdk.trace import TracerProvider
 
+from cluster.pool_gauges import POOL_METRICS
+from serve import telemetry
+from serve.client import Kelvin
 from serve.config import load_settings
 from serve.local import LocalKelvin
+from serve.metric_table import METRICS
+from serve.requests import GenerateRequest
 from tests.otlp_receiver import otlp_receiver
 
-_SPANS = {"generate_content kelvin-pico", "kelvin.store"}
+_REQUEST = GenerateRequest(
+    prompt="a very private prompt", num_inference_steps=28, num_images=2, seed=1
+)
+_SPANS = {"client", "generate_content kelvin-pico", "kelvin.store", "kelvin.journal.publish"}
 _DEPLOYMENTS = {"pipeline", "text-encoder", "denoiser", "vae-decoder"}
 _STAGES = ("text", "denoise", "decode", "store")
-_SAMPLES = ("kelvin_images_total", "kelvin_jobs_total", *(f'stage="{s}"' for s in _STAGES))
+_CARD = {"temperature_c": 60, "limit_c": 85, "power_w": 300, "clocks_event_reasons": 4}
+_ALL = {**METRICS, **POOL_METRICS}
+_SCRAPED = (
+    *(f"ray_{spec.name}" for spec in _ALL.values() if not spec.is_rare),
+    *(f'stage="{stage}"' for stage in _STAGES),
+)
 
 
-def main(data_dir: str, trace_id: str) -> None:
-    """Make two pictures under this trace id and print spans and metrics as JSON."""
+def main(data_dir: str) -> None:
+    """Make two pictures twice and print spans of the second time, metrics and logs as JSON."""
+    script = Path(data_dir, "heat.yaml")
+    script.write_text(yaml.safe_dump({"default": _CARD}))
     with otlp_receiver() as receiver:
 
-        def pool(name: str) -> list[dict[str, Any]]:
-            return [{"name": name, "torch_threads": 1}]
+        def pool(name: str, **more: Any) -> list[dict[str, Any]]:
+            return [{"name": name, "torch_threads": 1, **more}]
 
         settings = load_settings(
             overrides={
                 "model": {"path": "pico"},
                 "text_encoder": pool("text-encoder"),
-                "denoiser": pool("denoiser"),
+                # Planned, and so told of in metrics, but with no room to grow.
+                "denoiser": pool("denoiser", min_replicas=1, max_replicas=1),
                 "vae_decoder": pool("vae-decoder"),
                 "http": {"port": 0},
-                "embedded_store": {"data_dir": data_dir},
-                "telemetry": {"otlp_endpoint": receiver.endpoint, "service_name": "traced"},
+                "embedded_store": {"data_dir": str(Path(data_dir, "store"))},
+                "thermal": {"source": "scripted", "script": str(script), "period_s": 0.2},
+                "telemetry": {
+                    "otlp_endpoint": receiver.endpoint,
+                    "service_name": "traced",
+                    "log_format": "json",
+                },
             }
         )
-        with LocalKelvin(settings) as kelvin:
-            answer = httpx.post(
-                f"{kelvin.url}/v1/generate",
-                json={
-                    "prompt": "a very private prompt",
-                    "num_inference_steps": 2,
-                    "num_images": 2,
-                    "seed": 1,
-                },
-                headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"},
-                timeout=120,
-            )
-            answer.raise_for_status()
-            metrics = _scraped()
+        with LocalKelvin(settings) as kelvin, Kelvin(kelvin.url) as client:
+            client.generate(_REQUEST)  # what comes first loads and allocates
+            provider = TracerProvider()
+            for processor in telemetry.span_processors():
+                provider.add_span_processor(processor)
+            with provider.get_tracer("caller").start_as_current_span("client") as span:
+                result = client.generate(_REQUEST.model_copy(update={"seed": 3}))
+            provider.shutdown()
+            trace_id = f"{span.get_span_context().trace_id:032x}"
+            names, metrics = _scraped()
             spans = receiver.wait(
                 lambda spans: (
                     {str(span.attributes.get("deployment")) for span in spans} >= _DEPLOYMENTS
-                    and {span.name for span in spans} >= _SPANS
+                    and {span.name for span in spans if span.trace_id == trace_id} >= _SPANS
                 )
             )
+            received = receiver.wait_for_metric("kelvin.images")
+            logged = _logged()
     print(
         json.dumps(
             {
+                "trace_id": trace_id,
                 "spans": [asdict(span) for span in spans],
+                "names": names,
                 "metrics": metrics,
-                "id": answer.json()["id"],
+                "otlp": [asdict(metric) for metric in received],
+                "logged": logged,
+                "id": result.id,
             }
         )
     )
 
 
-def _scraped() -> list[str]:
-    """Return the samples of Kelvin's own metrics, as Prometheus would read them."""
+def _scraped() -> tuple[list[str], list[str]]:
+    """Return the names of all samples, and those samples that are Kelvin's own."""
     [node] = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 90
     while True:
         text = httpx.get(url).text
-        if all(sample in text for sample in _SAMPLES):
-            return [line for line in text.splitlines() if line.startswith("ray_kelvin_")]
-        assert time.monotonic() < deadline, "no metrics"
+        missing = [sample for sample in _SCRAPED if sample not in text]
+        if not missing:
+            lines = [line for line in text.splitlines() if not line.startswith("#")]
+            names = sorted({re.split(r"[{ ]", line, maxsplit=1)[0] for line in lines})
+            return names, [line for line in lines if line.startswith("ray_kelvin_")]
+        assert time.monotonic() < deadline, f"no metrics: {missing}"
         time.sleep(0.5)
+
+
+def _logged() -> list[dict[str, Any]]:
+    """Return the lines of the replicas' logs."""
+    session = ray._private.worker._global_node.get_logs_dir_path()
+    return [
+        json.loads(line)
+        for file in Path(session, "serve").glob("replica_*.log")
+        for line in file.read_text().splitlines()
+    ]
 
 
 if __name__ == "__main__":
