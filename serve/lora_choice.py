@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 SUFFIX = ".safetensors"
 MOST_LORAS = 8
 LARGEST_WEIGHT = 10.0
+LONGEST_NAME = 200
 
 
 class LoraChoice(BaseModel):
@@ -15,7 +16,7 @@ class LoraChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(min_length=1, max_length=200, description="as /v1/status lists it")
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, description="as /v1/status lists it")
     weight: float = Field(1.0, ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False)
 
 

@@ -23,7 +23,7 @@ from serve.checkpoints.lora_file import MOST_RANKS, BaseModel, LoraFile, read_lo
 from serve.config import ModelSettings, StorageSettings
 from serve.errors import ConfigurationError, InvalidRequest, KelvinError, StorageUnavailable
 from serve.lora_cache import LoraCache
-from serve.lora_choice import SUFFIX
+from serve.lora_choice import LONGEST_NAME, SUFFIX
 from serve.lora_settings import LoraSettings
 from serve.model_dir import lora_roots, resolve_model_dir
 from serve.requests import GenerateRequest
@@ -87,7 +87,11 @@ class LoraLibrary:
         return _USUAL_RANKS if self._cache is not None or self.available() else 0
 
     def available(self) -> list[str]:
-        """Return the names of all there are; without the store's where it does not answer."""
+        """Return the names of all there are; without the store's where it does not answer.
+
+        Files that no request could name are left out: of bytes that are no text, say, which no
+        answer could hold either.
+        """
         with self._lock:
             if time.monotonic() - self._listed_at > _LISTED_AGAIN_S:
                 found = {
@@ -100,7 +104,8 @@ class LoraLibrary:
                         found |= set(self._cache.names())
                     except StorageUnavailable as error:
                         _log.warning("LoRAs of the store cannot be listed: %s", error.message)
-                self._names, self._listed_at = sorted(found), time.monotonic()
+                self._names = sorted(name for name in found if _can_be_asked_for(name))
+                self._listed_at = time.monotonic()
             return self._names
 
     def uses(self, request: GenerateRequest) -> LoraUses:
@@ -178,9 +183,7 @@ class LoraLibrary:
         raise self._unknown(name)
 
     def _checked(self, name: str) -> str:
-        parts = PurePosixPath(name).parts
-        leaves = name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable()
-        if not parts or leaves or name != "/".join(parts):
+        if not _is_below(name):
             raise InvalidRequest(
                 f"LoRA {name!r} would leave the folder of LoRAs.",
                 field="loras",
@@ -200,6 +203,17 @@ class LoraLibrary:
             return "none: there are no LoRAs for this model"
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         return f"one of: {', '.join(names[:_MOST_NAMED])}{more}"
+
+
+def _is_below(name: str) -> bool:
+    parts = PurePosixPath(name).parts  # of "/x" the first is "/"
+    plain = name.isprintable() and "\\" not in name
+    return bool(parts) and ".." not in parts and plain and name == "/".join(parts)
+
+
+def _can_be_asked_for(name: str) -> bool:
+    """Return whether a file's name, without suffix, leads a request to it."""
+    return _is_below(name) and not name.endswith(SUFFIX) and len(name) <= LONGEST_NAME
 
 
 def shown_loras(library: LoraLibrary) -> dict[str, object]:

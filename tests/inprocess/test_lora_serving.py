@@ -1,6 +1,7 @@
 """LoRAs from a file to a picture: where files are found, and what they do to text and latents."""
 
 import asyncio
+import json
 import os
 import queue
 import shutil
@@ -33,7 +34,7 @@ from serve.checkpoints.lora_file import BaseModel
 from serve.config import ModelSettings, PoolSettings, StorageSettings
 from serve.errors import InvalidRequest, StorageUnavailable
 from serve.lora_settings import LoraSettings
-from serve.loras import LoraLibrary
+from serve.loras import LoraLibrary, shown_loras
 from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
 from tests.unit.lora_files import random_lora, written
@@ -120,6 +121,22 @@ def test_a_link_out_of_the_models_folder_is_refused_and_not_listed(model, tmp_pa
     with pytest.raises(InvalidRequest, match="a link out of the models folder"):
         library.uses(asked("link"))
     assert "link" not in library.available()
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe", b"new\nline", b"x" * 201, b"a.safetensors", b"back\\slash"]
+)
+def test_a_file_that_no_request_can_name_spoils_no_list(model, tmp_path, name):
+    loras = tmp_path / "models" / "loras"
+    loras.mkdir(parents=True)
+    whole = Path(model.path) / "loras" / "both.safetensors"
+    for each in (name, "日本 語é".encode()):
+        shutil.copy(whole, os.fsencode(loras) + b"/" + each + b".safetensors")
+    library = LoraLibrary(ModelSettings(path="pico", models_dir=str(loras.parent)), LoraSettings())
+    assert library.available() == ["日本 語é"]
+    assert library.uses(asked("日本 語é")).denoise
+    answer = json.dumps(shown_loras(library), ensure_ascii=False).encode()  # as /v1/status
+    assert json.loads(answer) == {"available": ["日本 語é"]}
 
 
 def test_together_they_may_have_no_more_ranks_than_there_is_room_for(model, library):
