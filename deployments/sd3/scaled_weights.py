@@ -25,7 +25,7 @@ def rows_scale(stored: StoredTensors, name: str, value: Tensor) -> Tensor | None
 
     Raises:
         ConfigurationError: A scale has another shape than one value or one a row, is not positive
-            and finite, or belongs to a tensor that is not FP8.
+            and finite, makes weights that are not, or belongs to a tensor that is not FP8.
     """
     stored_name = name + SCALE
     present = stored_name in stored.names()
@@ -58,6 +58,15 @@ def rows_scale(stored: StoredTensors, name: str, value: Tensor) -> Tensor | None
         raise _error(
             f"Tensor {stored_name!r} in {stored.file_of(stored_name)} holds scales that"
             f" are not positive and finite",
+            stored_name,
+        )
+    # A weight is the product, and is held or multiplied in bfloat16.
+    largest = torch.finfo(torch.bfloat16).max / torch.finfo(value.dtype).max
+    if bool((scale > largest).any()):
+        raise _error(
+            f"Tensor {stored_name!r} in {stored.file_of(stored_name)} holds a scale of"
+            f" {scale.max().item():g}, which makes weights infinite; at most {largest:g} was"
+            f" expected",
             stored_name,
         )
     return scale.reshape(-1).expand(rows).contiguous()

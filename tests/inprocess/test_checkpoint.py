@@ -263,6 +263,10 @@ def _scale_zero(state: State) -> None:
     state[LINEAR + "_scale"][0] = 0
 
 
+def _scale_huge(state: State) -> None:
+    state[LINEAR + "_scale"][0] = 3e38
+
+
 def _scale_of_nothing(state: State) -> None:
     state[LINEAR] = state[LINEAR].to(torch.float16)
 
@@ -289,6 +293,7 @@ NO_LINEAR = "pos_embed.proj.input_scale"
         (_fp8_nan, [LINEAR, FILE.name, "NaN"]),
         (_scale_shape, [LINEAR + "_scale", FILE.name, "[3]"]),
         (_scale_zero, [LINEAR + "_scale", FILE.name, "positive"]),
+        (_scale_huge, [LINEAR + "_scale", FILE.name, "3e+38", "infinite"]),
         (_scale_of_nothing, [LINEAR, "float16", "float8_e4m3fn"]),
         (_input_scale(INPUT_SCALE, torch.ones(3)), [INPUT_SCALE, FILE.name, "[3]", "[1]"]),
         (_input_scale(INPUT_SCALE, torch.ones(()).half()), [INPUT_SCALE, "float16", "float32"]),
