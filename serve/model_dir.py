@@ -24,6 +24,8 @@ from serve.checkpoints.view import write_view
 from serve.config import ModelSettings
 from serve.errors import ConfigurationError
 
+_MOST_NAMED = 10
+
 
 def resolve_model_dir(settings: ModelSettings) -> Path:
     """Return the folder of the model that the settings name.
@@ -42,6 +44,16 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
             value=str(path),
             allowed="builtin, pico, a folder in Diffusers layout or a .safetensors file, both"
             " readable on every node; with model.models_dir the name of a checkpoint in it",
+        )
+    if not (path / "model_index.json").is_file():
+        files = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:_MOST_NAMED])
+        raise ConfigurationError(
+            f"{path} is no folder in Diffusers layout: it has no model_index.json.",
+            field="model.path",
+            value=str(path),
+            allowed=f"a file in it by its own path: {files}"
+            if files
+            else "a folder in Diffusers layout or a .safetensors file",
         )
     for kind, name in DIFFUSERS.items():
         if (path / name / "config.json").is_file():

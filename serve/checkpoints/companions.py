@@ -10,7 +10,7 @@ from typing import Any
 from serve.checkpoints.architecture import config_of
 from serve.checkpoints.checks import check_part
 from serve.checkpoints.families import parts_in, stranger
-from serve.checkpoints.folders import TEXT_ENCODERS, VAE, candidates, find_file
+from serve.checkpoints.folders import TEXT_ENCODERS, VAE, candidates, find_file, links_out
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.part import Part
 from serve.checkpoints.tensor_files import TensorFiles
@@ -114,6 +114,11 @@ def find_companions(
             ]
         elif kind in reasons:
             raise reasons[kind]
+    if wanted - set(found.parts):
+        found.passed_over += [
+            f"{path.name} (a link out of the models folder)"
+            for path in (*links_out(models_dir, folders), *links_out(models_dir, VAE))
+        ]
     return found
 
 

@@ -59,11 +59,24 @@ def check_inside(models_dir: Path, path: Path, field: str) -> None:
 
 def candidates(models_dir: Path, folders: Sequence[str]) -> Iterator[Path]:
     """Yield the safetensors files of some folders; links that lead out are left out."""
+    for path, is_inside in _files(models_dir, folders):
+        if is_inside:
+            yield path
+
+
+def links_out(models_dir: Path, folders: Sequence[str]) -> list[Path]:
+    """Return the safetensors files of some folders that are left out, as links that lead out."""
+    return [path for path, is_inside in _files(models_dir, folders) if not is_inside]
+
+
+def _files(models_dir: Path, folders: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """Yield files, and whether each lies in the models folder in truth."""
+    real = models_dir.resolve()
     for folder in folders:
         found = sorted((models_dir / folder).rglob("*.safetensors"))
         for path in found[:_MOST_FILES]:
-            if path.is_file() and path.resolve().is_relative_to(models_dir.resolve()):
-                yield path
+            if path.is_file():
+                yield path, path.resolve().is_relative_to(real)
 
 
 def models_dir_of(checkpoint: Path) -> Path | None:

