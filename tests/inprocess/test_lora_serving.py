@@ -131,7 +131,7 @@ def test_a_file_that_no_request_can_name_spoils_no_list(model, tmp_path, name):
     loras.mkdir(parents=True)
     whole = Path(model.path) / "loras" / "both.safetensors"
     for each in (name, "日本 語é".encode()):
-        shutil.copy(whole, os.fsencode(loras) + b"/" + each + b".safetensors")
+        shutil.copy(os.fsencode(whole), os.fsencode(loras) + b"/" + each + b".safetensors")
     library = LoraLibrary(ModelSettings(path="pico", models_dir=str(loras.parent)), LoraSettings())
     assert library.available() == ["日本 語é"]
     assert library.uses(asked("日本 語é")).denoise
