@@ -16,6 +16,7 @@ import ray
 from ray import serve
 from ray.serve.api import RunTarget
 
+from serve.admin_turn import admin_turn
 from serve.app import APP_NAME, model_application
 from serve.config import ModelEntry, Settings
 from serve.errors import ConfigurationError, KelvinError, ModelConflict
@@ -70,9 +71,14 @@ class ModelAdmin:
         Raises:
             ConfigurationError: Its files or pools do not fit, or it does not start; nothing of it
                 stays, and the service is as it was.
-            ModelConflict: It is there already, or not ready in time.
+            ModelConflict: It is there already, another loads or unloads it, or it is not ready in
+                time.
         """
         facts = further_model(self.settings(), entry)
+        with admin_turn(facts.spec.name):
+            return self._load(facts, wait_s)
+
+    def _load(self, facts: ModelFacts, wait_s: float) -> dict[str, Any]:
         name = facts.spec.name
         application = application_of(APP_NAME, name)
         self._refuse_if_there(name)
@@ -108,9 +114,13 @@ class ModelAdmin:
 
         Raises:
             ModelNotFound: There is none of that name.
-            ModelConflict: It is the service's own, or its jobs did not end in time: then it takes
-                requests again.
+            ModelConflict: It is the service's own, another loads or unloads it, or its jobs did not
+                end in time: then it takes requests again.
         """
+        with admin_turn(name):
+            self._unload(name, wait_s)
+
+    def _unload(self, name: str, wait_s: float) -> None:
         known = [each["name"] for each in self._ask("models")]
         if name not in model_states(APP_NAME):
             self._broadcast("close_model", name, 0.0)  # says so of the service's own

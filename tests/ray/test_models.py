@@ -15,8 +15,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve.__main__ import main
+from serve.admin_turn import admin_turn
 from serve.client import Kelvin
-from serve.errors import ModelLoading, ModelNotFound
+from serve.errors import ModelConflict, ModelLoading, ModelNotFound
 from serve.requests import GenerateRequest
 from tests.ray.world import FAST, World, wait_until
 
@@ -181,6 +182,17 @@ def test_what_cannot_be_loaded_changes_nothing(
     }
     assert pids(world) == loaded["before"]
     assert send(world, model=SECOND).is_success
+
+
+def test_one_loads_or_unloads_a_model_at_a_time(loaded: dict[str, Any], cli: Cli):
+    with admin_turn(SECOND):
+        for command in (LOAD, ["models", "unload", SECOND]):
+            code, said = cli(*command)
+            assert code
+            assert said["error"]["code"] == ModelConflict.code
+            assert "by another" in said["error"]["message"]
+    with admin_turn(SECOND):  # it was given back
+        pass
 
 
 def test_unloading_lets_jobs_end_and_refuses_new_ones(
