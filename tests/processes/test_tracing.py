@@ -101,7 +101,7 @@ def test_one_generate_span_with_the_conventions_names(seen, spans):
 
 
 def test_no_prompt_in_any_span(seen):
-    assert not [span["name"] for span in seen["spans"] if "private" in span["raw"]]
+    assert not [span["name"] for span in seen["spans"] if "private prompt" in span["raw"]]
 
 
 def test_metrics(seen):

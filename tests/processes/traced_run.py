@@ -28,6 +28,7 @@ from tests.otlp_receiver import otlp_receiver
 _REQUEST = GenerateRequest(
     prompt="a very private prompt", num_inference_steps=28, num_images=2, seed=1
 )
+_PICTURES = 4  # of two such requests
 _SPANS = {"client", "generate_content kelvin-pico", "kelvin.store", "kelvin.journal.publish"}
 _DEPLOYMENTS = {"pipeline", "text-encoder", "denoiser", "vae-decoder"}
 _STAGES = ("text", "denoise", "decode", "store")
@@ -106,6 +107,9 @@ def _scraped() -> tuple[list[str], list[str]]:
     while True:
         text = httpx.get(url).text
         missing = [sample for sample in _SCRAPED if sample not in text]
+        pictures = re.findall(r"^ray_kelvin_images_total\{.*\} (\S+)$", text, re.MULTILINE)
+        if sum(map(float, pictures)) < _PICTURES:
+            missing.append(f"{_PICTURES} pictures")
         if not missing:
             lines = [line for line in text.splitlines() if not line.startswith("#")]
             names = sorted({re.split(r"[{ ]", line, maxsplit=1)[0] for line in lines})

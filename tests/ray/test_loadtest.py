@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import ray
 
 from loadtest.load_plan import PlanOptions, make_plan
 from loadtest.locust_process import offer
@@ -19,8 +20,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_handle_is_a_door_like_the_others(world: World, tmp_path: Path):
+def test_the_handle_is_a_door_like_the_others(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert world.kelvin is not None
+    # By its address: tests beside this one may have Rays of their own.
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     url = world.kelvin.url
     with Kelvin(url) as client:
         doors, note = doors_for("mixed", client)
