@@ -1,4 +1,4 @@
-"""FP8 E4M3 weights that stay FP8 in memory, on every device.
+"""FP8 E4M3 weights that stay FP8 in memory; `unpacked_weights.py` has the exception.
 
 Weights carry one float32 scale per output channel. Activations, where they are quantised at all,
 carry one scale per row: a row belongs to one request, so no request's numbers touch another's. The

@@ -1,6 +1,7 @@
 """Which number formats a stage runs in on this machine, and why, in words.
 
-FP8 weights stay FP8 in memory wherever FP8 is chosen; only the arithmetic differs by chip. NVIDIA
+FP8 weights stay FP8 in memory wherever FP8 is chosen, but for a small model's on a CPU
+(`unpacked_weights.py`); only the arithmetic differs by chip. NVIDIA
 cards are chosen for in `deployments.sd3.cuda_precision`.
 """
 
