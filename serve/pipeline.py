@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from serve.adoption import Adoption
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
 from serve.departure import Departure
+from serve.ended_jobs import EndedJobs
 from serve.endings import Endings, last_event, outcome
 from serve.errors import JobConflict, JobNotFound, KelvinError, ModelConflict
 from serve.forecast import Forecaster
@@ -63,9 +63,6 @@ from serve.uploads import Uploads
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Of jobs that have ended, for followers who come late: about a kilobyte an event, and a large job
-# has three thousand. Who comes later still is told the first and the last, from the store.
-_ENDED_EVENTS_KEPT = 16_384
 _FOREIGN_JOB_POLL_S = 1.0
 
 
@@ -101,7 +98,7 @@ class Pipeline:
             own, handles, self._store, self._metrics, self._identity, self._uploads
         )
         self._live: dict[str, RunningJob] = {}
-        self._ended: OrderedDict[str, RunningJob] = OrderedDict()
+        self._ended = EndedJobs()
         self._listing = JobListing(
             records, self._journal, self._live, durable=settings.journal.enabled
         )
@@ -250,8 +247,7 @@ class Pipeline:
             JobNotFound: No job has this id.
             StorageUnavailable: The store, which alone knows, does not answer.
         """
-        ended = self._ended.get(checked(job_id))
-        last = ended.newest if ended is not None and ended.tenant == tenant else None
+        last = self._ended.last(checked(job_id), tenant)
         result = last.result if last is not None else None
         if result is None:
             result = (await self.job(job_id, tenant)).result
@@ -325,7 +321,7 @@ class Pipeline:
                 raise
             await self._removal.delete(job_id, tenant)
             return half.model_copy(update={"status": "cancelled"})
-        self._ended.pop(job_id, None)
+        self._ended.forget(job_id)
         record = await self._journal.request_cancel(job_id)
         live = self._live.get(job_id)
         if live is not None:
@@ -342,17 +338,19 @@ class Pipeline:
         Raises:
             JobNotFound: No job has this id.
         """
-        job = self._live.get(checked(job_id)) or self._ended.get(job_id)
-        if job is not None and job.tenant == tenant:
-            was_over = job.is_over
-            if was_over and await self._journal.was_deleted(job_id):
-                raise not_found(job_id)
-            async for event in job.follow():
-                if event.event == "stored" and was_over:
-                    # Asked of the store, for URLs that have not expired. Other ends stay as they
-                    # were told: where the store was gone, it does not know of them.
-                    event = last_event(await self.job(job_id, tenant))
+        live = self._live.get(checked(job_id))
+        if live is not None and live.tenant == tenant:
+            async for event in live.follow():
                 yield event
+            return
+        if ended := self._ended.events(job_id, tenant):
+            if await self._journal.was_deleted(job_id):
+                raise not_found(job_id)
+            for event in ended:
+                # Asked of the store, for URLs that have not expired. Other ends stay as they were
+                # told: where the store was gone, it does not know of them.
+                is_stored = event.event == "stored"
+                yield last_event(await self.job(job_id, tenant)) if is_stored else event
             return
         record = await self.job(job_id, tenant)
         yield JobEvent(event="queued", id=job_id)
@@ -507,8 +505,4 @@ class Pipeline:
         self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
         self._book.ended(job, last.event)
         self._forecaster.ended(job, last.event, is_last=not self._live)
-        self._ended[job.id] = job
-        kept = sum(ended.num_events for ended in self._ended.values())
-        while kept > _ENDED_EVENTS_KEPT:
-            _, oldest = self._ended.popitem(last=False)
-            kept -= oldest.num_events
+        self._ended.keep(job.id, job.tenant, job.events)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from cluster.pace import Estimate
@@ -80,9 +80,9 @@ class RunningJob:
         return self._events[-1] if self._events else None
 
     @property
-    def num_events(self) -> int:
-        """How many events it holds."""
-        return len(self._events)
+    def events(self) -> Sequence[JobEvent]:
+        """All events so far."""
+        return self._events
 
     @property
     def is_over(self) -> bool:

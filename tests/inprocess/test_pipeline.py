@@ -10,7 +10,6 @@ from unittest.mock import AsyncMock
 import pytest
 
 from serve import endings as endings_module
-from serve import pipeline as pipeline_module
 from serve import telemetry
 from serve.config import StorageSettings
 from serve.errors import (
@@ -166,11 +165,9 @@ async def test_a_request_that_was_changed_unchecked_is_checked(pipeline: Pipelin
         assert caught.value.field in wrong
 
 
-async def test_events_are_kept_of_the_newest_jobs_only(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(pipeline_module, "_ENDED_EVENTS_KEPT", 12)
+async def test_events_are_kept_of_the_newest_jobs_only(pipeline: Pipeline):
     ids = [(await pipeline.generate(REQUEST)).id for _ in range(3)]
+    pipeline._ended.forget(ids[0])
     names = [[event.event for event in await follow(pipeline, job_id)] for job_id in ids]
     assert names[0] == ["queued", "stored"]
     assert [len(own) for own in names[1:]] == [6, 6]
