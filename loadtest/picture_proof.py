@@ -7,6 +7,10 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
+# Now, and not in the threads in which locust's users decode: those who import the same plugin at
+# once, in a process that gevent has patched, wait for each other for ever.
+Image.init()
+
 NOT_A_PICTURE, WRONG_SIZE, WRONG_BYTES = "not_a_picture", "wrong_size", "sha256_mismatch"
 WRONG = (NOT_A_PICTURE, WRONG_SIZE, WRONG_BYTES)
 """What no service may answer, however great the load."""
