@@ -11,9 +11,12 @@ With `--gpu`: one NVIDIA GPU, SD3.5's real shapes with random weights, saturated
 and the time of one alone. `--cells` and `--arms` choose a part; the parts of several sittings
 gather in the file that `--out` names, each complete in itself.
 
-ComfyUI, vLLM-Omni and SGLang-Diffusion are no arms: nobody has tried to install them for it yet.
-By their sources ComfyUI takes one prompt at a time, vLLM-Omni batches some models by steps but not
-SD3.5, and SGLang-Diffusion batches whole requests, as the compiled arm with `serve.batch` does.
+vLLM-Omni, SGLang-Diffusion and ComfyUI are no arms. pip finds vllm-omni 0.30.0, with vllm 0.30.0,
+and sglang 0.5.23 (2026-11-27), wheels for CUDA which pin versions of diffusers, transformers or
+torch beside which Kelvin's do not install: each needs a machine image of its own. ComfyUI is no
+package that pip finds, and recognises a model by SD3.5's own layer counts, which the built-in one
+lacks. By their sources ComfyUI takes one prompt at a time, vLLM-Omni batches some models by steps
+but not SD3.5, and SGLang-Diffusion batches whole requests, as the compiled arm with `serve.batch`.
 """
 
 from __future__ import annotations
