@@ -11,11 +11,11 @@ With `--gpu`: one NVIDIA GPU, SD3.5's real shapes with random weights, saturated
 and the time of one alone. `--cells` and `--arms` choose a part; the parts of several sittings
 gather in the file that `--out` names, each complete in itself.
 
-vLLM-Omni, SGLang-Diffusion and ComfyUI are no arms. pip finds vllm-omni 0.30.0, with vllm 0.30.0,
-and sglang 0.5.23 (2026-11-27), wheels for CUDA which pin versions of diffusers, transformers or
-torch beside which Kelvin's do not install: each needs a machine image of its own. ComfyUI is no
-package that pip finds, and recognises a model by SD3.5's own layer counts, which the built-in one
-lacks. By their sources ComfyUI takes one prompt at a time, vLLM-Omni batches some models by steps
+vLLM-Omni, SGLang-Diffusion and ComfyUI are no arms. What pip finds (2026-11-27), vllm-omni 0.30.0
+and sglang 0.5.23, are wheels for CUDA that pin another diffusers, transformers or torch than
+Kelvin's and so do not install beside it. ComfyUI is no package that pip finds, and counts a model's
+layers by its width, as SD3.5's have it and the built-in one has not.
+By their sources ComfyUI takes one prompt at a time, vLLM-Omni batches some models by steps
 but not SD3.5, and SGLang-Diffusion batches whole requests, as the compiled arm with `serve.batch`.
 """
 
