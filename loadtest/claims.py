@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from loadtest import command_line
 from loadtest.claims_measured import on_a_card, on_a_cpu
+from loadtest.lateness import bottleneck_note
 from loadtest.overhead import machine
 from loadtest.peer_settings import CELLS
 from loadtest.results import STDERR, Results
@@ -68,8 +69,8 @@ def table_of(arms: dict[str, Any]) -> list[dict[str, Any]]:
     return lines
 
 
-def shown(lines: Sequence[dict[str, Any]]) -> Table:
-    """Return the lines as a table."""
+def shown(lines: Sequence[dict[str, Any]], served: Mapping[str, Any]) -> Table:
+    """Return the lines as a table, which says if the generator lagged while arms served."""
     table = Table(title="Claims of the articles")
     for name in ("what", "claimed", "(a)", "Kelvin", "measured", "holds"):
         table.add_column(name)
@@ -78,6 +79,7 @@ def shown(lines: Sequence[dict[str, Any]]) -> Table:
         figures = ("" if value is None else f"{value:.3g}" for value in values)
         holds = {True: "yes", False: "no", None: ""}[line["holds"]]
         table.add_row(line["what"], line["claimed"], *figures, line["measured"], holds)
+    table.caption = bottleneck_note(each["generator"] for each in served.values())
     return table
 
 
@@ -145,7 +147,7 @@ def _run(options: argparse.Namespace) -> int:
             took = [seconds for _, seconds in arm["latencies"]]
             arm["latency_s"] = statistics.median(took) if took else None
         results.keep(claims=table_of(arms))
-        STDERR.print(shown(results.report["claims"]))
+        STDERR.print(shown(results.report["claims"], results.report["served"]))
         if options.plot:
             plot(arms, options.plot)
     return int(any(line["holds"] is False for line in results.report["claims"]))

@@ -20,6 +20,8 @@ import torch
 
 from deployments.builtin.dequantise import dequantized_directory
 from loadtest.gpu_readings import GpuReadings
+from loadtest.lateness import lateness_of
+from loadtest.lateness import measure as measure_generator
 from loadtest.open_loop import poisson
 from loadtest.peer_arms import Arm, ArmBuilder
 from loadtest.peer_callers import offer, one_after_the_other
@@ -61,7 +63,7 @@ def on_a_card(
             time.sleep(_IDLE_S)
         with GpuReadings(device) as readings:
             began = time.monotonic()
-            took = _offer(run.arm, cell, times, 1 if name == "tutorial" else 64)
+            took, late_s = _offer(run.arm, cell, times, 1 if name == "tutorial" else 64)
         looks = [(each.at - began, each.power_w, each.temperature_c) for each in readings.readings]
         # A card takes half a minute to become as warm as it gets.
         warm = [each for at, _, each in looks if at > options.seconds / 2 and each is not None]
@@ -71,14 +73,22 @@ def on_a_card(
             "temperature_c": statistics.median(warm) if warm else None,
         }
         results.report["arms"][name]["mean_w"] = readings.summary()["mean_w"]
-        results.keep_part("served", name, {"requests": len(took), **readings.summary()})
+        generator = lateness_of(late_s)
+        results.keep_part("served", name, {"generator": generator, **readings.summary()})
     for run in runs.values():
         run.arm.close()
 
 
-def _offer(arm: Arm, cell: Cell, times: Sequence[float], callers: int) -> list[tuple[float, float]]:
-    """Ask for a picture at each time; return when each was due and how long it took from then."""
+def _offer(
+    arm: Arm, cell: Cell, times: Sequence[float], callers: int
+) -> tuple[list[tuple[float, float]], list[float]]:
+    """Ask for a picture at each time.
+
+    Returns:
+        When each was due and how long it took from then; and how late each was asked for. Seconds.
+    """
     took: list[tuple[float, float]] = []
+    late_s: list[float] = []
     lock = threading.Lock()
     began = time.monotonic()
 
@@ -91,10 +101,11 @@ def _offer(arm: Arm, cell: Cell, times: Sequence[float], callers: int) -> list[t
         asked = []
         for number, at in enumerate(times):
             time.sleep(max(began + at - time.monotonic(), 0.0))
+            late_s.append(time.monotonic() - began - at)
             asked.append(pool.submit(ask, number, at))
         for each in asked:
             each.result()
-    return sorted(took)
+    return sorted(took), late_s
 
 
 def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> None:
@@ -102,6 +113,7 @@ def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> Non
     model = resolve_model_dir(ModelSettings(path="builtin"))
     plain = dequantized_directory(model, folder / "plain", torch.bfloat16)
     jobs = Jobs(options.steps)
+    results.keep(generator_alone=measure_generator())
     with ExitStack() as running:
         servers: dict[str, Server] = {}
         for name in ARMS:
@@ -129,7 +141,8 @@ def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> Non
                 "memory_gib": sum(each.rss_bytes - each.shared_bytes for each in _tree(where))
                 / GIB,
             }
-            results.keep_part("served", name, {"requests": len(served), "failed": failed})
+            generator = lateness_of([each.late_s for each in served])
+            results.keep_part("served", name, {"generator": generator, "failed": failed})
 
 
 def _tree(where: Server) -> Any:

@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,17 @@ def lateness_of(late_s: Sequence[float]) -> dict[str, Any]:
         "most_ms": round(late_ms[-1], 2),
         "is_bottleneck": p99_ms > MOST_P99_MS,
     }
+
+
+def bottleneck_note(measured: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return what a report must say where its generator lagged, given `lateness_of` of its runs."""
+    lagged = [each["p99_ms"] for each in measured if each["is_bottleneck"]]
+    if not lagged:
+        return None
+    return (
+        f"The load generator was the bottleneck: p99 of its lateness was up to {max(lagged):g} ms, "
+        f"of {MOST_P99_MS:g} at most. These figures are its own as well."
+    )
 
 
 @contextmanager

@@ -34,6 +34,7 @@ import torch
 from rich.table import Table
 
 from loadtest import command_line
+from loadtest.lateness import bottleneck_note
 from loadtest.overhead import machine
 from loadtest.peer_arms import ARMS
 from loadtest.peer_servers import SERVERS
@@ -97,6 +98,10 @@ def loads_table(report: dict[str, Any]) -> Table:
             counts = (str(found["failed"]), str(found["requests"]))
             table.add_row(load, arm, f"{per_s['median']:.3f}", *shown, in_time, *counts)
         table.add_section()
+    runs = [
+        found["generator"] for arms in report.get("loads", {}).values() for found in arms.values()
+    ]
+    table.caption = bottleneck_note([*runs, report["generator_alone"]])
     return table
 
 

@@ -33,3 +33,11 @@ def test_absurd_arguments_are_refused(capsys: pytest.CaptureFixture[str]):
         lateness.main(["--rate", "nan"])
     assert ended.value.code == 2
     assert "--rate" in capsys.readouterr().err
+
+
+def test_a_report_says_so_where_the_generator_lagged():
+    fine, late = lateness.lateness_of([0.001]), lateness.lateness_of([0.001, 0.25])
+    assert lateness.bottleneck_note([fine, lateness.lateness_of([])]) is None
+    note = lateness.bottleneck_note([fine, late])
+    assert note is not None
+    assert "250 ms" in note
