@@ -50,7 +50,8 @@ def installed(executable: Path | None) -> Path:
         return tool
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted installation left
     _run([sys.executable, "-m", "venv", str(folder)], _INSTALL_WITHIN_S)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    # Twice: only what makes it fail; of indexes that lack a package, pip warns for each.
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet"]
     _run([*pip, f"aiperf=={VERSION}"], _INSTALL_WITHIN_S)
     done.touch()
     return tool

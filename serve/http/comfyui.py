@@ -101,11 +101,11 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         """Remove prompts from history: `{"clear": true}` or `{"delete": [ids]}`."""
         body, tenant = await body_of(request), tenant_of(request)
         for record in await _named(door, body, tenant):
-            await door.records.forget(record)
+            await door.forget(record)
         if body.get("clear") is True:
             while records := await door.records.newest(tenant, _MOST_LISTED):
                 for record in records:
-                    await door.records.forget(record)
+                    await door.forget(record)
         return Response()
 
     @router.get("/queue")
@@ -263,8 +263,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         socket = Socket()
         door.sockets.add(tenant, client, socket)
         try:
-            status = await door.remaining(tenant)
-            socket.send("status", {"status": status, "sid": client})
+            await door.meet(tenant, client, socket)
             watching = asyncio.create_task(door.watch(tenant, client, socket))
             try:
                 await socket.serve(websocket)

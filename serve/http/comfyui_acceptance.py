@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from serve.http.comfyui_prompts import (
     PromptRecord,
     PromptRecords,
     checked_id,
+    drawn_id,
     now_ms,
 )
 from serve.http.comfyui_requests import node_error, request_of
@@ -69,10 +69,10 @@ class PromptAcceptance:
         if "prompt" not in body:
             raise PromptError("no_prompt", "No prompt provided", "No prompt provided")
         is_named = body.get("prompt_id") is not None
-        prompt_id = checked_id(body["prompt_id"]) if is_named else str(uuid.uuid4())
+        prompt_id = checked_id(body["prompt_id"]) if is_named else None
         prompt, extra = body["prompt"], _extra_data(body)
         digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
-        if is_named and (known := await self._records.find(prompt_id, tenant)) is not None:
+        if prompt_id is not None and (known := await self._records.find(prompt_id, tenant)):
             return _same(known, digest)
         catalogue = await self._catalogue(prompt, tenant)
         graph = checked_graph(prompt, catalogue)
@@ -81,7 +81,7 @@ class PromptAcceptance:
         if not graph.outputs:
             raise graph.failed()
         try:
-            jobs = await self._submitted(requests, prompt_id if is_named else None, tenant)
+            jobs = await self._submitted(requests, prompt_id, tenant)
         except NodeError as error:
             # Found out only now: a start image, say, that is damaged.
             types = {error.node: graph.nodes[error.node].class_type}
@@ -90,7 +90,7 @@ class PromptAcceptance:
             raise graph.failed() from None
         created_ms = now_ms()
         record = PromptRecord(
-            id=prompt_id,
+            id=prompt_id or drawn_id(jobs[0]),
             tenant=tenant,
             number=_number(body, created_ms),
             created_ms=created_ms,

@@ -21,6 +21,7 @@ from serve.http.comfyui_prompts import (
     PromptRecords,
     now_ms,
 )
+from serve.http.comfyui_recent import RecentTexts
 from serve.http.comfyui_sockets import Socket, Sockets
 from serve.init_image import file_format
 from serve.pictures import CONTENT_TYPES
@@ -51,6 +52,7 @@ class ComfyuiDoor:
         self.inputs = InputPictures(pipeline)
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._recent = RecentTexts()
 
     @property
     def records(self) -> PromptRecords:
@@ -60,6 +62,7 @@ class ComfyuiDoor:
     async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
         """Take a prompt, as `PromptAcceptance.accept` does, and follow it."""
         record = await self._acceptance.accept(body, tenant)
+        self._recent.keep(record)
         self.follow(record)
         return record
 
@@ -82,12 +85,29 @@ class ComfyuiDoor:
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._follow(record), context=detached_context())
         self._following[key] = task
-        task.add_done_callback(lambda _: self._following.pop(key, None))
+
+    async def meet(self, tenant: str, client: str, socket: Socket) -> None:
+        """Tell a client how many prompts are left, and follow its own that are not followed yet.
+
+        Such are those of before a restart, and, of several Pipelines, those of the others. A
+        Pipeline that is the only one follows all of a tenant's: by that it counts what is left.
+
+        Args:
+            tenant: Whose.
+            client: Whose prompts.
+            socket: That is told.
+
+        Raises:
+            StorageUnavailable: The store does not answer.
+        """
+        found = await self.open(tenant)
+        socket.send("status", {"status": _remaining(len(found)), "sid": client})
+        for record, _ in found:
+            if record.client == client or self._is_only_one:
+                self.follow(record)
 
     async def watch(self, tenant: str, client: str, socket: Socket) -> None:
-        """Follow a client's prompts that this process did not accept, as long as it listens.
-
-        Such are those of before a restart, and, of several Pipelines, those of the others.
+        """Follow a client's prompts that other Pipelines accept, as long as it listens.
 
         Args:
             tenant: Whose.
@@ -95,11 +115,8 @@ class ComfyuiDoor:
             socket: That is told how many are left, where others may change that.
         """
         began_ms = now_ms()
-        for record, _ in await self.open(tenant):
-            if record.client == client:
-                self.follow(record)
         left: dict[str, Any] | None = None
-        while self._pipeline.settings.pipeline.num_replicas > 1:
+        while not self._is_only_one:
             await asyncio.sleep(_LOOKED_AGAIN_S)
             with contextlib.suppress(StorageUnavailable):
                 for record in await self.records.newest(tenant, _NEWEST_LOOKED_AT):
@@ -138,12 +155,17 @@ class ComfyuiDoor:
 
     async def remaining(self, tenant: str) -> dict[str, Any]:
         """Return how many prompts of a tenant are not over, as ComfyUI says it."""
-        return {"exec_info": {"queue_remaining": len(await self.open(tenant))}}
+        return _remaining(len(await self.open(tenant)))
 
     async def history(self, record: PromptRecord) -> dict[str, Any] | None:
         """Return a prompt's entry in `/history`; None: it is not over."""
         jobs = await self.jobs_of(record)
         return history_entry(record, jobs) if are_over(jobs) else None
+
+    async def forget(self, record: PromptRecord) -> None:
+        """Remove a prompt from history; its pictures stay."""
+        self._recent.forget(record)
+        await self.records.forget(record)
 
     async def cancel(self, record: PromptRecord) -> None:
         """Cancel what of a prompt has not ended."""
@@ -191,19 +213,29 @@ class ComfyuiDoor:
         Raises:
             KelvinError: As `Pipeline.picture`.
         """
+        if image.output_format != "png":
+            return await self._pipeline.picture(image)
+        texts = self._recent.find(tenant, job_id)
+        if texts is not None:
+            return with_png_text(await self._pipeline.picture(image), texts)
         data, record = await asyncio.gather(
             self._pipeline.picture(image), self.records.of_job(job_id, tenant)
         )
-        if record is None or image.output_format != "png":
-            return data
-        return with_png_text(data, record.png_text())
+        return data if record is None else with_png_text(data, record.png_text())
 
     async def tell_status(self, tenant: str) -> None:
         """Tell every websocket of a tenant how many prompts are not over."""
         if sockets := self.sockets.of_tenant(tenant):
-            status = {"status": await self.remaining(tenant)}
+            # Whoever is the only one need not ask the store, which costs as much as a picture.
+            followed = sum(whose == tenant for whose, _ in self._following)
+            left = _remaining(followed) if self._is_only_one else await self.remaining(tenant)
+            status = {"status": left}
             for socket in sockets:
                 socket.send("status", status)
+
+    @property
+    def _is_only_one(self) -> bool:
+        return self._pipeline.settings.pipeline.num_replicas == 1
 
     async def _job(self, job_id: str, tenant: str) -> JobRecord | None:
         try:
@@ -213,24 +245,32 @@ class ComfyuiDoor:
 
     async def _follow(self, record: PromptRecord) -> None:
         following = Following(self._pipeline, self.sockets, record, self.jobs_of, self.picture)
-        # Beside the work and not before the answer: to count prompts takes the store some time.
+        # Beside the work and not before the answer: to count prompts may take the store some time.
         telling = asyncio.create_task(self._told_status(record.tenant))
         try:
             await following.run()
         except Exception:
             _log.exception("prompt %s is not followed to its end", record.id)
-        following.end()
         await telling
-        try:
+        del self._following[record.tenant, record.id]
+        following.end()
+        if self._is_only_one:
+            # Together with the end: what goes to a client at another time goes through the proxy
+            # at the cost of a message of its own.
+            await self._told_status(record.tenant)
+        # If the store is away, whoever asks for open prompts next finds that this one is over.
+        with contextlib.suppress(StorageUnavailable):
             await self.records.close(record)
-        except StorageUnavailable:
-            # Whoever asks for open prompts next finds that this one is over.
-            return
-        await self._told_status(record.tenant)
+        if not self._is_only_one:
+            await self._told_status(record.tenant)
 
     async def _told_status(self, tenant: str) -> None:
         with contextlib.suppress(StorageUnavailable):
             await self.tell_status(tenant)
+
+
+def _remaining(prompts: int) -> dict[str, Any]:
+    return {"exec_info": {"queue_remaining": prompts}}
 
 
 def _no_picture(filename: str) -> JobNotFound:

@@ -3,7 +3,8 @@
     comfyui/{tenant}/prompts/{sha256 of prompt_id}.json    the workflow, and which job makes what
     comfyui/{tenant}/order/{countdown}-{sha256}            empty; for lists, newest first
     comfyui/{tenant}/open/{sha256}                         empty; its jobs may not have ended
-    comfyui/{tenant}/jobs/{id}                             whose workflow a job's pictures carry
+    comfyui/{tenant}/jobs/{id}                             whose workflow a job's pictures carry,
+                                                           where its id does not say that already
 
 Jobs are accepted first, under idempotency keys made of prompt_id; the record is written before the
 prompt is answered. So a prompt that was answered is found by every Pipeline and after any restart,
@@ -16,6 +17,7 @@ import asyncio
 import hashlib
 import json
 import time
+import uuid
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -119,6 +121,7 @@ class PromptRecords:
             *(
                 self._store.put(f"{folder}jobs/{chain.job}", named, _JSON)
                 for chain in record.chains
+                if drawn_id(chain.job) != record.id
             ),
         )
         return record if is_new else await self._read(key) or record
@@ -149,7 +152,10 @@ class PromptRecords:
 
     async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
         """Return the prompt that a tenant's job belongs to; None: it came through another door."""
-        data = await self._store.get(f"{_folder(tenant)}jobs/{checked(job_id)}")
+        record = await self.find(drawn_id(checked(job_id)), tenant)
+        if record is not None and any(chain.job == job_id for chain in record.chains):
+            return record
+        data = await self._store.get(f"{_folder(tenant)}jobs/{job_id}")
         if data is None:
             return None
         try:
@@ -206,6 +212,11 @@ class PromptRecords:
                 value=self._store.s3_uri(key),
                 allowed="a bucket or prefix of Kelvin's own",
             ) from None
+
+
+def drawn_id(job_id: str) -> str:
+    """Return the prompt_id of a prompt that was sent without one, from the id of its first job."""
+    return str(uuid.UUID(hex=job_id))
 
 
 def checked_id(prompt_id: object) -> str:

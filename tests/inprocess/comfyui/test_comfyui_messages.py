@@ -147,3 +147,23 @@ def test_a_websocket_hears_of_prompts_that_another_process_took(
                 heard.append(json.loads(socket.recv(ENDS_WITHIN_S)))
         kinds = [each["type"] for each in heard]
         assert kinds.count("executed") == kinds.count("execution_success") == 2
+
+
+def test_after_a_restart_other_clients_prompts_are_counted_too(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    with (
+        served(new_pipeline(stages, storage, monkeypatch)) as before,
+        served(new_pipeline(StandIn(), storage, monkeypatch)) as after,
+        httpx.Client(base_url=before.url) as http,
+    ):
+        before.call(stages.gate.clear)
+        sent(http, workflow(), client_id="another")
+        address = f"{after.url.replace('http', 'ws')}/ws?clientId=a"
+        with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
+            left: list[int] = []
+            while left != [1, 0]:
+                status = json.loads(socket.recv(ENDS_WITHIN_S))["data"]["status"]
+                told = status["exec_info"]["queue_remaining"]
+                left += [told] if [told] != left[-1:] else []
+                before.call(stages.gate.set)
