@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.cluster_command import cluster_app
 from serve.command_options import Json, ModelsDir
 from serve.command_options import integer as _integer
 from serve.commands.output import (
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app)
 app.add_typer(keys_app)
+app.add_typer(cluster_app)
 app.command()(loadtest)
 
 

@@ -72,9 +72,11 @@ def test_every_field_of_the_contract_has_its_option() -> None:
         assert f"--{name.replace('_', '-')}" in shown
 
 
-@pytest.mark.parametrize("command", ["up", "generate", "doctor", "demo", "loadtest"])
+@pytest.mark.parametrize(
+    "command", ["up", "generate", "doctor", "demo", "loadtest", "cluster plan"]
+)
 def test_help_cuts_no_name_short_at_80_columns(command: str) -> None:
-    done = kelvin(command, "--help", env={**os.environ, "COLUMNS": "80"})
+    done = kelvin(*command.split(), "--help", env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0
     assert "…" not in done.stdout.decode()
 
