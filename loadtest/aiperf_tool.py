@@ -49,10 +49,20 @@ def installed(executable: Path | None) -> Path:
     if done.exists():
         return tool
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted installation left
-    _run([sys.executable, "-m", "venv", str(folder)], _INSTALL_WITHIN_S)
+    _run(
+        [sys.executable, "-m", "venv", str(folder)],
+        _INSTALL_WITHIN_S,
+        f"a Python that can make environments (Debian: python3-venv) and room in {cache}, "
+        "or another XDG_CACHE_HOME",
+    )
     # Twice: only what makes it fail; of indexes that lack a package, pip warns for each.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet"]
-    _run([*pip, f"aiperf=={VERSION}"], _INSTALL_WITHIN_S)
+    _run(
+        [*pip, f"aiperf=={VERSION}"],
+        _INSTALL_WITHIN_S,
+        f"a package index that has aiperf {VERSION} (pip says above what it lacked); "
+        "or --aiperf with one that is installed",
+    )
     done.touch()
     return tool
 
@@ -97,7 +107,7 @@ def profile(
     command += ["--benchmark-duration", f"{seconds:g}", "--benchmark-grace-period", f"{_GRACE_S:g}"]
     command += ["--no-gpu-telemetry", "--no-server-metrics", "--ui", "none"]
     command += ["--extra-inputs", json.dumps(dict(body)), "--artifact-dir", str(folder / "report")]
-    code = _run(command, seconds + _GRACE_S + _BESIDE_PROFILING_S, may_fail=True)
+    code = _run(command, seconds + _GRACE_S + _BESIDE_PROFILING_S)
     file = folder / "report" / "profile_export_aiperf.json"
     try:
         exported: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -167,18 +177,27 @@ def existing_tool(text: str) -> Path:
     return Path(found)
 
 
-def _run(command: Sequence[str], within_s: float, *, may_fail: bool = False) -> int:
+def _run(command: Sequence[str], within_s: float, remedy: str | None = None) -> int:
+    """Return the exit status; with a remedy, one that is not 0 is an error.
+
+    Raises:
+        ToolFailed: It cannot be run, takes too long, or fails and must not.
+    """
     try:
         code = subprocess.run(
             command, timeout=within_s, check=False, stdout=sys.stderr.fileno()
         ).returncode
     except subprocess.TimeoutExpired:
         raise ToolFailed("It took too long.", value=command[0], allowed=f"{within_s:g} s") from None
-    if code and not may_fail:
+    except OSError as error:
         raise ToolFailed(
-            f"{' '.join(command[:4])} failed.",
-            field="exit code",
-            value=code,
-            allowed="a package index that has it; or --aiperf with one that is installed",
+            f"It cannot be run: {error.strerror}.",
+            field="command",
+            value=command[0],
+            allowed="an executable; one of our own is installed anew once its folder is removed",
+        ) from None
+    if code and remedy is not None:
+        raise ToolFailed(
+            f"{' '.join(command)} failed.", field="exit status", value=code, allowed=remedy
         )
     return code

@@ -7,6 +7,9 @@ of the same seed, one after the other and in an order that is drawn anew, so tha
 machine down for a while slows all of them. A door's cost is the median, over the rounds, of what it
 took longer than the handle in that round; the interval holds it with 95 % (by ranks, Conover 1999,
 3.2). Every way must come to the same pixels, or they were not compared at all.
+
+What an exchange costs that does nothing is measured beside it: the native door's picture takes two,
+ComfyUI's two and a websocket's messages, the others' one.
 """
 
 from __future__ import annotations
@@ -68,11 +71,24 @@ def measure(
     return taken
 
 
-def report_of(taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def empty_exchanges(connection: Connection, rounds: int) -> list[float]:
+    """Return the seconds of GETs that ask the service for what it need not look up."""
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        connection.ask("GET", "/features")
+        taken.append(time.perf_counter() - begun)
+    return taken
+
+
+def report_of(
+    taken: Mapping[str, Sequence[float]], empty: Sequence[float] | None = None
+) -> dict[str, Any]:
     """Return medians, what each door adds to the handle, and whether that is within the aim.
 
     Args:
         taken: Name -> seconds, round by round; `HANDLE` among them.
+        empty: Seconds of exchanges that do nothing; None: not measured.
     """
     alone = statistics.median(taken[HANDLE])
     doors = {}
@@ -92,6 +108,7 @@ def report_of(taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         "rounds": len(taken[HANDLE]),
         "handle": _spread(taken[HANDLE]),
         "doors": {name: doors[name] for name in taken if name in doors},
+        **({} if empty is None else {"empty_exchange": _spread(empty)}),
         "target": {"added_ms_at_most": LARGEST_ADDED_MS},
         "ok": all(door["met"] for door in doors.values()),
     }
@@ -129,7 +146,7 @@ def settings_of(model: str, folder: Path) -> Settings:
     )
 
 
-def _measured(options: argparse.Namespace) -> dict[str, list[float]]:
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="kelvin-doors-") as folder,
         local_kelvin(settings_of(options.model, Path(folder))) as kelvin,
@@ -155,7 +172,8 @@ def _measured(options: argparse.Namespace) -> dict[str, list[float]]:
             "comfyui": door_clients.comfyui(connection(), messages, asked),
             "a1111": door_clients.a1111(connection(), asked),
         }
-        return measure(callers, options.rounds)
+        taken = measure(callers, options.rounds)
+        return report_of(taken, empty_exchanges(connection(), options.rounds))
 
 
 def table_of(report: Mapping[str, Any]) -> Table:
@@ -208,7 +226,7 @@ def _run(options: argparse.Namespace) -> int:
         "steps": options.steps,
     }
     with Results(known, options.out, options.json) as results, stdout_is_for_json(), stoppable():
-        results.keep(**report_of(_measured(options)))
+        results.keep(**_measured(options))
         STDERR.print(table_of(results.report))
     return 0 if results.report["ok"] else 1
 

@@ -18,7 +18,7 @@ from starlette.datastructures import FormData, UploadFile
 from serve.errors import InvalidRequest, NotSupportedYet
 from serve.requests import GenerateRequest
 
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _SIZES = "auto, or WIDTHxHEIGHT in pixels, both multiples of 16: 1024x1024"
 _COMPRESSIONS = "an integer from 0 to 100: the quality of jpeg and webp"
 MOST_PARTIAL_IMAGES = 3

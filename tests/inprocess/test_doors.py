@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 from deployments.payloads import Pixels
 from loadtest import door_clients
 from loadtest.door_clients import Asked, Connection, DoorFailed
-from loadtest.doors import HANDLE, measure, report_of
+from loadtest.doors import HANDLE, empty_exchanges, measure, report_of
 from tests.inprocess.served import Served
 from tests.inprocess.stand_in_stages import STAMP, StandIn
 
@@ -30,6 +30,7 @@ def test_every_door_gives_the_picture_to_its_caller(server: Served, stages: Stan
             "a1111": door_clients.a1111(connection, ASKED),
         }
         taken = measure(callers, rounds=2, warm_up=1)
+        assert len(empty_exchanges(connection, 3)) == 3
     assert {name: len(seconds) for name, seconds in taken.items()} == dict.fromkeys(callers, 2)
     # All ask for the same: what differs is the job's id alone.
     jobs = {(job.width, job.num_inference_steps, job.sampler, job.seed) for job in stages.denoised}
@@ -64,7 +65,8 @@ def test_the_cost_of_a_door_is_told_round_by_round():
         "near": [s + 0.010 for s in handle],
         "far": [s + 0.016 for s in handle],
     }
-    report = report_of(taken)
+    report = report_of(taken, [0.004] * 20)
+    assert report["empty_exchange"]["median_ms"] == pytest.approx(4.0)
     assert report["doors"]["near"]["added_ms"] == pytest.approx(10.0, abs=0.01)
     assert report["doors"]["near"]["met"]
     assert not report["doors"]["far"]["met"]

@@ -172,6 +172,7 @@ def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, 
     [
         ({"size": "10x16"}, "size", "invalid_request"),
         ({"size": "large"}, "size", "invalid_request"),
+        ({"size": "\u0661\u0666x\u0661\u0666"}, "size", "invalid_request"),  # 16x16
         ({"size": "1024x1024"}, "size", "invalid_request"),
         ({"n": 17}, "n", "invalid_request"),
         ({"n": "2"}, "n", "invalid_request"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from loadtest.aiperf_tool import faults, figures
+from loadtest.aiperf_tool import ToolFailed, faults, figures, installed, profile
 
 REPORT = {
     "aiperf_version": "0.13.0",
@@ -48,3 +51,22 @@ def test_what_is_wrong_is_told(change, stored, told):
     found = faults(figures(REPORT | change), 60.0, stored=stored)
     assert len(found) == 1
     assert told in found[0]
+
+
+def test_what_cannot_be_installed_says_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ToolFailed, match="venv") as failed, capfd.disabled():
+        installed(None)
+    assert "python3-venv" in str(failed.value.allowed)
+    assert str(tmp_path / "file") in str(failed.value.allowed)
+
+
+def test_a_tool_that_cannot_be_run_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    gone = tmp_path / "aiperf"
+    asked: dict[str, Any] = {"seconds": 1.0, "concurrency": 1, "streaming": False, "body": {}}
+    with pytest.raises(ToolFailed, match="No such file") as failed, capfd.disabled():
+        profile(gone, "http://127.0.0.1:1", "pico", tmp_path, ["a"], tmp_path, **asked)
+    assert failed.value.value == str(gone)
