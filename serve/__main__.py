@@ -28,6 +28,7 @@ from serve.generate_command import generate
 from serve.keys_command import keys_app
 from serve.loadtest_command import loadtest
 from serve.models_command import models_app
+from serve.status_command import status
 
 _EXAMPLES = """
 [bold]Examples[/]
@@ -48,6 +49,8 @@ kelvin up --model sd3.5_large_fp8_scaled.safetensors --models-dir ComfyUI/models
 
 kelvin models load /models/stable-diffusion-3.5-medium [dim]# beside what is served[/]
 
+kelvin status [dim]# pools, replicas, cards and queues, live[/]
+
 kelvin loadtest --profile burst --duration 120 [dim]# load, and a report of what became of it[/]
 """
 
@@ -64,6 +67,7 @@ app.add_typer(models_app)
 app.add_typer(keys_app)
 app.add_typer(cluster_app)
 app.command()(loadtest)
+app.command()(status)
 
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
