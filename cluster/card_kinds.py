@@ -21,11 +21,14 @@ class CardKind:
         speed: Of a cool card, an H100 being 1. An estimate unless the source says measured.
         cost_per_hour: US dollars, on demand. An estimate.
         source: What the speed was estimated from.
+        memory_gib: What a process may allocate on an empty card: the total that nvidia-smi shows,
+            less half a GiB; None where the name alone does not tell.
     """
 
     speed: float
     cost_per_hour: float
     source: str
+    memory_gib: float | None = None
 
 
 # Dense tensor TFLOP/s from the data sheets. FP8 where the chip has it, since Kelvin computes in FP8
@@ -34,17 +37,17 @@ class CardKind:
 # (62 TFLOP in 80 ms): published FLUX times give an L20, whose ratio of peaks is 0.12, a speed of
 # 0.22 (28 steps: 13.4 s against 2.97 s). An L4 has an L20's peak and a quarter of its power (72 W).
 KINDS: dict[str, CardKind] = {
-    "H100": CardKind(1.0, 6.9, "measured: the reference"),
-    "H200": CardKind(1.05, 7.9, "an H100's arithmetic with faster memory; estimate"),
+    "H100": CardKind(1.0, 6.9, "measured: the reference", 79.1),
+    "H200": CardKind(1.05, 7.9, "an H100's arithmetic with faster memory; estimate", 139.9),
     "A100": CardKind(0.32, 3.0, "BF16 peak 312, no FP8; estimate"),
-    "A100-40G": CardKind(0.32, 2.75, "BF16 peak 312, no FP8; estimate"),
-    "A100-80G": CardKind(0.32, 3.4, "BF16 peak 312, no FP8; estimate"),
-    "L40S": CardKind(0.45, 1.9, "FP8 peak 733, 350 W; estimate"),
-    "RTX6000Ada": CardKind(0.42, 1.1, "FP8 peak 728, 300 W; estimate"),
-    "L20": CardKind(0.22, 1.2, "published FLUX times; estimate"),
-    "L4": CardKind(0.12, 0.8, "FP8 peak 242 at 72 W; estimate"),
-    "A10G": CardKind(0.08, 1.0, "BF16 peak 70, no FP8; estimate"),
-    "T4": CardKind(0.03, 0.53, "FP16 peak 65 at 70 W, no BF16; estimate"),
+    "A100-40G": CardKind(0.32, 2.75, "BF16 peak 312, no FP8; estimate", 39.5),
+    "A100-80G": CardKind(0.32, 3.4, "BF16 peak 312, no FP8; estimate", 79.5),
+    "L40S": CardKind(0.45, 1.9, "FP8 peak 733, 350 W; estimate", 44.5),
+    "RTX6000Ada": CardKind(0.42, 1.1, "FP8 peak 728, 300 W; estimate", 47.5),
+    "L20": CardKind(0.22, 1.2, "published FLUX times; estimate", 44.5),
+    "L4": CardKind(0.12, 0.8, "FP8 peak 242 at 72 W; estimate", 22.0),
+    "A10G": CardKind(0.08, 1.0, "BF16 peak 70, no FP8; estimate", 22.0),
+    "T4": CardKind(0.03, 0.53, "FP16 peak 65 at 70 W, no BF16; estimate", 14.5),
     "CPU": CardKind(0.001, 0.05, "of the order of 1 TFLOP/s a core group; estimate"),
 }
 

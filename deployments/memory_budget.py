@@ -19,15 +19,11 @@ from deployments.payloads import DenoiseJob
 from deployments.schedule import MAX_ROWS
 from deployments.sd3.card import most_bytes, usable_bytes
 from deployments.step_costs import TokenShape
+from serve.checkpoints.memory import FORWARD_HEADROOM, GUESSED_BYTES_PER_TOKEN
 from serve.errors import InvalidRequest
 
 GIB = 1 << 30
 
-# Until a forward was measured: SD3.5 Large holds about this much for one token of one row (width
-# 2432: its streams, normalised and quantised copies, q, k, v and four widths within the MLP).
-_GUESSED_BYTES_PER_TOKEN = 128 << 10
-# Measured peaks repeat, but the allocator's blocks leave gaps between them.
-_HEADROOM = 1.15
 # Left on a card for what the allocator does not see: libraries' workspaces, lazily loaded kernels.
 _CUDA_MARGIN_BYTES = GIB // 2
 # A CPU's memory is shared with everything else on the machine, so a limit stands in.
@@ -59,7 +55,7 @@ class MemoryBudget:
         self,
         capacity_bytes: int,
         *,
-        bytes_per_token: float = _GUESSED_BYTES_PER_TOKEN,
+        bytes_per_token: float = GUESSED_BYTES_PER_TOKEN,
         available: Callable[[], int] | None = None,
     ) -> None:
         self.capacity_bytes = capacity_bytes
@@ -72,7 +68,7 @@ class MemoryBudget:
 
     @classmethod
     def of_device(
-        cls, device: torch.device, bytes_per_token: float = _GUESSED_BYTES_PER_TOKEN
+        cls, device: torch.device, bytes_per_token: float = GUESSED_BYTES_PER_TOKEN
     ) -> MemoryBudget:
         """Return the budget of a device; call it after the model is loaded and warmed up.
 
@@ -105,7 +101,7 @@ class MemoryBudget:
 
     def forward_bytes(self, shape: TokenShape, rows: int) -> int:
         """Return the peak of a forward of so many rows, above what is held before it."""
-        return int(rows * shape.tokens * self.bytes_per_token * _HEADROOM)
+        return int(rows * shape.tokens * self.bytes_per_token * FORWARD_HEADROOM)
 
     def free_bytes(self, held_bytes: int) -> int:
         """Return what was free when last looked, had live requests held so many bytes then."""

@@ -19,6 +19,7 @@ from cluster.serve_states import PoolFacts
 from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
+from serve.card_fit import refuse_what_cannot_fit
 from serve.config import ModelEntry, PoolSettings, Settings
 from serve.errors import ConfigurationError, Overloaded
 from serve.further_models import ModelFacts, further_model
@@ -73,6 +74,7 @@ def build_model(application: ModelApplication) -> Application:
 
 def model_application(facts: ModelFacts) -> Application:
     """Return the application of a further model: a card as ingress, and its own pools."""
+    refuse_what_cannot_fit([(facts.settings.model, facts.own_pools)])
     pools = [
         _pool(facts.settings, facts.spec, stage, pool)
         for stage, pools in facts.own_pools.items()
@@ -98,6 +100,7 @@ def build(settings: Settings) -> Application:
             " `kelvin models load`",
         )
     spec = ModelSpec.from_directory(resolve_model_dir(settings.model), model_name(settings.model))
+    refuse_what_cannot_fit([(settings.model, settings.pools)])
     pipeline = serve.deployment(
         serve.ingress()(_ServedPipeline),
         name=PIPELINE_NAME,
@@ -116,6 +119,8 @@ def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings)
     actor: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
     if pool.accelerator_type is not None:
         actor["accelerator_type"] = pool.accelerator_type
+    if pool.label_selector:
+        actor["label_selector"] = pool.label_selector
     deployment = serve.deployment(
         _CLASSES[stage],
         name=pool.name,
@@ -123,6 +128,7 @@ def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings)
         max_queued_requests=pool.max_queued_requests,
         graceful_shutdown_timeout_s=graceful_shutdown_s(stage, pool, spec.defaults),
         ray_actor_options=actor,
+        max_replicas_per_node=pool.max_replicas_per_node,
         **_logging(settings),
         **replicas_of(settings.autoscaling, spec.name, stage, pool),
         **_routing(settings, pool),

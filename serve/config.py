@@ -7,7 +7,7 @@ explicit overrides. Credentials are never settings: boto3's usual chain finds th
 # No `from __future__ import annotations` here: Ray Serve's builder needs real annotations.
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -39,6 +39,11 @@ from serve.storage_settings import StorageSettings as StorageSettings
 from serve.tenant_settings import TenantSettings
 
 Precision = Literal["auto", "fp8", "bf16", "fp32"]
+
+# As Ray takes them (its docs, "Use labels to control scheduling"): Kubernetes' syntax of labels.
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LabelName = Annotated[str, Field(pattern=rf"^({_LABEL}/)?{_LABEL}$")]
+LabelCondition = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
 
 
 class PoolSettings(Section):
@@ -73,6 +78,14 @@ class PoolSettings(Section):
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
     num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
     accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. L4, H100")
+    label_selector: dict[LabelName, LabelCondition] = Field(
+        {},
+        description="labels that a node must have, in Ray's words: `{market: spot}`, "
+        "`{market: '!spot'}`, `{'ray.io/accelerator-type': 'in(L4, A10G)'}`",
+    )
+    max_replicas_per_node: int | None = Field(
+        None, ge=1, le=100, description="spreads a pool: no node gets more of its replicas"
+    )
     precision: Precision = Field("auto", description="auto chooses by hardware and says why")
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads; half the cores if absent"

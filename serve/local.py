@@ -19,6 +19,7 @@ import ray
 from ray import serve
 from ray.serve.api import RunTarget
 
+from serve.card_fit import refuse_what_cannot_fit
 from serve.config import Settings
 from serve.embedded_store import EmbeddedStore
 from serve.errors import ConfigurationError, StorageUnavailable
@@ -73,6 +74,10 @@ class LocalKelvin:
             self._start_store()
             refuse_open_door(self.settings)
             self._further = further_models(self.settings, _own_name(self.settings))
+            own = (self.settings.model, self.settings.pools)
+            refuse_what_cannot_fit(
+                [own, *((each.settings.model, each.own_pools) for each in self._further)]
+            )
             self._cleanup.enter_context(running_ray(self.settings, self._further))
             self._check_reach_of_store()
             self._start_app()

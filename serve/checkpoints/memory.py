@@ -7,15 +7,17 @@ weights with a replayed graph, decoding 2.6 eager; each process has CUDA's own c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+from cluster.card_kinds import KINDS
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.part import Part
 
 GIB = 1 << 30
 Weights = Literal["fp8", "bf16"]
+Precision = Literal["auto", "fp8", "bf16", "fp32"]
 Stage = Literal["text", "denoise", "decode"]
 
 STAGES: Mapping[Stage, tuple[Kind, ...]] = {
@@ -25,6 +27,17 @@ STAGES: Mapping[Stage, tuple[Kind, ...]] = {
 }
 _WORKING: Mapping[Stage, float] = {"text": 0.5 * GIB, "denoise": 1.0 * GIB, "decode": 2.6 * GIB}
 _CONTEXT = 0.6 * GIB
+_MEASURED_PIXELS = 1024 * 1024
+
+# Until a forward was measured: SD3.5 Large holds about this much for one token of one row (width
+# 2432: its streams, normalised and quantised copies, q, k, v and four widths within the MLP).
+GUESSED_BYTES_PER_TOKEN = 128 << 10
+# Measured peaks repeat, but the allocator's blocks leave gaps between them.
+FORWARD_HEADROOM = 1.15
+_WIDTH_OF_GUESS = 2432
+_PIXELS_PER_TOKEN = 16 * 16
+_CLIP_TOKENS = 77
+
 _BLOCKS = {"transformer": "transformer_blocks.", "t5": "encoder.block."}
 
 
@@ -37,10 +50,14 @@ class CardKind:
     fp8_units: bool
 
 
+def _card(name: str, kind: str, fp8_units: bool) -> CardKind:
+    return CardKind(name, (KINDS[kind].memory_gib or 0.0) * GIB, fp8_units)
+
+
 CARDS = (
-    CardKind("L4 24 GB", 22.0 * GIB, True),
-    CardKind("A10G 24 GB", 22.0 * GIB, False),
-    CardKind("H100 80 GB", 79.1 * GIB, True),
+    _card("L4 24 GB", "L4", True),
+    _card("A10G 24 GB", "A10G", False),
+    _card("H100 80 GB", "H100", True),
 )
 
 
@@ -124,3 +141,68 @@ def _fit(card: CardKind, parts: Mapping[Kind, Part]) -> Fit:
     )
     together = int(smallest + max(_WORKING.values()) + _CONTEXT * len(STAGES))
     return Fit(card, precision, needs, together)
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one replica of a stage takes of its card, in bytes.
+
+    Attributes:
+        weights: In the precision that `held` names.
+        working: Of the largest forward or decoding.
+        held: How the weights are held.
+    """
+
+    weights: int
+    working: int
+    held: str
+
+    @property
+    def total(self) -> int:
+        """Return all of it, with CUDA's own context."""
+        return self.weights + self.working + int(_CONTEXT)
+
+    def at_most(self, limit: int) -> StageNeeds:
+        """Return the needs where weights and work keep to a limit, as decoding in tiles does."""
+        return replace(self, working=max(0, min(self.working, limit - self.weights)))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / GIB:.1f} GiB ({self.held} weights {self.weights / GIB:.1f}, work"
+            f" {self.working / GIB:.1f}, CUDA's context {_CONTEXT / GIB:.1f})"
+        )
+
+
+def stage_needs(
+    stage: Stage,
+    parts: Mapping[Kind, Part],
+    precision: Precision,
+    *,
+    pixels: int,
+    text_tokens: int,
+    rows: int,
+) -> StageNeeds:
+    """Return what one replica takes; of what `auto` may choose, the least.
+
+    Args:
+        stage: Of the replica.
+        parts: Of the model.
+        precision: Of the pool.
+        pixels: Of the largest picture.
+        text_tokens: T5's tokens of a prompt.
+        rows: Of the largest forward.
+    """
+    held: Weights = "fp8" if precision in ("auto", "fp8") and stage != "decode" else "bf16"
+    own = [(kind, parts[kind]) for kind in STAGES[stage] if kind in parts]
+    weights = sum(resident_bytes(kind, part, held) for kind, part in own)
+    if precision == "fp32":
+        weights *= 2
+    working = _WORKING[stage]
+    if stage == "denoise":
+        tokens = pixels // _PIXELS_PER_TOKEN + _CLIP_TOKENS + text_tokens
+        width = parts["transformer"].weights["pos_embed.proj.weight"].shape[0]
+        per_token = GUESSED_BYTES_PER_TOKEN * FORWARD_HEADROOM * width / _WIDTH_OF_GUESS
+        working = rows * tokens * per_token
+    elif stage == "decode":
+        working *= pixels / _MEASURED_PIXELS
+    return StageNeeds(weights, int(working), "fp32" if precision == "fp32" else held)
