@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -93,3 +94,36 @@ async def test_one_picture_may_be_larger_than_what_may_wait(monkeypatch: pytest.
             await asyncio.sleep(0)
     task.cancel()
     assert client.closed is None
+
+
+async def test_progress_waits_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 3600.0)
+    client, socket = Client(), Socket()
+    client.reads.set()
+    task = await served(client, socket)
+    socket.send("progress", {"node": "5", "value": 1})
+    socket.send("executing", {"node": "6"})
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(client.heard) == 1  # the status, which came first
+    socket.send("executing", {"node": None})
+    async with asyncio.timeout(10):
+        while len(client.heard) < 4:
+            await asyncio.sleep(0)
+    assert [json.loads(each)["data"].get("node", "-") for each in client.heard] == [
+        *("-", "5", "6", None)
+    ]
+    task.cancel()
+
+
+async def test_progress_comes_by_itself_in_the_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 0.01)
+    client, socket = Client(), Socket()
+    client.reads.set()
+    task = await served(client, socket)
+    for value in range(3):
+        socket.send("progress", {"node": "5", "value": value})
+    async with asyncio.timeout(10):
+        while len(client.heard) < 4:
+            await asyncio.sleep(0.001)
+    task.cancel()
