@@ -23,6 +23,7 @@ from serve.commands.output import (
     exit_code,
     write_error,
 )
+from serve.drain_command import drain
 from serve.errors import InvalidRequest, KelvinError
 from serve.generate_command import generate
 from serve.keys_command import keys_app
@@ -68,6 +69,7 @@ app.add_typer(keys_app)
 app.add_typer(cluster_app)
 app.command()(loadtest)
 app.command()(status)
+app.command()(drain)
 
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]

@@ -73,7 +73,7 @@ def test_every_field_of_the_contract_has_its_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "generate", "doctor", "demo", "loadtest", "cluster plan"]
+    "command", ["up", "generate", "doctor", "demo", "loadtest", "cluster plan", "status", "drain"]
 )
 def test_help_cuts_no_name_short_at_80_columns(command: str) -> None:
     done = kelvin(*command.split(), "--help", env={**os.environ, "COLUMNS": "80"})
