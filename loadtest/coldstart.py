@@ -6,6 +6,10 @@ Writes a transformer of SD3.5's real size in Kelvin's FP8 format once, then star
 twice in a process of its own: the first start fills the caches on disk, the second is the one that
 counts, from the start of the process to the first finished step. The second goes on with requests
 over twelve sizes, most of them never prepared; nothing may compile for them.
+
+    python -m loadtest.coldstart --s3 --json
+
+How fast a model's files come to a cold node from an S3 store (`loadtest.coldstart_s3`).
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest import command_line
+from loadtest import coldstart_s3, command_line
+from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
 from loadtest.sd35 import largest_side
 
@@ -114,7 +119,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--steps", type=command_line.whole(1, 200), default=2, help="of each request")
     add("--warm-rows", default="", help="rows to prepare, comma-separated; as served if absent")
     add("--dir", type=command_line.folder_to_fill, help="where the checkpoint is kept")
-    add("--device", type=command_line.device, default="cuda", help="cuda or cpu")
+    add("--device", help="cuda, which is the default, or cpu")
+    add("--s3", action="store_true", help="only: a model's files from an S3 store to this node")
+    add("--gib", type=command_line.number(0.01, 100), default=1.5, help="with --s3: of files")
+    add("--rounds", type=command_line.whole(1, 100), default=5, help="with --s3")
     add(
         "--out",
         type=command_line.file_to_write,
@@ -122,6 +130,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_args(arguments)
+    if options.s3:
+        return options
+    try:
+        options.device = command_line.device(options.device or "cuda")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --device: {error}")
     options.dir = options.dir or Path(tempfile.gettempdir()) / f"kelvin-random-{options.model}"
     try:
         for rows in filter(None, options.warm_rows.split(",")):
@@ -137,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_all(options: argparse.Namespace) -> int:
+    if options.s3:
+        return _run_s3(options)
     command_line.check_side(options.size, largest_side(options.model))
     known = {
         "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
@@ -148,6 +164,18 @@ def _run_all(options: argparse.Namespace) -> int:
         measure(options, results)
     phases = (value for name, value in results.report.items() if name != "targets")
     return int(any("failed" in phase for phase in phases if isinstance(phase, dict)))
+
+
+def _run_s3(options: argparse.Namespace) -> int:
+    known = {
+        "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load_average_before": os.getloadavg(),
+    }
+    with Results(known, options.out, options.json) as results:
+        coldstart_s3.measure(options.gib, options.rounds, results)
+    return int(not all(each["met"] for each in results.report["targets"].values()))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Where a model's folder is on this node.
 
-Every stage reads a folder in Diffusers layout. For a single file, and where the settings change a
+Every stage reads a folder in Diffusers layout. What lies in an S3 store is copied to this node's
+disk first (`serve.model_cache`). For a single file, and where the settings change a
 folder's defaults, that is one which holds everything but the weights and says where they lie
 (`serve.checkpoints.view`). `pico` has no folder in the repository: it is written on the first use
 of a node, whole or not at all, and found again by the hash of the code that writes it.
 """
 
+import functools
 import hashlib
 import os
 import shutil
@@ -23,8 +25,11 @@ from serve.checkpoints.stated_config import read_config
 from serve.checkpoints.view import write_view
 from serve.config import ModelSettings
 from serve.errors import ConfigurationError
+from serve.model_cache.node_copy import on_this_node
 
 _MOST_NAMED = 10
+# A process stays with the version of a model that it has seen first.
+_here = functools.lru_cache(maxsize=64)(on_this_node)
 
 
 def resolve_model_dir(settings: ModelSettings) -> Path:
@@ -34,6 +39,7 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
         ConfigurationError: There is no such model on this node, or its files are not what they
             should be.
     """
+    settings = _here(settings)
     if is_single_file(settings):
         return write_view(find_model(settings), settings)
     path = _directory(settings)
@@ -43,7 +49,8 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
             field="model.path",
             value=str(path),
             allowed="builtin, pico, a folder in Diffusers layout or a .safetensors file, both"
-            " readable on every node; with model.models_dir the name of a checkpoint in it",
+            " readable on every node or at s3://BUCKET/...; with model.models_dir the name of a"
+            " checkpoint in it",
         )
     if not (path / "model_index.json").is_file():
         files = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:_MOST_NAMED])
@@ -66,6 +73,7 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
 def lora_roots(settings: ModelSettings) -> list[Path]:
     """Return the folders of this node whose `loras` hold LoRAs of the model, in order."""
     roots: list[Path] = []
+    settings = _here(settings)
     if not is_single_file(settings):
         roots.append(_directory(settings))
     elif (own := models_dir_of(Path(settings.path).expanduser())) is not None:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve.heat_settings import Section
+from serve.model_source_settings import ModelSourceSettings
 from serve.path_text import FileName, PathText
 from serve.requests import Sampler, Scheduler
 
@@ -18,7 +19,8 @@ class ModelSettings(Section):
     path: PathText = Field(
         "builtin",
         description="`builtin`, `pico`, a folder in Diffusers layout or a .safetensors file, both "
-        "readable on every node; with models_dir also the name of one of its checkpoints",
+        "readable on every node or at `s3://BUCKET/...`; with models_dir also the name of one of "
+        "its checkpoints",
     )
     name: str | None = Field(None, description="name callers use; the folder's own name if absent")
     models_dir: PathText | None = Field(
@@ -48,6 +50,7 @@ class ModelSettings(Section):
     max_size: int | None = Field(
         None, ge=16, description="longest side that requests may ask for; the position table's end"
     )
+    source: ModelSourceSettings = Field(default_factory=ModelSourceSettings)
 
     @property
     def request_defaults(self) -> dict[str, int | float | str]:

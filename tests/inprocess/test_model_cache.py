@@ -1,0 +1,263 @@
+"""A model in a real S3 store comes to a node once, whole, and stays within its bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deployments.builtin.pico import write_pico
+from serve.config import StorageSettings
+from serve.errors import ConfigurationError, KelvinError, StorageUnavailable
+from serve.model_cache.node_copy import on_this_node
+from serve.model_dir import lora_roots, resolve_model_dir
+from serve.model_settings import ModelSettings
+from serve.model_source_settings import ModelSourceSettings
+from serve.models import ModelSpec
+from serve.s3_client import s3_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+PART_BYTES = 5 << 20  # the least that S3 allows
+RUN = """
+import json, logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+logging.getLogger("botocore").setLevel(logging.WARNING)
+from serve.model_cache.node_copy import on_this_node
+from serve.model_settings import ModelSettings
+print(on_this_node(ModelSettings(**json.loads(sys.argv[1]))).path)
+"""
+
+
+class Remote:
+    """A prefix of the store with a model, and settings of a node that reads it."""
+
+    def __init__(self, s3: StorageSettings, prefix: str, cache: Path) -> None:
+        self.bucket = s3.bucket
+        self.prefix = prefix.strip("/")
+        self.client: S3Client = s3_client(s3, s3.endpoint_url, connections=4)
+        self._s3 = s3
+        self._cache = cache
+
+    def put(self, path: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{path}", Body=data)
+
+    def put_in_parts(self, path: str, data: bytes) -> None:
+        # Any, for types of the client know no dictionary of arguments.
+        where: Any = {"Bucket": self.bucket, "Key": f"{self.prefix}/{path}"}
+        upload = self.client.create_multipart_upload(**where)["UploadId"]
+        parts: list[Any] = []
+        for number, begin in enumerate(range(0, len(data), PART_BYTES), 1):
+            body = data[begin : begin + PART_BYTES]
+            told = self.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+            parts.append({"PartNumber": number, "ETag": told["ETag"]})
+        self.client.complete_multipart_upload(
+            **where, UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+
+    def settings(self, path: str = "", **source: Any) -> ModelSettings:
+        about = {
+            "endpoint_url": self._s3.endpoint_url,
+            "credentials_file": self._s3.credentials_file,
+            "cache_dir": str(self._cache),
+            "max_attempts": 1,
+        }
+        address = "/".join(filter(None, (f"s3://{self.bucket}/{self.prefix}", path)))
+        return ModelSettings(path=address, source=ModelSourceSettings(**{**about, **source}))
+
+    def elsewhere(self, settings: ModelSettings) -> subprocess.Popen[str]:
+        """Return another process of the node that takes the model."""
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, settings.model_dump_json()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def remote(s3: StorageSettings, storage: StorageSettings, tmp_path: Path) -> Remote:
+    return Remote(s3, f"{storage.prefix}pico", tmp_path / "cache")
+
+
+@pytest.fixture
+def model(remote: Remote, tmp_path: Path) -> Path:
+    """Pico as it was uploaded, by hand and with what nobody should want."""
+    folder = tmp_path / "written"
+    write_pico(folder, seed=0)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            remote.put(str(file.relative_to(folder)), file.read_bytes())
+    remote.put("transformer/diffusion_pytorch_model.bin", b"a pickle")
+    return folder
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
+
+
+def test_a_folder_comes_as_it_is_and_is_a_model(remote: Remote, model: Path):
+    settings = remote.settings()
+    folder = resolve_model_dir(settings)
+    assert folder.name == "pico"
+    assert files_in(folder) == files_in(model)
+    assert ModelSpec.from_directory(folder).name == ModelSpec.from_directory(model).name
+    assert lora_roots(settings) == [folder]
+
+
+def test_who_comes_later_downloads_nothing(remote: Remote, model: Path):
+    first = Path(on_this_node(remote.settings()).path)
+    before = {path: (first / path).stat() for path in files_in(first)}
+    done = remote.elsewhere(remote.settings())
+    said, log = done.communicate(timeout=60)
+    assert said.strip() == str(first)
+    assert "GiB came" not in log
+    assert {path: (first / path).stat() for path in before} == before
+
+
+def test_of_processes_that_begin_together_one_downloads(remote: Remote, model: Path):
+    settings = remote.settings()
+    together = [remote.elsewhere(settings) for _ in range(3)]
+    told = [each.communicate(timeout=60) for each in together]
+    assert len({said for said, _ in told}) == 1
+    assert files_in(Path(told[0][0].strip())) == files_in(model)
+    assert sum("GiB came" in log for _, log in told) == 1
+
+
+def test_a_single_file_in_parts(remote: Remote):
+    data = os.urandom(2 * PART_BYTES + 12_345)
+    remote.put_in_parts("large.safetensors", data)
+    path = Path(on_this_node(remote.settings("large.safetensors")).path)
+    assert path.name == "large.safetensors"
+    assert path.read_bytes() == data
+    (record,) = (remote._cache / "files").glob("*.json")
+    checksum = json.loads(record.read_text())["checksum"]
+    assert checksum["part_bytes"] == PART_BYTES
+    assert on_this_node(remote.settings("large.safetensors", verify="checksum")).path == str(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone", "rotten", "of another boot"])
+def test_a_damaged_file_is_downloaded_again(
+    remote: Remote, model: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+):
+    settings = remote.settings(verify="checksum" if damage == "rotten" else "size")
+    file = Path(on_this_node(settings).path) / WEIGHTS
+    right, about = file.read_bytes(), file.stat()
+    wrong = right[:-1] if damage == "truncated" else right[:-1] + bytes([right[-1] ^ 1])
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(wrong)
+    if damage in ("rotten", "of another boot"):
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    if damage == "of another boot":
+        monkeypatch.setattr("serve.model_cache.node_cache._boot", lambda: "the next one")
+    again = Path(on_this_node(settings).path) / WEIGHTS
+    assert again == file
+    assert again.read_bytes() == right
+
+
+def test_a_new_version_keeps_what_it_has_in_common_with_the_old_one(remote: Remote, model: Path):
+    old = Path(on_this_node(remote.settings()).path)
+    remote.put(WEIGHTS, b"others")
+    new = Path(on_this_node(remote.settings()).path)
+    assert new != old
+    assert (new / WEIGHTS).read_bytes() == b"others"
+    assert (old / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
+    other = "vae/diffusion_pytorch_model.safetensors"
+    assert (new / other).samefile(old / other)
+
+
+def test_who_is_killed_in_the_midst_leaves_nothing_in_the_way(remote: Remote):
+    data = os.urandom(48 << 20)
+    remote.put_in_parts("large.safetensors", data)
+    settings = remote.settings("large.safetensors", connections=1)
+    victim = remote.elsewhere(settings)
+    wait_until(lambda: any((remote._cache / "files").glob("*.part-*")), 60.0)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert Path(on_this_node(settings).path).read_bytes() == data
+    assert not list((remote._cache / "files").glob("*.part-*"))
+
+
+def test_models_nobody_uses_make_room_and_those_in_use_do_not(remote: Remote):
+    for name in ("a", "b", "c"):
+        remote.put(f"{name}.safetensors", name.encode() * (6 << 20))
+    bound = {"cache_gib": 13 / 1024}  # two of them
+    for name in ("a", "b"):
+        remote.elsewhere(remote.settings(f"{name}.safetensors", **bound)).communicate(timeout=60)
+    assert len(list((remote._cache / "models").glob("*.json"))) == 2
+    kept = [on_this_node(remote.settings(f"{each}.safetensors", **bound)).path for each in "cb"]
+    assert [Path(each).read_bytes()[:1] for each in kept] == [b"c", b"b"]
+    assert len(list((remote._cache / "models").glob("*.json"))) == 2
+    with pytest.raises(ConfigurationError, match="in use") as refused:
+        on_this_node(remote.settings("a.safetensors", **bound))
+    assert refused.value.field == "model.source.cache_gib"
+
+
+def test_a_model_larger_than_the_cache_is_refused_with_the_arithmetic(remote: Remote):
+    remote.put("a.safetensors", bytes(2 << 20))
+    with pytest.raises(ConfigurationError, match=r"0\.00 GiB, the cache at most") as refused:
+        on_this_node(remote.settings("a.safetensors", cache_gib=1 / 1024))
+    assert refused.value.field == "model.source.cache_gib"
+    assert not list((remote._cache / "files").iterdir())
+
+
+def test_without_its_store_a_node_takes_the_version_that_it_has(
+    remote: Remote, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = on_this_node(remote.settings()).path
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise StorageUnavailable("It is gone.", field="storage.endpoint_url")
+
+    monkeypatch.setattr("serve.model_cache.transfer.s3_client", refuse)
+    assert on_this_node(remote.settings()).path == folder
+    Path(folder, WEIGHTS).unlink()
+    with pytest.raises(StorageUnavailable):
+        on_this_node(remote.settings())
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "field"),
+    [
+        ("nothing/here", {}, "model.path"),
+        ("none.safetensors", {}, "model.path"),
+        ("", {"endpoint_url": "http://127.0.0.1:9"}, "model.source.endpoint_url"),
+        ("", {"credentials_file": "/nowhere"}, "model.source.credentials_file"),
+        ("", {"cache_dir": "/proc/kelvin"}, "model.source.cache_dir"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_setting(
+    remote: Remote, path: str, source: dict[str, Any], field: str
+):
+    remote.put("model_index.json", b"{}")
+    with pytest.raises(KelvinError) as refused:
+        on_this_node(remote.settings(path, **source))
+    assert refused.value.field == field
+    assert refused.value.allowed
+    assert "secret" not in str(refused.value.body()).lower().replace("aws_secret_access_key", "")
+
+
+def test_a_bucket_that_does_not_exist(remote: Remote):
+    settings = remote.settings().model_copy(update={"path": "s3://no-such-bucket-here/model"})
+    with pytest.raises(StorageUnavailable) as refused:
+        on_this_node(settings)
+    assert (refused.value.field, refused.value.value) == ("model.path", settings.path)
