@@ -22,6 +22,16 @@ from serve.tenant_settings import NamedTenant
 _BEGIN = "<!-- settings: python -m serve.commands.settings_table README.md -->"
 _END = "<!-- /settings -->"
 _STAGES = ("text_encoder", "denoiser", "vae_decoder")
+_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    PoolSettings: "pool, as `denoiser`",
+    StorageSettings: "as section `storage`",
+    ModelSettings: "as section `model`",
+    NamedTenant: "{name, and what a tenant has}",
+}
 _BOUNDS = ((Ge, ">= {.ge}"), (Gt, "> {.gt}"), (Le, "<= {.le}"), (Lt, "< {.lt}"))
 
 
@@ -40,11 +50,19 @@ def _rows(section: str, kind: Any) -> Iterator[str]:
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         raise TypeError(f"settings section {section} is no pydantic model")
     for name, field in kind.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _rows(f"{section}.{name}", field.annotation)
+            continue
         default = section.replace("_", "-") if field.is_required() else field.default
         if name == "model":
             default = None
         cells = (f"`{section}.{name}`", _type(field), _shown(default), field.description or "")
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _is_section(kind: Any) -> bool:
+    """Whether a field is a section of its own, within another one."""
+    return isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in _NAMES
 
 
 def _type(field: FieldInfo) -> str:
@@ -79,14 +97,7 @@ def _words(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         key, value = map(_words, get_args(annotation))
         return f"object of {key}: {value}"
-    names: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
-    names |= {
-        PoolSettings: "pool, as `denoiser`",
-        StorageSettings: "as section `storage`",
-        ModelSettings: "as section `model`",
-        NamedTenant: "{name, and what a tenant has}",
-    }
-    return names.get(annotation, str(annotation))
+    return _NAMES.get(annotation, str(annotation))
 
 
 def _shown(default: Any) -> str:
