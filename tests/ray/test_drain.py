@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.drain_plan import emptied_stages, moves
 from loadtest.chaos_nodes import WorkerNodes
+from serve.commands.drain import refusal
+from serve.node_drain import cluster_nodes, deployed, replicas_on
 from tests.ray.world import World, wait_until
 
 ROOT = Path(__file__).parents[2]
+STAGES = ("text", "denoise", "decode")
 
 
 def drain(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -30,6 +34,24 @@ def drain(*arguments: str) -> tuple[int, dict[str, Any]]:
         check=False,
     )
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_runs_where_is_read_from_serve_and_a_node_with_all_of_it_may_not_go(world: World):
+    head = ray.get_runtime_context().get_node_id()
+    (node,) = [each for each in cluster_nodes() if each.id == head]
+    assert node.is_head
+    settings = world.settings(replicas=2)
+
+    def stages() -> dict[str, tuple[str, ...]]:
+        return {each.stage: each.nodes for each in deployed(settings) if each.stage in STAGES}
+
+    wait_until(lambda: stages() == dict.fromkeys(STAGES, (head, head)))
+    running = deployed(settings)
+    assert replicas_on(head) >= 7  # two of each stage, and the Pipeline
+    planned = moves(head, running, others=[])
+    emptied = emptied_stages(planned, head, running)
+    assert set(STAGES) < set(emptied)
+    assert "2 here, 0 elsewhere, room for 0 more" in refusal(node, emptied).message
 
 
 @pytest.mark.slow
@@ -57,7 +79,7 @@ def test_a_node_that_is_drained_loses_no_job(world: World):
             record = world.http.get(f"/v1/jobs/{job}").json()
             assert record["status"] == "succeeded", record
             moved += sum(stage.get("moves") or 0 for stage in record["result"]["stages"])
-        for stage in ("text", "denoise", "decode"):
+        for stage in STAGES:
             on = {replica["node"] for replica in world.replicas(stage)}
             assert on
             assert node not in on
