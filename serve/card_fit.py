@@ -18,11 +18,10 @@ from cluster.card_kinds import KINDS, card_kind
 from cluster.pool_state import Stage
 from serve.checkpoints.key_names import Kind
 from serve.checkpoints.memory import GIB, StageNeeds, stage_needs
-from serve.checkpoints.model_files import find_model, is_single_file, read_directory
 from serve.checkpoints.part import Part
 from serve.config import ModelSettings, PoolSettings
 from serve.errors import ConfigurationError
-from serve.model_dir import model_name, resolve_model_dir
+from serve.model_dir import model_files, model_name, resolve_model_dir
 from serve.models import Defaults, ModelSpec
 
 _SHARES = 10_000  # of a card: as finely as Ray divides one
@@ -78,9 +77,7 @@ def _kind(replica: _Replica) -> str:
 def _replicas_of(settings: ModelSettings, pools: Pools) -> list[_Replica]:
     folder = resolve_model_dir(settings)
     defaults = ModelSpec.from_directory(folder, model_name(settings)).defaults
-    single = is_single_file(settings)
-    files = find_model(settings) if single else read_directory(folder, settings)
-    parts = {kind: found.part for kind, found in files.parts.items()}
+    parts = {kind: found.part for kind, found in model_files(settings).parts.items()}
     return [
         _Replica(pool, _needs(stage, pool, parts, defaults))
         for stage, those in pools.items()

@@ -17,6 +17,7 @@ from pathlib import Path
 from serve.checkpoints.folders import models_dir_of
 from serve.checkpoints.model_files import (
     DIFFUSERS,
+    ModelFiles,
     find_model,
     is_single_file,
     read_directory,
@@ -68,6 +69,18 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
     if settings.variant or settings.request_defaults:
         return write_view(read_directory(path, settings), settings, path)
     return path
+
+
+def model_files(settings: ModelSettings) -> ModelFiles:
+    """Return what the files of the model are that the settings name, read from their headers.
+
+    Raises:
+        ConfigurationError: As `resolve_model_dir`.
+    """
+    settings = _here(settings)
+    if is_single_file(settings):
+        return find_model(settings)
+    return read_directory(_directory(settings), settings)
 
 
 def lora_roots(settings: ModelSettings) -> list[Path]:

@@ -35,6 +35,9 @@ DIFFUSERS: Mapping[Kind, str] = {
 }
 """Each part's folder in a Diffusers directory."""
 
+DIRECTORY = "Diffusers directory"
+"""The layout of one, in words."""
+
 NO_T5 = (
     "T5 is not loaded: its tokens are zeros, as in ComfyUI; pictures follow long prompts and"
     f" lettering less. For it add {TO_GET['t5']}"
@@ -147,7 +150,7 @@ def read_directory(folder: Path, settings: ModelSettings) -> ModelFiles:
     variant, told_by = variant_of(parts["transformer"].config, folder.resolve().name)
     return ModelFiles(
         name=folder.resolve().name,
-        layout="Diffusers directory",
+        layout=DIRECTORY,
         parts=parts,
         variant=settings.variant or variant,
         told_by="model.variant" if settings.variant else told_by,

@@ -38,21 +38,19 @@ def check_model(settings: ModelSettings) -> list[Finding]:
 
 def _examined(settings: ModelSettings) -> Iterator[Finding]:
     from serve.checkpoints.memory import fits
-    from serve.checkpoints.model_files import find_model, is_single_file, read_directory
+    from serve.checkpoints.model_files import DIRECTORY
     from serve.checkpoints.variants import NAMES
-    from serve.model_dir import model_name, resolve_model_dir
+    from serve.model_dir import model_files, model_name, resolve_model_dir
     from serve.models import ModelSpec
 
-    single = is_single_file(settings)
-    model = find_model(settings) if single else None
     folder = resolve_model_dir(settings)
-    if model is None:
-        model = read_directory(folder, settings)
+    model = model_files(settings)
+    if model.layout == DIRECTORY:
         _check_directory(model.parts)
     spec = ModelSpec.from_directory(folder, model_name(settings))
     what = NAMES[model.variant] if model.variant else "SD3.5's architecture"
     defaults = spec.defaults
-    where = settings.path if single else str(folder)
+    where = str(folder) if settings.path in ("builtin", "pico") else settings.path
     yield Finding(
         "model",
         "ok",

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deployments.builtin.pico import write_pico
-from serve.config import StorageSettings
+from serve.card_fit import refuse_what_cannot_fit
+from serve.commands.model_files import check_model
+from serve.config import PoolSettings, StorageSettings
 from serve.errors import ConfigurationError, KelvinError, StorageUnavailable
 from serve.model_cache.node_copy import on_this_node
 from serve.model_dir import lora_roots, resolve_model_dir
@@ -120,6 +122,18 @@ def test_a_folder_comes_as_it_is_and_is_a_model(remote: Remote, model: Path):
     assert files_in(folder) == files_in(model)
     assert ModelSpec.from_directory(folder).name == ModelSpec.from_directory(model).name
     assert lora_roots(settings) == [folder]
+
+
+def test_doctor_and_the_fit_of_cards_read_it_from_the_cache(remote: Remote, model: Path):
+    dotted = Remote(remote._s3, f"{remote.prefix}-3.5-large", remote._cache)
+    for name, data in files_in(model).items():
+        dotted.put(name, data)
+    settings = dotted.settings()
+    verdicts = {finding.name: finding for finding in check_model(settings)}
+    assert verdicts["model"].verdict == "ok", verdicts["model"].detail
+    assert settings.path in verdicts["model"].detail
+    pool = PoolSettings(name="denoiser", num_gpus=1, accelerator_type="L4")
+    refuse_what_cannot_fit([(settings, {"denoise": (pool,)})])
 
 
 def test_who_comes_later_downloads_nothing(remote: Remote, model: Path):
