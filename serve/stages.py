@@ -121,7 +121,8 @@ class Stages:
             with self._choice.sending("text", jobs) as pool:
                 suspicion.began()
                 encoded: tuple[PromptEmbedding, ...] = await _answer(
-                    self.pools["text"][pool].encode.remote(jobs, **_beside(suspicion))
+                    self.pools["text"][pool].encode.remote(jobs, **_beside(suspicion)),
+                    lambda: self._choice.is_vain(pool),
                 )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
@@ -141,7 +142,8 @@ class Stages:
             with self._choice.sending("decode", pixels) as pool:
                 suspicion.began()
                 encoded: EncodedImage = await _answer(
-                    self.pools["decode"][pool].encode.remote(pixels, **_beside(suspicion))
+                    self.pools["decode"][pool].encode.remote(pixels, **_beside(suspicion)),
+                    lambda: self._choice.is_vain(pool),
                 )
             self._choice.heard(pool, encoded.load)
             return encoded
@@ -202,7 +204,8 @@ class Stages:
             with self._choice.sending("decode", latents) as pool:
                 suspicion.began()
                 pixels: Pixels = await _answer(
-                    self.pools["decode"][pool].decode.remote(latents, **_beside(suspicion))
+                    self.pools["decode"][pool].decode.remote(latents, **_beside(suspicion)),
+                    lambda: self._choice.is_vain(pool),
                 )
             self._choice.heard(pool, pixels.load)
             height, width, _ = pixels.pixels.shape
@@ -309,10 +312,15 @@ def _asked_to_stop() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _answer(response: Any) -> Any:
+async def _answer(response: Any, is_vain: Callable[[], bool]) -> Any:
+    """Wait for a call, and be told about once a second whether that is vain.
+
+    Raises:
+        StageUnavailable: It is.
+    """
     try:
-        return await response
-    except asyncio.CancelledError:
+        return await _unless_vain(response, is_vain)
+    except (asyncio.CancelledError, StageUnavailable):
         response.cancel()
         raise
 
@@ -320,21 +328,22 @@ async def _answer(response: Any) -> Any:
 async def _items(
     stream: Any, is_vain: Callable[[], bool]
 ) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
-    """Yield items; while none has come it is asked whether to wait is vain.
-
-    Raises:
-        StageUnavailable: It is.
-    """
+    """Yield items; while none has come, as `_answer` waits."""
     items = aiter(stream)
-    first = asyncio.ensure_future(anext(items))
     try:
-        while not (await asyncio.wait({first}, timeout=_LOOK_AGAIN_S))[0]:
-            if is_vain():
-                raise StageUnavailable("The pool has no replica, and none has come for long.")
-        yield first.result()
+        yield await _unless_vain(anext(items), is_vain)
     except StopAsyncIteration:
         return
-    finally:
-        first.cancel()
     async for item in items:
         yield item
+
+
+async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[], bool]) -> _Result:
+    task = asyncio.ensure_future(awaited)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_AGAIN_S))[0]:
+            if is_vain():
+                raise StageUnavailable("The pool has no replica, and none has come for long.")
+        return task.result()
+    finally:
+        task.cancel()

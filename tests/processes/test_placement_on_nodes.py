@@ -188,14 +188,14 @@ def test_pools_are_where_they_were_told_and_a_node_may_be_lost(nodes: Nodes):
     nodes.answered(nodes.call(1), 1)
 
     busy = nodes.call(4)
-    lost = nodes.there["A10G"]
+    lost = nodes.there["L4"]  # of every stage something is there
     lost.cut_off()
     nodes.answered(busy, 4)
     lost.kill()
-    assert not nodes.placed()["A10G"]
+    assert not nodes.placed()["L4"]
     nodes.answered(nodes.call(1), 1)
 
     lost.join_again()
-    nodes.ray("A10G", f"--address={nodes.address}", "--num-cpus=1")
+    nodes.ray("L4", f"--address={nodes.address}", "--num-cpus=1")
     nodes.until(lambda: nodes.placed() == _PLACED, "the node is back, and its pool on it")
     nodes.answered(nodes.call(2), 2)

@@ -292,6 +292,22 @@ async def test_a_call_does_not_wait_in_vain_where_another_pool_has_replicas(
     assert never.responses[0].is_cancelled
 
 
+@pytest.mark.parametrize("stage", ["text", "decode"])
+async def test_nor_does_one_of_the_other_stages(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stages_module, "_LOOK_AGAIN_S", 0.01)
+    never, other = FakeHandle(None), FakeHandle((PROMPT,) if stage == "text" else PIXELS)
+    choice = FakeChoice("never", "other")
+    choice.vain = {"never"}
+    pools: Any = {"text": {}, "denoise": {}, "decode": {}}
+    pools[stage] = {"never": never, "other": other}
+    made = Stages(pools, choice, retries=1)
+    if stage == "text":
+        assert await made.encode(()) == (PROMPT,)
+    else:
+        assert await made.decode(LATENTS) is PIXELS
+    assert never.responses[0].is_cancelled
+
+
 async def test_the_first_stage_wakes_those_behind_it_once():
     asleep, awake = FakeHandle(None), FakeHandle()
     choice = FakeChoice()
