@@ -78,14 +78,15 @@ class Story:
     def accepted(self) -> dict[str, int]:
         return {name: load["accepted"] for name, load in self.loads().items()}
 
-    def cool_s(self) -> float:
-        """Return the work of one request, from some that are made for it."""
-        for _ in range(6):
-            self.world.generate(**REQUEST)
+    def work(self) -> tuple[int, float]:
+        """Return how many pictures the denoisers have accepted, and their work in cool seconds."""
         loads = self.loads().values()
-        return float(
-            sum(load["accepted_s"] for load in loads) / sum(load["accepted"] for load in loads)
-        )
+        return sum(load["accepted"] for load in loads), sum(load["accepted_s"] for load in loads)
+
+    def cool_s(self, before: tuple[int, float] = (0, 0.0)) -> float:
+        """Return the work of one request, from all that were accepted since."""
+        number, seconds = self.work()
+        return (seconds - before[1]) / (number - before[0])
 
     def comes(self, condition: Callable[[], bool], within_s: float, since: float | None = None):
         """Wait until true; where it never is, the plan's own words say why."""
@@ -153,17 +154,22 @@ def test_a_hot_card_is_avoided_and_made_up_for_until_it_is_cool(
 ):
     story = Story(hot_world)
     wait_until(lambda: story.pool().get("replicas") == 3)
+    for _ in range(6):
+        hot_world.generate(**REQUEST)
     every_s = story.cool_s() / BUSY_REPLICAS
     assert hot_world.kelvin is not None
     with SteadyWork(hot_world.kelvin.url, REQUEST, every_s) as work:
         # The plan has seen the load and finds that three are right.
-        usual = 3
-        story.comes(
-            lambda: (
-                story.pool()["target"] == usual and story.pool()["demand"] > 0.95 * BUSY_REPLICAS
-            ),
-            90.0,
-        )
+        usual, before = 3, story.work()
+
+        def is_as_busy_as_meant() -> bool:
+            # On a machine with other work the first few say little of what those take that follow.
+            if story.work()[0] >= before[0] + 6:
+                work.every_s = story.cool_s(before) / BUSY_REPLICAS
+            pool = story.pool()
+            return bool(pool["target"] == usual and pool["demand"] > 0.95 * BUSY_REPLICAS)
+
+        story.comes(is_as_busy_as_meant, 90.0)
         script.set(temperature_c=83, slowdown=24.0)
         wait_until(lambda: any(r["heat"]["margin_c"] == 2 for r in hot_world.replicas("denoise")))
         began = time.monotonic()
