@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest import coldstart_s3, command_line
+from loadtest import command_line
 from loadtest.overhead import machine
 from loadtest.results import STDERR, Results
 from loadtest.sd35 import largest_side
@@ -167,6 +167,9 @@ def _run_all(options: argparse.Namespace) -> int:
 
 
 def _run_s3(options: argparse.Namespace) -> int:
+    # boto3 comes with the extra `loadtest` alone.
+    from loadtest import coldstart_s3
+
     known = {
         "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
