@@ -73,11 +73,19 @@ class PoolChoice:
             own = next((each for each in pools if each.name == pool), None)
             if own is not None:
                 waited_s = board.outside.waited_s(board.clock())
-                others = (each.name for each in pools if each is not own)
+                others = (each for each in pools if each is not own)
                 return waited_s > _LATE_START * own.start_s and any(
-                    len(self._boards[name].loads) for name in others
+                    len(self._boards[each.name].loads) or self._is_unheard_of(each)
+                    for each in others
                 )
         return False
+
+    def _is_unheard_of(self, pool: PoolSettings) -> bool:
+        """Whether a pool has replicas by the settings, and nobody has said here which.
+
+        So it is with one whose handle has not been used yet.
+        """
+        return bool(pool.num_replicas) and not self._boards[pool.name].has_replicas_told
 
     def is_asleep(self, stage: Stage) -> bool:
         """Whether a stage may be without replicas, and none is known here."""
@@ -135,8 +143,7 @@ class PoolChoice:
         board = self._boards[pool.name]
         now = board.clock()
         soonest = board.loads.soonest(own, now)
-        if soonest is None and not board.has_replicas_told and pool.num_replicas:
-            # Its handle has not been used yet, so nobody has said here which replicas there are.
+        if soonest is None and self._is_unheard_of(pool):
             soonest = own.cool_s or self._settings.usual_s / speed
         return PoolLoad(
             name=pool.name,

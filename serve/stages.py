@@ -60,6 +60,10 @@ _PAUSE_BEFORE_RETRY_S = 0.2
 _LOOK_AGAIN_S = 1.0
 
 
+class WaitedInVain(StageUnavailable):
+    """A pool had no replica for far too long, while others of its stage may have."""
+
+
 class Choice(Protocol):
     """Which pool takes a piece of work; `serve.pool_choice.PoolChoice` is one."""
 
@@ -234,8 +238,8 @@ class Stages:
                     raise proven from None
                 suspicion.left()
                 # Whoever is asked to go has done nothing wrong, and neither has its work; nor has
-                # who was there when a replica died.
-                costs_a_try = not (isinstance(typed, ReplicaLeaving) or has_crashed)
+                # who was there when a replica died, or who waited for one that did not come.
+                costs_a_try = not (isinstance(typed, ReplicaLeaving | WaitedInVain) or has_crashed)
                 if not isinstance(typed, StageUnavailable) or (costs_a_try and not tries_left):
                     raise typed from None
                 _log.warning("Stage %s: %s Trying again.", stage, typed.message)
@@ -316,7 +320,7 @@ async def _answer(response: Any, is_vain: Callable[[], bool]) -> Any:
     """Wait for a call, and be told about once a second whether that is vain.
 
     Raises:
-        StageUnavailable: It is.
+        WaitedInVain: It is.
     """
     try:
         return await _unless_vain(response, is_vain)
@@ -343,7 +347,7 @@ async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[], bool])
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_AGAIN_S))[0]:
             if is_vain():
-                raise StageUnavailable("The pool has no replica, and none has come for long.")
+                raise WaitedInVain("The pool has no replica, and none has come for long.")
         return task.result()
     finally:
         task.cancel()

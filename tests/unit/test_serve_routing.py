@@ -340,6 +340,20 @@ def test_a_pool_whose_replica_does_not_come_is_as_far_as_it_has_been_waited_for(
     assert choice.pool("denoise", JOB) == empty
 
 
+def test_a_pool_of_which_nobody_has_heard_is_worth_a_try(monkeypatch: pytest.MonkeyPatch):
+    unheard_of, lost = (f"pool-{next(_numbers)}" for _ in range(2))
+    pools = [{"name": unheard_of}, {"name": lost, "start_s": 3.0}]
+    choice = PoolChoice(load_settings(None, {"denoiser": pools}))
+    now = [board_of(lost).clock()]
+    monkeypatch.setattr(board_of(lost), "clock", lambda: now[0])
+    board_of(lost).keep([])
+    board_of(lost).outside.came(1, 1.0, now[0])
+    now[0] += 60.0
+    assert choice.is_vain(lost)
+    board_of(unheard_of).keep([])
+    assert not choice.is_vain(lost), "neither has a replica"
+
+
 def test_speeds_of_kinds_are_what_replicas_measured():
     choice, full, empty = two_pools(num_replicas=1, kind_speed=None, accelerator_type="L4")
     board_of(empty).keep(["b"])
