@@ -30,7 +30,7 @@ LARGEST_PIXELS = 40_000_000
 """What a phone takes; decoded, 120 MB."""
 
 _FORMATS: dict[str, OutputFormat] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
-_DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")

@@ -21,8 +21,9 @@ from serve.requests import LARGEST_NUM_IMAGES, GenerateRequest, OutputFormat
 
 _PREVIEW_EVERY: Final = 5  # steps, for whoever asks `/progress`; the web UI's own default is 10
 _USUAL_STRENGTH: Final = 0.75  # the web UI's own
-# Same text as modules/extra_networks.py.
-_EXTRA_NETWORK: Final = re.compile(r"<(\w+):([^>]+)>")
+# As modules/extra_networks.py, but for a name with "<" in it: there "<a:" again and again takes the
+# square of its length.
+_EXTRA_NETWORK: Final = re.compile(r"<(\w+):([^<>]+)>")
 _FORMATS: Final[dict[str, OutputFormat]] = {
     "png": "png",
     "jpg": "jpeg",

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, KelvinError
 from serve.http.body import read_json, repeatable
 from serve.http.comfyui_door import ComfyuiDoor
 from serve.http.comfyui_nodes import NODES, TEXT_ENCODERS, VAES, shown_node
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 _API_VERSION = "0.3.0"  # of ComfyUI, whose routes these are
+_TRY_AGAIN_LATER = 1013  # RFC 6455's registry of close codes
 _MOST_LISTED = 200
 _LARGEST_PROMPT = 4 << 20  # bytes; pictures are uploaded, not sent in it
 _NEWEST_LISTED = 64
@@ -263,7 +264,11 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         socket = Socket()
         door.sockets.add(tenant, client, socket)
         try:
-            await door.meet(tenant, client, socket)
+            try:
+                await door.meet(tenant, client, socket)
+            except KelvinError as error:
+                await websocket.close(_TRY_AGAIN_LATER, error.code)
+                return
             watching = asyncio.create_task(door.watch(tenant, client, socket))
             try:
                 await socket.serve(websocket)

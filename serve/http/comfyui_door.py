@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from serve.detached import detached_context
-from serve.errors import JobConflict, JobNotFound, StorageUnavailable
+from serve.errors import JobConflict, JobNotFound, KelvinError, StorageUnavailable
 from serve.http.comfyui_acceptance import PromptAcceptance
 from serve.http.comfyui_files import picture_of
 from serve.http.comfyui_following import Following
@@ -118,7 +118,7 @@ class ComfyuiDoor:
         left: dict[str, Any] | None = None
         while not self._is_only_one:
             await asyncio.sleep(_LOOKED_AGAIN_S)
-            with contextlib.suppress(StorageUnavailable):
+            with contextlib.suppress(KelvinError):
                 for record in await self.records.newest(tenant, _NEWEST_LOOKED_AT):
                     is_new = record.created_ms > began_ms - _CLOCKS_DIFFER_MS
                     if is_new and record.client == client and (tenant, record.id) not in self._told:
@@ -265,7 +265,8 @@ class ComfyuiDoor:
             await self._told_status(record.tenant)
 
     async def _told_status(self, tenant: str) -> None:
-        with contextlib.suppress(StorageUnavailable):
+        # One record that cannot be read must not keep anybody from the end of their own prompt.
+        with contextlib.suppress(KelvinError):
             await self.tell_status(tenant)
 
 

@@ -53,7 +53,7 @@ async def read_form(request: Request, largest_bytes: int) -> FormData:
     )
     try:
         return await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, KeyError, UnicodeError) as error:
         raise InvalidRequest(
             f"The form cannot be read: {error}.",
             field="body",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,11 @@ def test_loras_leave_the_prompt():
         ("ink", 1.0),
         ("styles/oil", 0.5),
     ]
+
+
+def test_a_prompt_full_of_beginnings_of_tags_is_read_once():
+    with pytest.raises(KelvinError):  # and not after a day, of a body of 3 MB
+        read_txt2img({"prompt": "<a:" * 10**6})
 
 
 def test_settings_of_a_request():

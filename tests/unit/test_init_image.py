@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -68,6 +69,15 @@ def test_base64_and_data_uris_are_the_file():
     lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
     for sent in (text, lines, f"data:image/png;base64,{text}", f"DATA:;charset=x;base64,{text}"):
         assert sent_bytes(sent) == data
+
+
+def test_a_data_uri_of_semicolons_takes_no_more_memory_than_it_has():
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest):
+        sent_bytes("data:" + ";" * (4 << 20))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 64 << 20
 
 
 @pytest.mark.parametrize(

@@ -58,5 +58,8 @@ def test_what_is_no_picture_with_a_name_is_refused(
     assert answer.status_code == status
     assert answer.json()["error"]["extra_info"]["field"] in ("image", "init_image")
     assert http.post("/upload/image", data={"image": "x"}).status_code in (400, 415)
+    odd = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+    form_data = b'--x\r\nContent-Disposition: form-data; name="type"\r\n\r\n\xff\r\n--x--\r\n'
+    assert http.post("/upload/image", headers=odd, content=form_data).status_code == 400
     missing = http.get("/view", params={"filename": "nobody.png", "type": "input"})
     assert missing.status_code == 404

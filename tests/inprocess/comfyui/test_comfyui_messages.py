@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import websockets.exceptions
 import websockets.sync.client
 from PIL import Image
 
 from deployments.payloads import StepProgress
 from serve.comfyui_settings import ComfyuiSettings
 from serve.config import PipelineSettings, StorageSettings
-from serve.errors import StageFailed, StorageUnavailable
+from serve.errors import RecordUnreadable, StageFailed, StorageUnavailable
 from serve.http import comfyui_door, comfyui_following
 from serve.pipeline import Pipeline
 from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, end, received, sent, workflow
@@ -167,3 +168,35 @@ def test_after_a_restart_other_clients_prompts_are_counted_too(
                 told = status["exec_info"]["queue_remaining"]
                 left += [told] if [told] != left[-1:] else []
                 before.call(stages.gate.set)
+
+
+def test_a_websocket_that_cannot_be_met_is_closed_with_the_reason(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+):
+    async def away(*_: Any) -> Any:
+        raise StorageUnavailable("The store is away.")
+
+    monkeypatch.setattr(comfyui_door.ComfyuiDoor, "meet", away)
+    url = f"{server.url.replace('http', 'ws')}/ws?clientId=a"
+    with (
+        websockets.sync.client.connect(url) as socket,
+        pytest.raises(websockets.exceptions.ConnectionClosed) as closed,
+    ):
+        socket.recv(timeout=ENDS_WITHIN_S)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "storage_unavailable")
+
+
+def test_a_record_that_cannot_be_read_keeps_nobody_from_their_end(
+    http: httpx.Client, server: Served, monkeypatch: pytest.MonkeyPatch
+):
+    damages, tell = iter([True]), comfyui_door.ComfyuiDoor.tell_status
+
+    async def damaged(door: comfyui_door.ComfyuiDoor, tenant: str) -> None:
+        if next(damages, False):
+            raise RecordUnreadable("Somebody else wrote it.")
+        await tell(door, tenant)
+
+    monkeypatch.setattr(comfyui_door.ComfyuiDoor, "tell_status", damaged)
+    heard = received(server.url, "a", workflow(), http)
+    assert "execution_success" in [each["type"] for each in heard]
