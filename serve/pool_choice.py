@@ -104,6 +104,8 @@ class PoolChoice:
         pools = self._pools[stage]
         if len(pools) == 1:
             return pools[0].name
+        # However slow the others are: what has waited in vain must not be sent there again.
+        pools = tuple(pool for pool in pools if not self.is_vain(pool.name)) or pools
         if not self._by_load:
             sizes = [max(pool.num_replicas, 0.01) * estimated_speed(pool) for pool in pools]
             return self._random.choices(pools, sizes)[0].name

@@ -342,7 +342,7 @@ def test_a_pool_whose_replica_does_not_come_is_as_far_as_it_has_been_waited_for(
 
 def test_a_pool_of_which_nobody_has_heard_is_worth_a_try(monkeypatch: pytest.MonkeyPatch):
     unheard_of, lost = (f"pool-{next(_numbers)}" for _ in range(2))
-    pools = [{"name": unheard_of}, {"name": lost, "start_s": 3.0}]
+    pools = [{"name": unheard_of}, {"name": lost, "start_s": 3.0, "accelerator_type": "L4"}]
     choice = PoolChoice(load_settings(None, {"denoiser": pools}))
     now = [board_of(lost).clock()]
     monkeypatch.setattr(board_of(lost), "clock", lambda: now[0])
@@ -350,6 +350,9 @@ def test_a_pool_of_which_nobody_has_heard_is_worth_a_try(monkeypatch: pytest.Mon
     board_of(lost).outside.came(1, 1.0, now[0])
     now[0] += 60.0
     assert choice.is_vain(lost)
+    assert choice.pool("denoise", JOB) == unheard_of, (
+        "a thousand times slower than an L4, but there"
+    )
     board_of(unheard_of).keep([])
     assert not choice.is_vain(lost), "neither has a replica"
 
