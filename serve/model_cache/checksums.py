@@ -121,6 +121,8 @@ def _stated(value: str, algorithm: Algorithm, size: int, part_bytes: int | None)
 def _of_parts(
     algorithm: Algorithm, value: str, parts: int, size: int, part_bytes: int | None
 ) -> Checksum | None:
+    if parts == 1:
+        part_bytes = max(size, 1)  # nobody need be asked
     if not part_bytes or -(-size // part_bytes) != parts:
         return None
     return Checksum(algorithm, value, part_bytes)

@@ -19,6 +19,7 @@ from serve.card_fit import refuse_what_cannot_fit
 from serve.commands.model_files import check_model
 from serve.config import PoolSettings, StorageSettings
 from serve.errors import ConfigurationError, KelvinError, StorageUnavailable
+from serve.model_cache.checksums import PartDigests
 from serve.model_cache.node_copy import on_this_node
 from serve.model_dir import lora_roots, resolve_model_dir
 from serve.model_settings import ModelSettings
@@ -35,6 +36,7 @@ RUN = """
 import json, logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 logging.getLogger("botocore").setLevel(logging.WARNING)
+from serve.model_cache.checksums import PartDigests
 from serve.model_cache.node_copy import on_this_node
 from serve.model_settings import ModelSettings
 print(on_this_node(ModelSettings(**json.loads(sys.argv[1]))).path)
@@ -186,6 +188,24 @@ def test_a_damaged_file_is_downloaded_again(
     again = Path(on_this_node(settings).path) / WEIGHTS
     assert again == file
     assert again.read_bytes() == right
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART_BYTES + 1])
+def test_what_comes_damaged_is_never_believed(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    take = PartDigests.take
+    # As if the network had changed a byte of every piece.
+    monkeypatch.setattr(
+        PartDigests,
+        "take",
+        lambda digests, piece: take(digests, memoryview(bytes([piece[0] ^ 1]) + bytes(piece[1:]))),
+    )
+    remote.put_in_parts("large.safetensors", os.urandom(size))
+    with pytest.raises(ConfigurationError, match="not what its checksum says") as refused:
+        on_this_node(remote.settings("large.safetensors"))
+    assert refused.value.field == "model.path"
+    assert not list((remote._cache / "files").iterdir())
 
 
 def test_a_new_version_keeps_what_it_has_in_common_with_the_old_one(remote: Remote, model: Path):

@@ -64,6 +64,7 @@ def test_parts_are_hashed_as_bytes_come(tmp_path_factory, data: bytes, part: int
     [
         (f'"{"a" * 32}"', None, {}, "md5"),
         (f'"{"a" * 32}-2"', 5, {}, "md5"),
+        (f'"{"a" * 32}-1"', None, {}, "md5"),
         (f'"{"a" * 32}-2"', None, {}, None),  # a store that tells no parts
         (f'"{"a" * 32}-3"', 5, {}, None),  # parts of different lengths
         ('"no MD5 at all"', 5, {}, None),
