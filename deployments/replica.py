@@ -7,6 +7,7 @@ never compute.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,25 @@ from serve.log_ids import add_trace_ids
 
 if TYPE_CHECKING:
     import torch
+
+# torch unpickles what it finds in a cache of compiled graphs: that of this node's own disk and no
+# other one, whatever the environment says. What reads each variable, when it is first imported:
+SHARED_CACHES: Mapping[str, tuple[str, str]] = {
+    "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE": ("torch._inductor.config", "fx_graph_remote_cache"),
+    "TORCHINDUCTOR_AUTOTUNE_REMOTE_CACHE": ("torch._inductor.config", "autotune_remote_cache"),
+    "TORCHINDUCTOR_BUNDLED_AUTOTUNE_REMOTE_CACHE": (
+        "torch._inductor.config",
+        "bundled_autotune_remote_cache",
+    ),
+    "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE": (
+        "torch._functorch.config",
+        "enable_remote_autograd_cache",
+    ),
+    "TORCH_DYNAMO_AUTOMATIC_DYNAMIC_REMOTE_PGO": (
+        "torch._dynamo.config",
+        "automatic_dynamic_remote_pgo",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -112,13 +132,19 @@ def default_torch_threads() -> int:
 
 
 def prepare_torch(pool: PoolSettings) -> torch.device:
-    """Set this process's threads and determinism and return the device its settings name.
+    """Set this process's threads, determinism and caches; return the device its settings name.
+
+    To be called before anything is compiled.
 
     Raises:
         ConfigurationError: The pool asks for a GPU and torch sees none.
     """
     import torch
 
+    for variable, (module, attribute) in SHARED_CACHES.items():
+        os.environ[variable] = "0"
+        if module in sys.modules:
+            setattr(sys.modules[module], attribute, False)
     torch.set_num_threads(pool.torch_threads or default_torch_threads())
     if not pool.num_gpus:
         torch.use_deterministic_algorithms(True)

@@ -1,14 +1,16 @@
 """What a denoiser does before its first request: makes the usual forwards fast and measures them.
 
-Nothing compiles while requests wait. A size or row count that was not made ready runs on a slower
-path and its progress says so.
+It has made a step at every size with and without guidance and at every row count that was set, or
+it does not become ready; what there is no memory for it never tries later. Nothing compiles while
+requests wait. A size or row count that was not made ready runs on a slower path and its progress
+says so.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,12 +23,15 @@ from deployments.live_request import LATENT_PIXELS, VelocityModel
 from deployments.memory_budget import MemoryBudget
 from deployments.sd3.stored_tensors import read_json
 from deployments.step_costs import StepCosts, TokenShape
+from deployments.warm_step import make_step
 from serve.errors import ConfigurationError
 
+# A picture without guidance, and one with it.
+_KINDS = (1, 2)
 # Without gaps, so that whatever the policy chooses was captured.
 _CUDA_ROWS = tuple(range(1, 17))
 # A laptop must be ready at once; whether two guided pictures share a forward is all it must know.
-_CPU_ROWS = (2, 4)
+_CPU_ROWS = (*_KINDS, 4)
 _CPU_SECONDS = 0.7
 _GAIN_WORTH_MORE_ROWS = 0.03
 _TIMED = {"cpu": 1, "cuda": 3}
@@ -81,19 +86,21 @@ def warm_up(
         model: Loaded.
         sizes: Width and height in pixels.
         text_tokens: Of a prompt's embedding.
-        rows: Of the forwards, tried in rising order for as long as a row gets cheaper; chosen by
-            device if empty.
+        rows: Of the forwards, beside the one and two rows of a picture without and with guidance;
+            if empty as many more, by device, as make a row cheaper.
 
     Raises:
         ConfigurationError: A size that the model cannot draw, or no memory for the two rows of one
-            guided picture of the first size.
+            guided picture.
+        StageFailed: The model's weights make no finite step.
     """
     on_cpu = model.device.type == "cpu"
-    counts = sorted(set(rows)) or (_CPU_ROWS if on_cpu else _CUDA_ROWS)
+    needed = {*_KINDS, *rows}
+    counts = sorted(needed.union(() if rows else _CPU_ROWS if on_cpu else _CUDA_ROWS))
     give_up_at = time.monotonic() + _CPU_SECONDS if on_cpu else float("inf")
     costs, bytes_per_token = StepCosts(), 0.0
     prepared: dict[TokenShape, int] = {}
-    for number, (width, height) in enumerate(sizes):
+    for width, height in sizes:
         shape = TokenShape(height // LATENT_PIXELS, width // LATENT_PIXELS, text_tokens)
         if max(shape.height, shape.width) > model.largest_side:
             raise ConfigurationError(
@@ -102,45 +109,60 @@ def warm_up(
                 value=f"{width}x{height}",
                 allowed=f"sides of at most {model.largest_side * LATENT_PIXELS} pixels",
             )
-        two_rows_fit = False
+        done: set[int] = set()
         try:
             peak = _peak_bytes(model, shape)
-            two_rows_fit = peak > 0
             bytes_per_token = max(bytes_per_token, peak / (2 * shape.tokens))
-            for count in _warmed_counts(model, shape, counts, costs, give_up_at):
-                two_rows_fit = two_rows_fit or count >= 2
+            for count in _warmed_counts(model, shape, counts, needed, costs, give_up_at):
+                done.add(count)
                 if model.path(shape.height, shape.width, text_tokens, count) == "graph":
                     prepared[shape] = count
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if number == 0 and not two_rows_fit:
-                raise ConfigurationError(
-                    "The memory beside the model's weights is too small for one guided picture.",
-                    field="denoiser.warm_sizes",
-                    value=f"{width}x{height}",
-                    allowed="a smaller first size, a smaller precision, or a larger card",
-                ) from error
+            # Where there is none to prepare them they run as they are.
+            _make_steps(model, shape, set(_KINDS) - done)
             _log.warning("no memory to warm up more rows of %dx%d pixels", width, height)
     known = {"bytes_per_token": bytes_per_token} if bytes_per_token else {}
     return Warmed(costs, MemoryBudget.of_device(model.device, **known), prepared)
+
+
+def _make_steps(model: WarmableModel, shape: TokenShape, counts: Collection[int]) -> None:
+    try:
+        for rows in sorted(counts):
+            _step(model, shape, rows)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigurationError(
+            "The memory beside the model's weights is too small for one guided picture.",
+            field="denoiser.warm_sizes",
+            value=f"{shape.width * LATENT_PIXELS}x{shape.height * LATENT_PIXELS}",
+            allowed="smaller sizes, a smaller precision, or a larger card",
+        ) from error
+
+
+def _step(model: WarmableModel, shape: TokenShape, rows: int) -> None:
+    make_step(model, shape, rows, (model.joint_attention_dim, model.pooled_projection_dim))
 
 
 def _warmed_counts(
     model: WarmableModel,
     shape: TokenShape,
     counts: Sequence[int],
+    needed: Collection[int],
     costs: StepCosts,
     give_up_at: float,
 ) -> Iterator[int]:
-    """Prepare and time one row count after the other; yields each that is done."""
+    """Prepare, step and time one row count after the other; yields each that is done."""
     best, without_gain = float("inf"), 0
     for rows in counts:
+        if rows not in needed and (without_gain >= 2 or time.monotonic() > give_up_at):
+            return
         model.prepare(shape.height, shape.width, shape.text_tokens, rows)
+        _step(model, shape, rows)
         costs.observe(shape, rows, _seconds(model, shape, rows))
         yield rows
-        if time.monotonic() > give_up_at:
-            return
         per_row = costs.seconds(shape, rows) / rows
         # Twice, for a count may fit the card's tiles badly and the next one well. Against the last
         # gain that was worth it, so that small ones add up.
@@ -148,13 +170,10 @@ def _warmed_counts(
             best, without_gain = per_row, 0
         else:
             without_gain += 1
-        if without_gain == 2:
-            return
 
 
 def _seconds(model: WarmableModel, shape: TokenShape, rows: int) -> float:
     forward = _random_forward(model, shape, rows)
-    forward()
     measured: list[float] = []
     for _ in range(_TIMED[model.device.type]):
         began = time.perf_counter()

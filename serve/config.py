@@ -103,8 +103,8 @@ class PoolSettings(Section):
     )
     warm_rows: tuple[int, ...] = Field(
         (),
-        description="denoiser only: rows of the forwards that start-up makes fast and measures, as "
-        "far as more rows still pay; chosen by device if empty",
+        description="denoiser only: rows of forwards that start-up makes fast and steps, beside 1 "
+        "and 2 (without and with guidance); if empty, as many more as pay on this device",
     )
     checkpoint_every_steps: int = Field(
         5,

@@ -215,7 +215,7 @@ def test_hundreds_of_arrivals_and_cancels_leak_nothing(world: World):
     stats = engine.stats()
     assert (engine.queue_length, stats.live_requests, stats.waiting_requests) == (0, 0, 0)
     engine.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of tests before may end meanwhile
     del engine, ticket
     gc.collect()
     left = [each for each in gc.get_objects() if type(each) is LiveRequest]
@@ -229,7 +229,7 @@ def test_start_up_measures_what_the_policy_decides_by(world: World):
     entries = warmed.costs.as_json()["costs"]
     assert entries
     assert {(entry["height"], entry["width"]) for entry in entries} == {(8, 8)}
-    assert entries[0]["rows"] == 2
+    assert {1, 2} <= {entry["rows"] for entry in entries}
     assert {entry["text_tokens"] for entry in entries} == {tokens}
     with pytest.raises(ConfigurationError, match="larger than the model"):
         warm_up(world.mmdit, [(16 * 1024, 64)], tokens)

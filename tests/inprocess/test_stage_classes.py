@@ -171,7 +171,8 @@ class FakeEngine:
 
 @pytest.fixture(scope="module")
 def loaded_denoiser() -> Denoiser:
-    return Denoiser(MODEL, pool("denoiser"))
+    warm = {"warm_sizes": ((64, 64), (128, 64)), "warm_rows": (3,)}
+    return Denoiser(MODEL, pool("denoiser").model_copy(update=warm))
 
 
 @pytest.fixture
@@ -237,6 +238,15 @@ async def test_of_checkpoints_that_travel_together_the_newest_goes_and_a_handove
     ]
     engine.tell(Handover(taken[2]))
     assert [item async for item in stream] == [(Handover(taken[2]),)]
+
+
+def test_a_denoiser_that_takes_requests_has_made_a_step_at_every_size_and_number_of_rows(
+    loaded_denoiser: Denoiser,
+):
+    buckets = {
+        f"{size} x{rows}" for size in ("64x64", "128x64") for rows in ("1 row", "2 rows", "3 rows")
+    }
+    assert set(loaded_denoiser.status()["measured_ms"]) == buckets
 
 
 def test_a_denoiser_whose_engine_has_ended_is_replaced(
