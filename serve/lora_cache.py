@@ -1,30 +1,34 @@
 """LoRAs in the object store, downloaded when they are first asked for.
 
-A file's name in the cache holds its ETag, so what changes in the store is another file here, and a
-file that is there is whole: it is written under another name and moved. Processes of one node may
-share a cache; whoever deletes takes the longest unused, never what was used in the last minutes.
+They come and are kept as models do (`serve.model_cache`), in a cache of their own: each checked by
+the store's checksum, once a node, and the longest unused go. What changes in the store has another
+ETag, and so is another file here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import InvalidRequest, StorageUnavailable
+from serve.config import StorageSettings
+from serve.errors import ConfigurationError, InvalidRequest, StorageUnavailable
 from serve.lora_choice import SUFFIX
 from serve.lora_settings import LoraSettings
-from serve.storage import ObjectStore
+from serve.model_cache.node_cache import NodeCache
+from serve.model_cache.node_copy import copied
+from serve.model_cache.remote_files import RemoteFile, Source
+from serve.model_cache.transfer import Transfer
+from serve.model_source_settings import ModelSourceSettings
 
 _LISTED_AGAIN_S = 10.0
 _LISTED_AGAIN_FOR_UNKNOWN_S = 1.0
-_KEPT_S = 600.0  # since its last use: whoever was told where it is reads it well before
+_KEPT_S = 60.0  # since its last use: whoever was told where it is reads it well before
 _MOST_BYTES = 8 << 30  # of one file; rank 256 of every layer of Large is 1.7 GiB
+_FILE = "lora" + SUFFIX
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,20 @@ class LoraCache:
     """LoRAs below a prefix of the store. Blocks; thread-safe.
 
     Args:
-        store: Where they are.
-        prefix: Of their keys.
+        storage: Where they are.
+        prefix: Of their keys, below the store's own.
         settings: Where downloads go, and how many bytes of them are kept.
     """
 
-    def __init__(self, store: ObjectStore, prefix: str, settings: LoraSettings) -> None:
-        self._store = store
-        self._prefix = prefix
+    def __init__(self, storage: StorageSettings, prefix: str, settings: LoraSettings) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._folder = Path(settings.cache_dir or home / "kelvin" / "loras").expanduser()
-        self._most_bytes = settings.cache_mib << 20
+        self._cache = NodeCache(self._folder, settings.cache_mib << 20, kept_s=_KEPT_S)
+        source = Source(storage.bucket, f"{storage.prefix}{prefix}".rstrip("/"))
+        self._transfer = Transfer(_source_of(storage), source, names_settings=False)
+        self._place = f"{storage.endpoint_url or ''} {source}"
         self._lock = threading.Lock()
-        self._listed: dict[str, str] = {}
+        self._listed: dict[str, RemoteFile] = {}
         self._listed_at = float("-inf")
 
     def names(self) -> list[str]:
@@ -60,7 +65,7 @@ class LoraCache:
         Raises:
             StorageUnavailable: It does not answer.
         """
-        return sorted(self._etags())
+        return sorted(self._files())
 
     def find(self, name: str) -> Downloaded | None:
         """Return a file, downloaded if it is not there yet; None if the store has none.
@@ -70,76 +75,60 @@ class LoraCache:
 
         Raises:
             InvalidRequest: It is absurdly large.
-            StorageUnavailable: The store does not answer, or the cache cannot be written.
+            StorageUnavailable: The store does not answer, or the cache cannot take it.
         """
-        etag = self._etags().get(name) or self._etags(_LISTED_AGAIN_FOR_UNKNOWN_S).get(name)
-        if etag is None:
+        found = self._files().get(name) or self._files(_LISTED_AGAIN_FOR_UNKNOWN_S).get(name)
+        if found is None:
             return None
-        key = self._prefix + name + SUFFIX
-        uri = self._store.s3_uri(key)
-        version = hashlib.sha256(f"{uri}\0{etag}".encode()).hexdigest()[:32]
-        path = self._folder / (version + SUFFIX)
-        with self._lock:
-            if not path.is_file():
-                self._download(name, key, path)
-            with suppress(OSError):
-                os.utime(path)
-            self._put_out(path)
-        return Downloaded(path, version)
+        file, is_looked_at = found, False
 
-    def _etags(self, max_age_s: float = _LISTED_AGAIN_S) -> dict[str, str]:
+        def look() -> list[RemoteFile]:
+            nonlocal file, is_looked_at
+            if is_looked_at:  # it has changed while it was read
+                file = self._files(0.0).get(name, file)
+            is_looked_at = True
+            if file.size > _MOST_BYTES:
+                raise InvalidRequest(
+                    f"LoRA {name!r} has more than {_MOST_BYTES >> 30} GiB.",
+                    field="loras",
+                    value=name,
+                    allowed="a LoRA of a size that LoRAs have",
+                )
+            return [file]
+
+        try:
+            folder = copied(self._cache, self._place, "lora", self._transfer, look)
+        except ConfigurationError as error:
+            raise StorageUnavailable(
+                f"LoRA {name!r} does not come to this node. {error.message}",
+                field="lora.cache_dir",
+                value=str(self._folder),
+                allowed="a folder that this process may write to, with room by lora.cache_mib, and"
+                " whole objects that nobody replaces meanwhile",
+            ) from error
+        uri = f"s3://{self._transfer.source.bucket}/{file.key}"
+        version = hashlib.sha256(f"{uri}\0{file.etag}".encode()).hexdigest()[:32]
+        return Downloaded(folder / _FILE, version)
+
+    def _files(self, max_age_s: float = _LISTED_AGAIN_S) -> dict[str, RemoteFile]:
         with self._lock:
             if time.monotonic() - self._listed_at > max_age_s:
-                found = self._store.list_etags_blocking(self._prefix)
+                below = self._transfer.source.below
                 self._listed = {
-                    key.removeprefix(self._prefix).removesuffix(SUFFIX): etag
-                    for key, etag in found.items()
+                    key.removeprefix(below).removesuffix(SUFFIX): RemoteFile(_FILE, key, size, etag)
+                    for key, size, etag in self._transfer.listing()
                     if key.endswith(SUFFIX)
                 }
                 self._listed_at = time.monotonic()
             return self._listed
 
-    def _download(self, name: str, key: str, path: Path) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(prefix="lora-", suffix=".part", dir=self._folder)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                for piece in self._store.pieces(key):
-                    stream.write(piece)
-                    if stream.tell() > _MOST_BYTES:
-                        raise InvalidRequest(
-                            f"LoRA {name!r} has more than {_MOST_BYTES >> 30} GiB.",
-                            field="loras",
-                            value=name,
-                            allowed="a LoRA of a size that LoRAs have",
-                        )
-            os.replace(part, path)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(part)
 
-    def _put_out(self, keep: Path) -> None:
-        """Delete the longest unused beyond what may be kept."""
-        files = []
-        for path in self._folder.glob("*" + SUFFIX):
-            with suppress(OSError):
-                files.append((path.stat().st_mtime, path.stat().st_size, path))
-        kept, now = 0, time.time()
-        for used, size, path in sorted(files, reverse=True):
-            kept += size
-            if kept > self._most_bytes and path != keep and now - used > _KEPT_S:
-                with suppress(OSError):
-                    path.unlink()
-
-    def _unwritable(self, error: OSError) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"The cache for LoRAs cannot be written: {error.strerror or error}.",
-            field="lora.cache_dir",
-            value=str(self._folder),
-            allowed="a folder with room that this process may write to",
-        )
+def _source_of(storage: StorageSettings) -> ModelSourceSettings:
+    return ModelSourceSettings(
+        endpoint_url=storage.endpoint_url,
+        region=storage.region,
+        credentials_file=storage.credentials_file,
+        connect_timeout_s=storage.connect_timeout_s,
+        read_timeout_s=storage.read_timeout_s,
+        max_attempts=storage.max_attempts,
+    )

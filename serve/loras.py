@@ -27,7 +27,6 @@ from serve.lora_choice import LONGEST_NAME, SUFFIX
 from serve.lora_settings import LoraSettings
 from serve.model_dir import lora_roots, resolve_model_dir
 from serve.requests import GenerateRequest
-from serve.storage import ObjectStore
 
 FOLDER = "loras"
 _MOST_NAMED = 10
@@ -77,7 +76,7 @@ class LoraLibrary:
         self._listed_at = float("-inf")
         self._cache = None
         if settings.s3_prefix is not None and storage is not None:
-            self._cache = LoraCache(ObjectStore(storage), settings.s3_prefix, settings)
+            self._cache = LoraCache(storage, settings.s3_prefix, settings)
 
     @property
     def room(self) -> int:

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CONNECTIONS = 16  # threads and pooled connections: one for one
-_PIECE_BYTES = 8 << 20
 _BETWEEN_CREDENTIALS_S = 2.0
 _LONGEST_KEY = 1024  # bytes, S3's limit
 _WRITER = "kelvin-writer"  # user metadata: which try of which process wrote the object
@@ -148,25 +147,6 @@ class ObjectStore:
     async def list_entries(self, prefix: str) -> list[Listed]:
         """Return what a listing tells of all objects whose keys start with `prefix`."""
         return await self._run(lambda: self._list_entries(prefix))
-
-    def list_etags_blocking(self, prefix: str) -> dict[str, str]:
-        """As `list_etags`, for threads without an event loop."""
-        entries = self._translated(lambda: self._list_entries(prefix))
-        return {entry.key: entry.etag for entry in entries}
-
-    def pieces(self, key: str) -> Iterator[bytes]:
-        """Yield an object's bytes in order, for what should not be in memory whole; blocks.
-
-        Args:
-            key: Relative to the prefix; of an object that is there.
-        """
-        full = self._full(key)
-        answer = self._translated(
-            lambda: self._s3().get_object(Bucket=self.settings.bucket, Key=full)
-        )
-        pieces = answer["Body"].iter_chunks(_PIECE_BYTES)
-        while piece := self._translated(lambda: next(pieces, b"")):
-            yield piece
 
     def presign(self, key: str, expiry_s: int | None = None) -> str:
         """Return a URL that a plain HTTP client can GET until it expires.

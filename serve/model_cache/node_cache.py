@@ -7,11 +7,12 @@
     models/{id}.json       what it is made of; its time of change is that of the last use
     locks/                 by flock, so that whoever is killed holds none
 
-A model that a process uses is locked by it as long as it lives and is not removed. Whoever comes
-while another one downloads waits for that. A file that is there and not what it was is downloaded
-again and takes the place of the old one, which whoever has it open keeps. Nothing waits for the
-disk to have written what it was given: what was checked before this machine's last start, which may
-have been a power failure, is read whole to be believed once more.
+A model that a process uses is locked by it as long as it lives and is not removed; where it is to
+stay only for some time after its last use, it is locked while it is asked for. Whoever comes while
+another one downloads waits for that. A file that is there and not what it was is downloaded again
+and takes the place of the old one, which whoever has it open keeps. Nothing waits for the disk to
+have written what it was given: what was checked before this machine's last start, which may have
+been a power failure, is read whole to be believed once more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +34,10 @@ from pathlib import Path
 from serve.errors import ConfigurationError
 from serve.model_cache.checksums import Checksum, digests_of
 from serve.model_cache.remote_files import RemoteFile
+from serve.model_cache.room import GIB, PART, Room, changed_at
 
-GIB = 1 << 30
 _POLL_S = 0.2
 _TELL_EVERY_S = 10.0
-_PART = ".part"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger("ray.serve")
 
@@ -65,15 +64,24 @@ class NodeCache:
         root: The folder, made if absent.
         most_bytes: Of all files.
         by_checksum: Whether files that are there are read whole to be believed.
+        kept_s: That a model stays after its last use; None: as long as the process lives.
     """
 
-    def __init__(self, root: Path, most_bytes: int, *, by_checksum: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        most_bytes: int,
+        *,
+        by_checksum: bool = False,
+        kept_s: float | None = None,
+    ) -> None:
         self._root = root
-        self._most_bytes = most_bytes
         self._by_checksum = by_checksum
+        self._is_held = kept_s is None
+        self._room = Room(root, most_bytes, kept_s or 0.0)
 
     def model(self, place: str, name: str, files: Sequence[RemoteFile], fetch: Fetch) -> Path:
-        """Return the folder of a model's files on this node, which stays while this process lives.
+        """Return the folder of a model's files on this node, which stays as long as it was said.
 
         Args:
             place: Where it comes from: the same for all its versions.
@@ -89,16 +97,17 @@ class NodeCache:
         try:
             for folder in ("files", "models", "locks"):
                 (self._root / folder).mkdir(parents=True, exist_ok=True)
-            self._use(model)
-            if not self._is_whole(place, model, name, files):
-                with self._locked(f"{model}.fetch", files):
-                    self._complete(place, model, name, files, fetch)
-            os.utime(self._root / "models" / f"{model}.json")
+            with self._used(model):
+                if not self._is_whole(place, model, name, files):
+                    with self._locked(f"{model}.fetch", files):
+                        self._complete(place, model, name, files, fetch)
+                os.utime(self._root / "models" / f"{model}.json")
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._no_room(f"{self._root} has no space left.", files) from error
+                whole = sum(file.size for file in files)
+                raise self._room.lacking(f"{self._root} has no space left.", whole) from error
             raise ConfigurationError(
-                f"The cache of model files cannot be used: {error.strerror or error}.",
+                f"The cache of files cannot be used: {error.strerror or error}.",
                 field="model.source.cache_dir",
                 value=str(self._root),
                 allowed="a folder of a local disk that this process may write",
@@ -108,11 +117,10 @@ class NodeCache:
     def newest(self, place: str, name: str) -> Path | None:
         """Return the folder of the version used last, if whole, for when nobody can be asked."""
         models = self._root / "models"
-        records = sorted(models.glob(f"{_hash(place)}-*.json"), key=_changed_at, reverse=True)
+        records = sorted(models.glob(f"{_hash(place)}-*.json"), key=changed_at, reverse=True)
         for record in records:
             model = record.stem
-            self._use(model)
-            with suppress(OSError, ValueError, TypeError):
+            with self._used(model), suppress(OSError, ValueError, TypeError):
                 files = [RemoteFile(**each) for each in json.loads(record.read_text())]
                 if self._is_whole(place, model, name, files):
                     return self._folder(model, name)
@@ -163,9 +171,14 @@ class NodeCache:
                     for file in files
                     if not self._is_right(place, file, own / self._id(place, file))
                 ]
-                self._make_room(place, model, files, missing)
+                self._room.make(
+                    model,
+                    {self._id(place, file) for file in files},
+                    whole=sum(file.size for file in files),
+                    needed=sum(file.size for file in missing),
+                )
                 for file in missing:
-                    part = own / f"{self._id(place, file)}{_PART}-{os.getpid()}"
+                    part = own / f"{self._id(place, file)}{PART}-{os.getpid()}"
                     target = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
                     parts.append((file, part, target))
                     fcntl.flock(target, fcntl.LOCK_EX)
@@ -189,61 +202,6 @@ class NodeCache:
         record = self._root / "models" / f"{model}.json"
         self._write(record, [asdict(each) for each in files])
 
-    def _make_room(
-        self,
-        place: str,
-        model: str,
-        files: Sequence[RemoteFile],
-        missing: Sequence[RemoteFile],
-    ) -> None:
-        whole = sum(file.size for file in files)
-        if whole > self._most_bytes:
-            raise self._no_room(f"The model takes {whole / GIB:.2f} GiB.", files)
-        needed = sum(file.size for file in missing)
-        mine = {self._id(place, file) for file in files}
-        records = (self._root / "models").glob("*.json")
-        others = sorted((each for each in records if each.stem != model), key=_changed_at)
-        while (held := self._sweep(mine)) + needed > self._most_bytes:
-            # Their locks show which of them somebody uses.
-            if not any(self._removed(record) for record in others):
-                raise self._no_room(
-                    f"{held / GIB:.2f} GiB of the cache are in use, and {needed / GIB:.2f} GiB more"
-                    " are needed.",
-                    files,
-                )
-
-    def _removed(self, record: Path) -> bool:
-        """Remove a model that nobody uses; False: somebody does, or it is gone."""
-        if not record.exists():
-            return False
-        lock = os.open(self._root / "locks" / f"{record.stem}.use", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            record.unlink()
-            shutil.rmtree(record.with_suffix(""), ignore_errors=True)
-            _log.info("Model files not used for longest are removed: %s", record.stem)
-            return True
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(lock)
-
-    def _sweep(self, mine: set[str]) -> int:
-        """Remove files that no model has, but for these; return the bytes of the others."""
-        total = 0
-        for file in (self._root / "files").iterdir():
-            if file.suffix == ".json":
-                continue
-            with suppress(FileNotFoundError):
-                about = file.stat()
-                is_left = _is_orphan(file) if _PART in file.name else about.st_nlink == 1
-                if is_left and file.name not in mine:
-                    file.with_name(f"{file.name}.json").unlink(missing_ok=True)
-                    file.unlink()
-                elif file.name not in mine or about.st_nlink > 1:
-                    total += about.st_size
-        return total
-
     def _link(self, file: Path, link: Path) -> None:
         """Make a file a model's; what had its place goes."""
         with suppress(FileNotFoundError):
@@ -260,12 +218,22 @@ class NodeCache:
         beside.write_text(json.dumps(told))
         os.replace(beside, path)
 
-    def _use(self, model: str) -> None:
+    @contextmanager
+    def _used(self, model: str) -> Iterator[None]:
+        """Let nobody remove a model meanwhile; of a cache that is held never again."""
         path = self._root / "locks" / f"{model}.use"
-        if path not in _in_use:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        if path in _in_use:
+            yield
+            return
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if self._is_held:
             _in_use[path] = lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+        finally:
+            if not self._is_held:
+                os.close(lock)
 
     @contextmanager
     def _locked(self, name: str, files: Sequence[RemoteFile] = ()) -> Iterator[None]:
@@ -292,17 +260,6 @@ class NodeCache:
         finally:
             os.close(lock)
 
-    def _no_room(self, why: str, files: Sequence[RemoteFile]) -> ConfigurationError:
-        whole = sum(file.size for file in files) / GIB
-        return ConfigurationError(
-            f"{why} The model's files take {whole:.2f} GiB, the cache at most"
-            f" {self._most_bytes / GIB:.2f} GiB.",
-            field="model.source.cache_gib",
-            value=round(self._most_bytes / GIB, 3),
-            allowed="room for all models of this node's replicas, in model.source.cache_gib and on"
-            " the disk of model.source.cache_dir",
-        )
-
 
 def _kept(target: int, checksum: Checksum | None) -> _Kept:
     about = os.fstat(target)
@@ -322,25 +279,6 @@ def _boot() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return uuid.uuid4().hex
-
-
-def _is_orphan(part: Path) -> bool:
-    """Whether whoever wrote a part is gone."""
-    opened = os.open(part, os.O_RDWR)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(opened)
-    return True
-
-
-def _changed_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _hash(text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from serve.errors import ConfigurationError, StorageUnavailable
-from serve.model_cache.node_cache import GIB, NodeCache
+from serve.model_cache.checksums import Checksum
+from serve.model_cache.node_cache import NodeCache
 from serve.model_cache.remote_files import (
     SCHEME,
     RemoteFile,
@@ -21,6 +22,7 @@ from serve.model_cache.remote_files import (
     not_there,
     source_of,
 )
+from serve.model_cache.room import GIB
 from serve.model_cache.transfer import DamagedObject, ObjectChanged, Transfer
 from serve.model_settings import ModelSettings
 
@@ -53,7 +55,7 @@ def on_this_node(settings: ModelSettings) -> ModelSettings:
     name = "checkpoint" if source.is_file else source.name
     transfer = Transfer(about, source)
     try:
-        folder = _copy(cache, place, name, transfer, source)
+        folder = copied(cache, place, name, transfer, lambda: files_of(transfer, source))
     except StorageUnavailable as error:
         known = cache.newest(place, name)
         if known is None:
@@ -64,13 +66,36 @@ def on_this_node(settings: ModelSettings) -> ModelSettings:
     return settings.model_copy(update={"path": str(path)})
 
 
-def _copy(cache: NodeCache, place: str, name: str, transfer: Transfer, source: Source) -> Path:
-    why = ""
+def copied(
+    cache: NodeCache,
+    place: str,
+    name: str,
+    transfer: Transfer,
+    look: Callable[[], Sequence[RemoteFile]],
+) -> Path:
+    """Return the folder of what a store has now; what is not here is downloaded.
+
+    Args:
+        cache: Of this node.
+        place: As of `NodeCache.model`.
+        name: Likewise.
+        transfer: Downloads.
+        look: At what there is; asked again where that changes while it is read.
+
+    Raises:
+        ConfigurationError: It does not come whole, or there is no room for it.
+        StorageUnavailable: The store does not answer.
+    """
+    source, why = transfer.source, ""
     for _ in range(_LOOKS):
+        files = look()
+
+        def fetch(wanted: Sequence[tuple[RemoteFile, int]]) -> dict[str, Checksum | None]:
+            with _told(transfer, files):  # noqa: B023 - called in this turn
+                return transfer.fetch(wanted)
+
         try:
-            files = _files(transfer, source)
-            with _told(transfer, source, files):
-                return cache.model(place, name, files, transfer.fetch)
+            return cache.model(place, name, files, fetch)
         except ObjectChanged:
             why = f"{source} is replaced while it is read, again and again."
         except DamagedObject as damaged:
@@ -84,7 +109,13 @@ def _copy(cache: NodeCache, place: str, name: str, transfer: Transfer, source: S
     )
 
 
-def _files(transfer: Transfer, source: Source) -> tuple[RemoteFile, ...]:
+def files_of(transfer: Transfer, source: Source) -> tuple[RemoteFile, ...]:
+    """Return the files of a model as its store has them now.
+
+    Raises:
+        ConfigurationError: There is none.
+        StorageUnavailable: The store does not answer.
+    """
     objects = transfer.listing()
     index = None
     if not source.is_file:
@@ -99,8 +130,9 @@ def _files(transfer: Transfer, source: Source) -> tuple[RemoteFile, ...]:
 
 
 @contextmanager
-def _told(transfer: Transfer, source: Source, files: tuple[RemoteFile, ...]) -> Iterator[None]:
+def _told(transfer: Transfer, files: Sequence[RemoteFile]) -> Iterator[None]:
     """Say how far a download is, every few seconds, and how fast it was."""
+    source = transfer.source
     over, began = threading.Event(), time.monotonic()
     whole = sum(file.size for file in files) / GIB
 

@@ -64,6 +64,11 @@ class RemoteFile:
     size: int
     etag: str
 
+    @property
+    def is_weights(self) -> bool:
+        """Whether it is of the model's own weights; LoRAs are none."""
+        return self.path.endswith(".safetensors") and not self.path.startswith(f"{_LORAS}/")
+
 
 def source_of(path: str) -> Source:
     """Return what a path that begins with `s3://` names.

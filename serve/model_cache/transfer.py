@@ -81,16 +81,21 @@ class _Download:
 
 
 class Transfer:
-    """Reads what one model has in its store. Thread-safe.
+    """Reads what one model has in its store, or what else has a prefix. Thread-safe.
 
     Args:
         settings: Of the store.
         source: The model.
+        names_settings: Whether errors name the settings that the model's source has; else those of
+            the service's own store.
     """
 
-    def __init__(self, settings: ModelSourceSettings, source: Source) -> None:
+    def __init__(
+        self, settings: ModelSourceSettings, source: Source, *, names_settings: bool = True
+    ) -> None:
         self._settings = settings
-        self._source = source
+        self.source = source
+        self._names_settings = names_settings
         self._guard = threading.Lock()
         self._client: S3Client | None = None
         self.done_bytes = 0
@@ -106,7 +111,7 @@ class Transfer:
         def ask() -> list[tuple[str, int, str]]:
             pages = self._s3().get_paginator("list_objects_v2")
             found = []
-            for page in pages.paginate(Bucket=self._source.bucket, Prefix=self._source.below):
+            for page in pages.paginate(Bucket=self.source.bucket, Prefix=self.source.below):
                 for entry in contents_of(page, self._settings.endpoint_url):
                     found.append((entry["Key"], entry["Size"], entry["ETag"]))
             return found
@@ -121,11 +126,38 @@ class Transfer:
         """
 
         def ask() -> bytes:
-            answer = self._s3().get_object(Bucket=self._source.bucket, Key=key)
+            answer = self._s3().get_object(Bucket=self.source.bucket, Key=key)
             data: bytes = answer["Body"].read()
             return data
 
         return self._translated(ask)
+
+    @property
+    def connections(self) -> int:
+        """How many reads there may be at a time."""
+        return self._settings.connections
+
+    def piece(self, file: RemoteFile, begin: int, length: int) -> bytes:
+        """Return some bytes of an object.
+
+        Raises:
+            ObjectChanged: It was replaced meanwhile.
+            StorageUnavailable: The store does not answer.
+        """
+        part = Range(begin, length)
+
+        def ask() -> tuple[str, bytes]:
+            answer = self._s3().get_object(
+                Bucket=self.source.bucket, Key=file.key, Range=part.header
+            )
+            return answer["ETag"], answer["Body"].read()
+
+        if not length:
+            return b""
+        etag, data = self._translated(ask)
+        if etag != file.etag or len(data) != length:
+            raise ObjectChanged(file.key)
+        return data
 
     def fetch(self, wanted: Sequence[tuple[RemoteFile, int]]) -> dict[str, Checksum | None]:
         """Read objects into files.
@@ -171,7 +203,7 @@ class Transfer:
         """Return what the store says of an object; nothing where it does not know what is asked."""
         try:
             return self._translated(
-                lambda: self._s3().head_object(Bucket=self._source.bucket, Key=file.key, **asked)
+                lambda: self._s3().head_object(Bucket=self.source.bucket, Key=file.key, **asked)
             )
         except StorageUnavailable:
             return {}
@@ -202,7 +234,7 @@ class Transfer:
 
     def _read_once(self, download: _Download, part: Range) -> None:
         file = download.file
-        answer = self._s3().get_object(Bucket=self._source.bucket, Key=file.key, Range=part.header)
+        answer = self._s3().get_object(Bucket=self.source.bucket, Key=file.key, Range=part.header)
         body = answer["Body"]
         if answer["ETag"] != file.etag or answer["ContentLength"] != part.length:
             body.close()
@@ -242,7 +274,7 @@ class Transfer:
     def _s3(self) -> S3Client:
         with self._guard:
             if self._client is None:
-                storage = self._settings.storage(self._source.bucket)
+                storage = self._settings.storage(self.source.bucket)
                 self._client = s3_client(
                     storage, storage.endpoint_url, connections=self._settings.connections
                 )
@@ -262,12 +294,14 @@ class Transfer:
         if not isinstance(told, StorageUnavailable):
             told = explain(
                 told,
-                bucket=self._source.bucket,
+                bucket=self.source.bucket,
                 endpoint_url=self._settings.endpoint_url,
                 region=self._settings.region,
             )
+        if not self._names_settings:
+            return told
         if told.field == "storage.bucket":
-            field, value = "model.path", str(self._source)
+            field, value = "model.path", str(self.source)
         else:
             field, value = (told.field or "").replace("storage.", "model.source."), told.value
         remedy = (told.allowed or "").replace("storage.bucket", "model.path")

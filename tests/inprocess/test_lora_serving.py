@@ -5,7 +5,7 @@ import json
 import os
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from serve.config import ModelSettings, PoolSettings, StorageSettings
 from serve.errors import InvalidRequest, StorageUnavailable
 from serve.lora_settings import LoraSettings
 from serve.loras import LoraLibrary, shown_loras
+from serve.model_cache.remote_files import RemoteFile
+from serve.model_cache.transfer import Transfer
 from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
 from tests.unit.lora_files import random_lora, written
@@ -353,26 +355,26 @@ async def test_loras_of_the_store_are_downloaded_once_and_again_when_they_change
     assert {"far/away", "broken", "both"} < set(await asyncio.to_thread(library.available))
     first = await asyncio.to_thread(library.uses, asked("far/away"))
     assert first.denoise[0].name == "far/away"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "models").glob("*.json"))) == 1
     with pytest.raises(InvalidRequest, match="LoRA 'broken'"):
         await asyncio.to_thread(library.uses, asked("broken"))
-    pieces: list[str] = []
-    real = ObjectStore.pieces
+    came: list[str] = []
+    real = Transfer.fetch
 
-    def noted(self: ObjectStore, key: str) -> Iterator[bytes]:
-        pieces.append(key)
-        return real(self, key)
+    def noted(self: Transfer, wanted: Sequence[tuple[RemoteFile, int]]) -> Any:
+        came.extend(file.key for file, _ in wanted)
+        return real(self, wanted)
 
-    monkeypatch.setattr(ObjectStore, "pieces", noted)
+    monkeypatch.setattr(Transfer, "fetch", noted)
     other = LoraLibrary(model, settings, storage)  # another process of the node
     assert await asyncio.to_thread(other.uses, asked("far/away")) == first
-    assert pieces == []
+    assert came == []
     await put("far/away.safetensors", source / "styles" / "s1.safetensors")
     changed = LoraLibrary(model, settings, storage)
     second = await asyncio.to_thread(changed.uses, asked("far/away"))
     assert second.denoise != first.denoise
-    assert pieces == ["loras/far/away.safetensors"]
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert came == [f"{storage.prefix}loras/far/away.safetensors"]
+    assert not list((tmp_path / "cache" / "files").glob("*.part*"))
     nowhere = storage.model_copy(
         update={"endpoint_url": "http://127.0.0.1:1", "max_attempts": 1, "connect_timeout_s": 1.0}
     )
