@@ -99,7 +99,8 @@ def build(settings: Settings) -> Application:
             allowed="an application by serve.app:build_model for each of them, or"
             " `kelvin models load`",
         )
-    spec = ModelSpec.from_directory(resolve_model_dir(settings.model), model_name(settings.model))
+    folder = resolve_model_dir(settings.model, weights=False)
+    spec = ModelSpec.from_directory(folder, model_name(settings.model))
     refuse_what_cannot_fit([(settings.model, settings.pools)])
     pipeline = serve.deployment(
         serve.ingress()(_ServedPipeline),

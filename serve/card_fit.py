@@ -75,9 +75,9 @@ def _kind(replica: _Replica) -> str:
 
 
 def _replicas_of(settings: ModelSettings, pools: Pools) -> list[_Replica]:
-    folder = resolve_model_dir(settings)
+    folder = resolve_model_dir(settings, weights=False)
     defaults = ModelSpec.from_directory(folder, model_name(settings)).defaults
-    parts = {kind: found.part for kind, found in model_files(settings).parts.items()}
+    parts = {kind: found.part for kind, found in model_files(settings, weights=False).parts.items()}
     return [
         _Replica(pool, _needs(stage, pool, parts, defaults))
         for stage, those in pools.items()

@@ -183,7 +183,7 @@ def _answers_ready(url: str) -> bool:
 
 
 def _own_name(settings: Settings) -> str:
-    folder = resolve_model_dir(settings.model)
+    folder = resolve_model_dir(settings.model, weights=False)
     return ModelSpec.from_directory(folder, model_name(settings.model)).name
 
 

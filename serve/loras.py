@@ -54,6 +54,7 @@ class LoraLibrary:
         model: Whose LoRAs.
         settings: Section `lora`.
         storage: Of the bucket, where `lora.s3_prefix` is set.
+        weights: Whether this process needs the model's, as of `resolve_model_dir`.
         only_text: Look at nothing but text encoders' layers: models that share them may have
             transformers of other sizes.
     """
@@ -64,8 +65,10 @@ class LoraLibrary:
         settings: LoraSettings,
         storage: StorageSettings | None = None,
         *,
+        weights: bool = True,
         only_text: bool = False,
     ) -> None:
+        self._weights = weights
         self._only = TEXT_PARTS if only_text else None
         self._model = model
         self._ranks = settings.ranks
@@ -95,7 +98,7 @@ class LoraLibrary:
             if time.monotonic() - self._listed_at > _LISTED_AGAIN_S:
                 found = {
                     path.relative_to(root / FOLDER).with_suffix("").as_posix()
-                    for root in lora_roots(self._model)
+                    for root in lora_roots(self._model, weights=self._weights)
                     for path in candidates(root, (FOLDER,))
                 }
                 if self._cache is not None:
@@ -151,7 +154,8 @@ class LoraLibrary:
                 self._headers.move_to_end((name, version))
                 return self._headers[name, version], version
             if self._base is None:
-                self._base = BaseModel.of_folder(resolve_model_dir(self._model), self._only)
+                folder = resolve_model_dir(self._model, weights=self._weights)
+                self._base = BaseModel.of_folder(folder, self._only)
             base = self._base
         file = read_lora(path, name, base)
         with self._lock:
@@ -161,7 +165,7 @@ class LoraLibrary:
         return file, version
 
     def _find(self, name: str) -> tuple[Path, str]:
-        for root in lora_roots(self._model):
+        for root in lora_roots(self._model, weights=self._weights):
             path = root / FOLDER / (name + SUFFIX)
             try:
                 if path.is_file():

@@ -26,21 +26,28 @@ from serve.checkpoints.stated_config import read_config
 from serve.checkpoints.view import write_view
 from serve.config import ModelSettings
 from serve.errors import ConfigurationError
+from serve.model_cache.description import described_on_this_node
 from serve.model_cache.node_copy import on_this_node
 
 _MOST_NAMED = 10
 # A process stays with the version of a model that it has seen first.
 _here = functools.lru_cache(maxsize=64)(on_this_node)
+_described = functools.lru_cache(maxsize=64)(described_on_this_node)
 
 
-def resolve_model_dir(settings: ModelSettings) -> Path:
+def resolve_model_dir(settings: ModelSettings, *, weights: bool = True) -> Path:
     """Return the folder of the model that the settings name.
+
+    Args:
+        settings: Of the model.
+        weights: Whether they are needed; else those of a model from S3 stay there, and files of
+            weights have a header only.
 
     Raises:
         ConfigurationError: There is no such model on this node, or its files are not what they
             should be.
     """
-    settings = _here(settings)
+    settings = _local(settings, weights)
     if is_single_file(settings):
         return write_view(find_model(settings), settings)
     path = _directory(settings)
@@ -71,22 +78,31 @@ def resolve_model_dir(settings: ModelSettings) -> Path:
     return path
 
 
-def model_files(settings: ModelSettings) -> ModelFiles:
+def model_files(settings: ModelSettings, *, weights: bool = True) -> ModelFiles:
     """Return what the files of the model are that the settings name, read from their headers.
+
+    Args:
+        settings: Of the model.
+        weights: As of `resolve_model_dir`.
 
     Raises:
         ConfigurationError: As `resolve_model_dir`.
     """
-    settings = _here(settings)
+    settings = _local(settings, weights)
     if is_single_file(settings):
         return find_model(settings)
     return read_directory(_directory(settings), settings)
 
 
-def lora_roots(settings: ModelSettings) -> list[Path]:
-    """Return the folders of this node whose `loras` hold LoRAs of the model, in order."""
+def lora_roots(settings: ModelSettings, *, weights: bool = True) -> list[Path]:
+    """Return the folders of this node whose `loras` hold LoRAs of the model, in order.
+
+    Args:
+        settings: Of the model.
+        weights: As of `resolve_model_dir`; LoRAs are whole either way.
+    """
     roots: list[Path] = []
-    settings = _here(settings)
+    settings = _local(settings, weights)
     if not is_single_file(settings):
         roots.append(_directory(settings))
     elif (own := models_dir_of(Path(settings.path).expanduser())) is not None:
@@ -94,6 +110,10 @@ def lora_roots(settings: ModelSettings) -> list[Path]:
     if settings.models_dir is not None:
         roots.append(Path(settings.models_dir).expanduser())
     return roots
+
+
+def _local(settings: ModelSettings, weights: bool) -> ModelSettings:
+    return _here(settings) if weights else _described(settings)
 
 
 def _directory(settings: ModelSettings) -> Path:

@@ -307,7 +307,7 @@ class ServedModels:
             for pool in pools
             if pool.min_replicas == 0
         )
-        loras = LoraLibrary(settings.model, settings.lora, settings.storage)
+        loras = LoraLibrary(settings.model, settings.lora, settings.storage, weights=False)
         return ServedModel(
             facts,
             stages,

@@ -125,7 +125,8 @@ def entry_of(tree: dict[str, Any], service: Settings) -> ModelEntry:
 
 def _name(tree: dict[str, Any]) -> str:
     model = _validated(ModelSettings, tree.get("model") or {})
-    return ModelSpec.from_directory(resolve_model_dir(model), model_name(model)).name
+    folder = resolve_model_dir(model, weights=False)
+    return ModelSpec.from_directory(folder, model_name(model)).name
 
 
 def _validated(kind: Any, tree: dict[str, Any]) -> Any:
