@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +89,42 @@ def fitted(data: bytes, width: int, height: int) -> bytes:
         InvalidRequest: It is no picture, too large a one, or damaged.
     """
     with _opened(data) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in _SIXTEEN_BITS:
-            # Pillow would take every value above 255 for white.
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        rgb = upright.convert("RGB")
+        rgb = _upright_rgb(image)
         if rgb.size != (width, height):
             rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         Image.fromarray(np.asarray(rgb)).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
+
+
+def shown_small(
+    data: bytes, kind: Literal["webp", "jpeg"], quality: int, longest_side: int
+) -> bytes:
+    """Return a picture file in another format, no side longer than `longest_side` pixels.
+
+    Args:
+        data: A picture file from a stranger, or Kelvin's own.
+        kind: The format.
+        quality: 1 to 100.
+        longest_side: Pixels.
+
+    Raises:
+        InvalidRequest: As `fitted`.
+    """
+    with _opened(data) as image:
+        rgb = _upright_rgb(image)
+        rgb.thumbnail((longest_side, longest_side))
+        buffer = io.BytesIO()
+        rgb.save(buffer, kind.upper(), quality=quality)
+        return buffer.getvalue()
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _SIXTEEN_BITS:
+        # Pillow would take every value above 255 for white.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def pixels_of(data: bytes) -> NDArray[np.uint8]:

@@ -159,7 +159,8 @@ def _asked(body: dict[str, Any], **start: Any) -> Asked:
         **start,
     }
     request = GenerateRequest(**fields)
-    return Asked(request, batch_size, body.get("send_images") is not False, _unknown(body))
+    warnings = _unknown(body), _unknown_settings(settings)
+    return Asked(request, batch_size, body.get("send_images") is not False, sum(warnings, ()))
 
 
 def _refuse_what_is_not_built(
@@ -276,6 +277,7 @@ def _format(settings: Mapping[str, Any]) -> OutputFormat:
     return _FORMATS[value.lower()]
 
 
+_SETTINGS_READ: Final = _names("sd_model_checkpoint samples_format")
 _READ: Final = _names(
     """
     prompt negative_prompt width height steps cfg_scale seed batch_size n_iter override_settings
@@ -288,4 +290,12 @@ def _unknown(body: Mapping[str, Any]) -> tuple[str, ...]:
     known = _READ | _CHANGES_NOTHING | _NOT_BUILT.keys()
     return tuple(
         f"Field {name!r} is not known and was ignored." for name in sorted(body.keys() - known)
+    )
+
+
+def _unknown_settings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    known = _SETTINGS_READ | _SETTINGS_NOT_BUILT.keys()
+    return tuple(
+        f"Setting {name!r} of override_settings is not known and was ignored."
+        for name in sorted(settings.keys() - known)
     )

@@ -7,6 +7,7 @@ import json
 from email.message import Message
 from typing import Any
 
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from serve.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
@@ -65,11 +66,12 @@ def repeatable(body: Any) -> Any:
     change.
 
     Raises:
-        InvalidRequest: Its text cannot be encoded.
+        InvalidRequest: Its text cannot be encoded, or is nested so deeply that a record which holds
+            it could not be read again: pydantic reads 200 levels.
     """
     try:
         text = json.dumps(body, ensure_ascii=False)
-        text.encode()
+        from_json(text.encode())
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         raise InvalidRequest(

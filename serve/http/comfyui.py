@@ -3,19 +3,16 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of local functions.
 import asyncio
 import importlib.metadata
-import io
 import os
 import platform
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
-from PIL import Image
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from serve.errors import InvalidRequest, KelvinError
@@ -26,6 +23,7 @@ from serve.http.comfyui_sockets import Socket
 from serve.http.errors import RouteNotFound
 from serve.http.form import read_form
 from serve.http.gate import tenant_of
+from serve.init_image import shown_small
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
@@ -35,6 +33,9 @@ _TRY_AGAIN_LATER = 1013  # RFC 6455's registry of close codes
 _MOST_LISTED = 200
 _LARGEST_PROMPT = 4 << 20  # bytes; pictures are uploaded, not sent in it
 _NEWEST_LISTED = 64
+_CLEARED_AT_ONCE = 16
+_LONGEST_PREVIEW_SIDE = 2048  # pixels
+_PREVIEWS_AT_ONCE = 2  # each decodes a picture: 120 MB at most, and as much again for the copy
 
 
 def add_comfyui(app: FastAPI, pipeline: "Pipeline") -> None:
@@ -52,6 +53,7 @@ def add_comfyui(app: FastAPI, pipeline: "Pipeline") -> None:
 def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
     router = APIRouter(include_in_schema=False)  # ComfyUI's contract, not ours
     largest_body = pipeline.settings.pipeline.max_body_bytes
+    previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
     async def body_of(request: Request) -> dict[str, Any]:
         most = min(largest_body, _LARGEST_PROMPT)
@@ -104,7 +106,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         for record in await _named(door, body, tenant):
             await door.forget(record)
         if body.get("clear") is True:
-            while records := await door.records.newest(tenant, _MOST_LISTED):
+            while records := await door.records.newest(tenant, _CLEARED_AT_ONCE):
                 for record in records:
                     await door.forget(record)
         return Response()
@@ -180,7 +182,8 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         else:
             data, kind = await door.output_picture(filename, tenant)
         if preview is not None:
-            data, kind = await run_in_threadpool(_as_preview, data, preview)
+            async with previews:
+                data, kind = await asyncio.to_thread(_as_preview, data, preview)
         name = quote(filename.rpartition("/")[2], safe="() .")
         headers = {
             "Content-Disposition": f"inline; filename*=UTF-8''{name}",
@@ -330,10 +333,8 @@ def _count(name: str, text: str, default: int) -> int:
 
 def _as_preview(data: bytes, preview: str) -> tuple[bytes, str]:
     """Return a picture as `preview` asks: webp or jpeg, a semicolon, and the quality."""
-    kind, _, quality = preview.partition(";")
-    kind = kind if kind in ("webp", "jpeg") else "webp"
+    asked, _, quality = preview.partition(";")
+    kind: Literal["webp", "jpeg"] = "jpeg" if asked == "jpeg" else "webp"
     level = int(quality) if quality.isascii() and quality.isdigit() and len(quality) < 4 else 90
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(buffer, kind.upper(), quality=min(100, max(1, level)))
-    return buffer.getvalue(), f"image/{kind}"
+    small = shown_small(data, kind, min(100, max(1, level)), _LONGEST_PREVIEW_SIDE)
+    return small, f"image/{kind}"

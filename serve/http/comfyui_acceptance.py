@@ -39,6 +39,7 @@ _SECRETS = (
 )  # of ComfyUI's paid nodes; it hides them too
 _PREVIEWS = ("auto", "latent2rgb", "taesd")
 _MOST_TRIES = 16
+_MOST_PICTURES = 64  # of a prompt, to start from; each is looked for in the store
 
 
 class PromptAcceptance:
@@ -128,6 +129,12 @@ class PromptAcceptance:
             checkpoints = await self._checkpoints()
         loras = await self._loras() if named(prompt, "lora_name") else ()
         names = named(prompt, "image")
+        if len(names) > _MOST_PICTURES:
+            raise PromptError(
+                "invalid_prompt",
+                f"The prompt starts from {len(names)} pictures",
+                f"at most {_MOST_PICTURES}",
+            )
         found = await asyncio.gather(*(self._inputs.find(name, tenant) for name in names))
         images = {name: uri for name, uri in zip(names, found, strict=True) if uri}
         return Catalogue(checkpoints, loras, images)

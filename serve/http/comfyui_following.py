@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from serve.errors import KelvinError, StorageUnavailable
 from serve.http.comfyui_history import Jobs, are_over, last_message, outputs_of
 from serve.http.comfyui_prompts import ChainRecord, PromptRecord, now_ms
-from serve.http.comfyui_sockets import JPEG, PNG, Socket, Sockets
+from serve.http.comfyui_sockets import Socket, Sockets
 from serve.requests import GenerateResult, ImageRef, JobEvent
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Following:
             self._tell("progress", told | {"prompt_id": self._record.id})
             if event.preview is not None:
                 for socket in self._own():
-                    socket.send_picture(JPEG, base64.b64decode(event.preview))
+                    socket.send_preview(base64.b64decode(event.preview))
 
     async def _show(self, chain: ChainRecord, result: GenerateResult) -> None:
         self._stored.add(chain.job)
@@ -125,8 +125,7 @@ class Following:
         """Do what SaveImageWebsocket is for."""
         for image in result.images:
             picture = await self._picture_of(image, result.id, self._record.tenant)
-            for socket in self._own():
-                socket.send_picture(PNG, picture)
+            await asyncio.gather(*(socket.send_picture(picture) for socket in self._own()))
 
     def _execute(self, node: str) -> None:
         if node != self._executing:

@@ -1,6 +1,7 @@
 """Pictures that ComfyUI's clients upload by name, for LoadImage to find them.
 
-    comfyui/{tenant}/images/{base64 of folder and name}    where the upload lies, and its digest
+    comfyui/{tenant}/images/{base64 of folder and name}    where the upload lies, and its digest;
+                                                           a long name in parts: `{part}./{rest}`
 
 The picture itself is an upload like any other (`serve.inputs`); `serve.sweep` removes both when
 they are old. A name with `[output]` or `[temp]` behind it is a picture of one's own.
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
 _JSON = "application/json"
-_LONGEST_NAME = 200
+_LONGEST_NAME = 255  # bytes, as of a file
+_LONGEST_PART = 240  # of a key between slashes: stores on file systems take no more than 255
+_NEXT_PART = "./"
 _MOST_NAMESAKES = 100
 _ANNOTATED = re.compile(r"^(.*\S) ?\[(input|output|temp)\]$")
 
@@ -123,23 +126,26 @@ class InputPictures:
 
 def _checked_path(path: str) -> None:
     parts = path.replace("\\", "/").split("/")
-    if {"", ".", ".."} & set(parts) or not path.isprintable() or len(path) > _LONGEST_NAME:
+    is_name = path.isprintable() and not {"", ".", ".."} & set(parts)
+    if not is_name or len(path.encode()) > _LONGEST_NAME:
         raise InvalidRequest(
             "A picture cannot have this name.",
             field="image",
             value=path,
-            allowed=f"at most {_LONGEST_NAME} characters: a file name, with folders in subfolder",
+            allowed=f"at most {_LONGEST_NAME} bytes: a file name, with folders in subfolder",
         )
 
 
 def _key(path: str, tenant: str) -> str:
     # Names are a stranger's; none of their characters become part of a key.
     name = base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
-    return f"{COMFYUI}{checked_tenant(tenant)}/images/{name}"
+    parts = [name[begin : begin + _LONGEST_PART] for begin in range(0, len(name), _LONGEST_PART)]
+    return f"{COMFYUI}{checked_tenant(tenant)}/images/{_NEXT_PART.join(parts)}"
 
 
 def _name_of(key: str) -> str | None:
+    name = key.replace(_NEXT_PART, "")
     try:
-        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4)).decode()
+        return base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
     except (binascii.Error, UnicodeDecodeError):
         return None

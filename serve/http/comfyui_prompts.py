@@ -16,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
+import math
 import time
 import uuid
 from typing import Any
@@ -29,11 +31,14 @@ from serve.record_store import RecordStore
 from serve.removal import delete_all
 from serve.tenants import checked_tenant
 
+_log = logging.getLogger("ray.serve")
+
 _JSON = "application/json"
 _EMPTY = b"{}\n"
 _LONGEST_ID = 200
 _LONGEST_KEYWORD = 79  # of a PNG's text chunk
-_AT_ONCE = 16
+_AT_ONCE = 4  # one may have 4 MiB, and takes several times that as Python's objects
+_MOST_BYTES_LISTED = 8 << 20
 _LISTED_AT_ONCE = 1000  # what a store lists in one answer
 _LAST_MS = 10**13 - 1
 
@@ -131,7 +136,7 @@ class PromptRecords:
         return await self._read(f"{_folder(tenant)}prompts/{_digest(prompt_id)}.json")
 
     async def newest(self, tenant: str, most: int, skip: int = 0) -> list[PromptRecord]:
-        """Return a tenant's newest prompts, oldest first.
+        """Return a tenant's newest prompts, oldest first; fewer where they are large.
 
         Args:
             tenant: Whose.
@@ -148,7 +153,8 @@ class PromptRecords:
                 break
         # Sent twice at the same time, one has two.
         digests = list(dict.fromkeys(key.rsplit("-", 1)[-1] for key in keys[skip:]))
-        return await self._read_all(tenant, digests[::-1])
+        records = await self._read_some(tenant, digests, _MOST_BYTES_LISTED)
+        return records[::-1]
 
     async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
         """Return the prompt that a tenant's job belongs to; None: it came through another door."""
@@ -169,7 +175,7 @@ class PromptRecords:
         """Return a tenant's prompts whose jobs may not have ended, oldest first."""
         prefix = f"{_folder(tenant)}open/"
         keys = await self._store.list_keys(prefix)
-        found = await self._read_all(tenant, [key.removeprefix(prefix) for key in keys])
+        found = await self._read_some(tenant, [key.removeprefix(prefix) for key in keys])
         return sorted(found, key=lambda record: record.created_ms)
 
     async def close(self, record: PromptRecord) -> None:
@@ -189,20 +195,35 @@ class PromptRecords:
             ],
         )
 
-    async def _read_all(self, tenant: str, digests: list[str]) -> list[PromptRecord]:
+    async def _read_some(
+        self, tenant: str, digests: list[str], most_bytes: float = math.inf
+    ) -> list[PromptRecord]:
+        """Return the prompts of these digests, in order, the last ones not where it gets too much.
+
+        What cannot be read is left out: it must not hide the others.
+        """
         found: list[PromptRecord] = []
-        for begin in range(0, len(digests), _AT_ONCE):
-            keys = [
-                f"{_folder(tenant)}prompts/{digest}.json"
-                for digest in digests[begin : begin + _AT_ONCE]
-            ]
-            found += [each for each in await asyncio.gather(*map(self._read, keys)) if each]
+        keys = [f"{_folder(tenant)}prompts/{digest}.json" for digest in digests]
+        taken = 0
+        for begin in range(0, len(keys), _AT_ONCE):
+            some = keys[begin : begin + _AT_ONCE]
+            for key, data in zip(
+                some, await asyncio.gather(*map(self._store.get, some)), strict=True
+            ):
+                taken += len(data or b"")
+                try:
+                    found += [] if data is None else [self._parsed(key, data)]
+                except RecordUnreadable as error:
+                    _log.warning("%s %s", error.message, error.value)
+            if taken >= most_bytes:
+                break
         return found
 
     async def _read(self, key: str) -> PromptRecord | None:
         data = await self._store.get(key)
-        if data is None:
-            return None
+        return None if data is None else self._parsed(key, data)
+
+    def _parsed(self, key: str, data: bytes) -> PromptRecord:
         try:
             return PromptRecord.model_validate_json(data)
         except ValidationError:

@@ -7,29 +7,39 @@ import contextlib
 import json
 import struct
 from collections import defaultdict
+from enum import Enum
 from typing import Any, Final
 
 from starlette.websockets import WebSocket
 
 _MOST_WAITING = 1000
-_MOST_BYTES_WAITING = 64 << 20  # whole pictures go this way too, and who reads slowly has them wait
+_MOST_BYTES_WAITING = 8 << 20  # of text, and of pictures; one picture alone may be larger
+_READS_WITHIN_S = 30.0
 _TOO_SLOW = 1013  # "try again later", RFC 6455's registry
 # Each way through Serve's proxy costs 2 ms of processor time; nobody sees progress that often.
 _GATHERED_FOR_S = 0.04
 _CAN_WAIT = ("progress", "executing")
 _PREVIEW = 1
-JPEG: Final = 1
-PNG: Final = 2
+_JPEG: Final = 1
+_PNG: Final = 2
+
+
+class _Newest(Enum):
+    """Stands among what waits for whatever is the newest of its kind when its turn comes."""
+
+    PREVIEW = "preview"
 
 
 class Socket:
     """One client's websocket; messages wait until it takes them."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[str | bytes | None] = asyncio.Queue()
-        self._bytes_waiting = 0
+        self._waiting: asyncio.Queue[str | bytes | _Newest | None] = asyncio.Queue()
+        self._bytes_waiting: dict[type, int] = {str: 0, bytes: 0}
+        self._preview: bytes | None = None
         self._is_given_up = False
         self._in_haste = asyncio.Event()
+        self._has_sent = asyncio.Event()
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Send a message: `{"type": ..., "data": ...}`; progress may wait a moment for more."""
@@ -37,14 +47,28 @@ class Socket:
         if event not in _CAN_WAIT or data.get("node") is None:
             self._in_haste.set()
 
-    def send_picture(self, kind: int, picture: bytes) -> None:
-        """Send a picture as ComfyUI frames it: two big-endian numbers, then the file.
+    def send_preview(self, picture: bytes) -> None:
+        """Send a JPEG of how far the work is; of those that still wait the newest one is sent."""
+        if self._is_given_up:
+            return
+        if self._preview is None:
+            self._waiting.put_nowait(_Newest.PREVIEW)
+        self._preview = _framed(_JPEG, picture)
 
-        Args:
-            kind: JPEG or PNG.
-            picture: The file.
+    async def send_picture(self, picture: bytes) -> None:
+        """Send a PNG, once there is room for it.
+
+        Who reads nothing for half a minute is let go.
         """
-        self._put(struct.pack(">II", _PREVIEW, kind) + picture)
+        frame = _framed(_PNG, picture)
+        try:
+            async with asyncio.timeout(_READS_WITHIN_S):
+                while not self._has_room(frame):
+                    self._has_sent.clear()
+                    await self._has_sent.wait()
+        except TimeoutError:
+            self._give_up()
+        self._put(frame)
 
     async def serve(self, websocket: WebSocket) -> None:
         """Send what comes until the client goes, or does not read any more."""
@@ -53,35 +77,47 @@ class Socket:
         try:
             await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._give_up()
             for task in (sending, listening):
                 task.cancel()
             await asyncio.wait({sending, listening})
 
     def _put(self, message: str | bytes) -> None:
+        if self._waiting.qsize() > _MOST_WAITING or not self._has_room(message):
+            self._give_up()
+        if not self._is_given_up:
+            self._bytes_waiting[type(message)] += len(message)
+            self._waiting.put_nowait(message)
+
+    def _has_room(self, message: str | bytes) -> bool:
+        waiting = self._bytes_waiting[type(message)]
+        return not waiting or waiting + len(message) <= _MOST_BYTES_WAITING
+
+    def _give_up(self) -> None:
+        """Keep nothing more; who comes back learns from /history what it missed."""
         if self._is_given_up:
             return
-        self._bytes_waiting += len(message)
-        if (
-            self._waiting.qsize() > _MOST_WAITING
-            # One picture alone may be larger.
-            or (self._waiting.qsize() and self._bytes_waiting > _MOST_BYTES_WAITING)
-        ):
-            # Who comes back learns from /history what it missed.
-            self._is_given_up = True
-            while not self._waiting.empty():
-                self._waiting.get_nowait()
-            self._waiting.put_nowait(None)
-            self._in_haste.set()
-            return
-        self._waiting.put_nowait(message)
+        self._is_given_up = True
+        self._preview = None
+        self._bytes_waiting = {str: 0, bytes: 0}
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+        self._waiting.put_nowait(None)
+        self._in_haste.set()
+        self._has_sent.set()
 
     async def _send_all(self, websocket: WebSocket) -> None:
         while (message := await self._waiting.get()) is not None:
-            self._bytes_waiting -= len(message)
-            if isinstance(message, bytes):
+            if isinstance(message, _Newest):
+                preview, self._preview = self._preview, None
+                await websocket.send_bytes(preview or b"")
+            elif isinstance(message, bytes):
+                self._bytes_waiting[bytes] -= len(message)
                 await websocket.send_bytes(message)
             else:
+                self._bytes_waiting[str] -= len(message)
                 await websocket.send_text(message)
+            self._has_sent.set()
             if self._waiting.empty():
                 self._in_haste.clear()
                 with contextlib.suppress(TimeoutError):
@@ -123,3 +159,8 @@ async def _listen(websocket: WebSocket) -> None:
     # Clients announce features; nothing they say changes what is sent.
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
+
+
+def _framed(kind: int, picture: bytes) -> bytes:
+    """Return a picture as ComfyUI frames it: two big-endian numbers, then the file."""
+    return struct.pack(">II", _PREVIEW, kind) + picture

@@ -29,12 +29,17 @@ _COMFYUI = (
     "/system_stats",
     "/models",
     "/free",
+    "/embeddings",
+    "/extensions",
+    "/features",
+    "/ws",
 )
 _SHAPES: Final[tuple[tuple[str, ErrorShape], ...]] = (
     ("/sdapi/", web_ui_body),
     *((prefix, comfyui_body) for prefix in _COMFYUI),
     ("/v1/images/edits", openai_edit_body),
     ("/v1/images/", openai_body),
+    ("/v1/models/", openai_body),
 )
 
 

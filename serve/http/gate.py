@@ -36,6 +36,7 @@ To who shows no key `/readyz` says yes or no and no more, and `/v1/session` that
 ADMIN: Final = frozenset({"/v1/status"})
 """What tells of other tenants or of the machines."""
 _READING = ("GET", "HEAD")
+_DENIAL = "websocket.http.response"  # of ASGI: a handshake may be answered like any request
 
 # Set by proxies: who sends them is not on this machine, wherever the connection comes from.
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
@@ -119,7 +120,8 @@ class Gate:
         )
 
     async def _refuse(self, error: KelvinError, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
+        if scope["type"] == "websocket" and _DENIAL not in (scope.get("extensions") or {}):
+            # The server makes a bare 403 of it.
             await send({"type": "websocket.close", "code": 1008, "reason": error.code})
             return
         response = error_response(error, scope)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 
+from serve.errors import JobNotFound
+from serve.http import comfyui
+from serve.http.error_shapes import error_body
 from serve.http.native import build_app
 from serve.keys import new_key
 from serve.pipeline import Pipeline
@@ -30,3 +36,27 @@ async def test_the_web_uis_clients_find_errors_where_they_look(pipeline: Pipelin
         "type",
         "message",
     }
+
+
+async def test_every_route_of_comfyuis_has_its_shape(pipeline: Pipeline):
+    app = build_app(pipeline)
+    contexts: Any = iter_route_contexts(app.routes)
+    paths = {
+        context.path
+        for context in contexts
+        if context.original_route.endpoint.__module__ == comfyui.__name__
+    }
+    assert {"/ws", "/features", "/api/prompt"} <= paths
+    for path in paths:
+        body = error_body(JobNotFound("No."), {"path": path})
+        assert body.keys() == {"error", "node_errors"}, path
+
+
+async def test_openais_client_is_told_of_an_unknown_model_in_its_shape(pipeline: Pipeline):
+    transport = httpx.ASGITransport(build_app(pipeline))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        answer = await http.get("/v1/models/dall-e-2")
+    assert answer.status_code == 404
+    told = answer.json()["error"]
+    assert (told["type"], told["param"]) == ("invalid_request_error", "model")
+    assert (told["code"], told["value"]) == ("model_not_found", "dall-e-2")

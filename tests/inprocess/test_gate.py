@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
+import websockets.exceptions
+import websockets.sync.client
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from starlette.routing import Route
@@ -31,6 +34,7 @@ from serve.key_store import FileKeys
 from serve.keys import KeyRecord, new_key
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
+from tests.inprocess.served import served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
 JOB = {"prompt": "a", "seed": 5}
@@ -449,3 +453,34 @@ async def test_a_socket_without_a_key_is_closed_before_it_opens(pipeline: Pipeli
     scope = {"type": "websocket", "path": "/ws", "headers": [], "client": ("9.9.9.9", 1)}
     await build_app(pipeline)(scope, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_a_socket_that_is_refused_is_told_why_where_the_server_can_say_it(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: FileKeys
+):
+    key, _ = asyncio.run(made(keys))
+    pipeline = with_http(storage, monkeypatch, tmp_path, most_calls=2, host="0.0.0.0")
+    with served(pipeline) as server:
+        address = f"{server.url.replace('http', 'ws', 1)}/ws"
+        shown = {"Authorization": f"Bearer {key}"}
+
+        def refusal(**headers: str) -> Any:
+            with (
+                pytest.raises(websockets.exceptions.InvalidStatus) as caught,
+                websockets.sync.client.connect(address, additional_headers=headers),
+            ):
+                pass
+            return caught.value.response
+
+        nobody = refusal()
+        assert nobody.status_code == 401
+        assert json.loads(nobody.body)["error"]["type"] == "unauthenticated"
+        assert nobody.headers.get_all("www-authenticate")
+        with websockets.sync.client.connect(address, additional_headers=shown) as first:
+            first.recv(timeout=20)
+            full = refusal(**shown)
+        assert full.status_code == 429
+        assert int(full.headers["retry-after"]) > 0
+        told = json.loads(full.body)
+        assert told["error"]["type"] == "overloaded"
+        assert told["node_errors"] == {}

@@ -41,6 +41,11 @@ def test_settings_of_a_request():
     assert asked.request.model == "sd35.safetensors"
     assert asked.request.output_format == "jpeg"
     assert asked.request.seed is None
+    assert asked.warnings == ()
+    asked = read_txt2img({"prompt": "a", "override_settings": {"eta_noise_seed_delta": 31337}})
+    assert asked.warnings == (
+        "Setting 'eta_noise_seed_delta' of override_settings is not known and was ignored.",
+    )
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.http import comfyui_sockets
-from serve.http.comfyui_sockets import PNG, Socket
+from serve.http.comfyui_sockets import Socket
 
 
 class Client:
@@ -50,11 +50,12 @@ async def served(client: Client, socket: Socket) -> asyncio.Task[None]:
 @pytest.mark.parametrize("sends", ["pictures", "messages"])
 async def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch, sends: str):
     monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
+    monkeypatch.setattr(comfyui_sockets, "_READS_WITHIN_S", 0.05)
     client, socket = Client(), Socket()
     task = await served(client, socket)
     for _ in range(2_000):
         if sends == "pictures":
-            socket.send_picture(PNG, bytes(900))
+            await socket.send_picture(bytes(900))
         else:
             socket.send("x", {})
     client.reads.set()
@@ -70,7 +71,7 @@ async def test_who_reads_again_in_time_misses_nothing(monkeypatch: pytest.Monkey
     task = await served(client, socket)
     for _ in range(10):
         for _ in range(10):
-            socket.send_picture(PNG, bytes(900))
+            await socket.send_picture(bytes(900))
         client.reads.set()
         async with asyncio.timeout(10):
             while socket._waiting.qsize():
@@ -84,16 +85,68 @@ async def test_who_reads_again_in_time_misses_nothing(monkeypatch: pytest.Monkey
 async def test_one_picture_may_be_larger_than_what_may_wait(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
     client, socket = Client(), Socket()
-    client.reads.set()
     task = await served(client, socket)
+    await socket.send_picture(bytes(20_000))
+    socket.send("executed", {})
+    client.reads.set()
     async with asyncio.timeout(10):
-        while socket._waiting.qsize():
-            await asyncio.sleep(0)
-        socket.send_picture(PNG, bytes(20_000))
-        while len(client.heard) < 2:
+        while len(client.heard) < 3:
             await asyncio.sleep(0)
     task.cancel()
     assert client.closed is None
+
+
+async def test_pictures_wait_for_who_reads_slowly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 10_000)
+    client, socket = Client(), Socket()
+    task = await served(client, socket)
+
+    async def pictures() -> None:
+        for _ in range(100):
+            await socket.send_picture(bytes(900))
+
+    sending = asyncio.create_task(pictures())
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert socket._waiting.qsize() == 11  # what there is room for
+    client.reads.set()
+    async with asyncio.timeout(10):
+        await sending
+        while len(client.heard) < 101:
+            await asyncio.sleep(0)
+    task.cancel()
+    assert client.closed is None
+
+
+async def test_of_the_previews_that_wait_the_newest_is_sent():
+    client, socket = Client(), Socket()
+    task = await served(client, socket)
+    for number in range(100):
+        socket.send_preview(bytes([number]))
+    socket.send("executed", {})
+    client.reads.set()
+    async with asyncio.timeout(10):
+        while len(client.heard) < 3:
+            await asyncio.sleep(0)
+        socket.send_preview(b"later")
+        socket.send("executed", {})
+        while len(client.heard) < 5:
+            await asyncio.sleep(0)
+    task.cancel()
+    pictures = [each[8:] for each in client.heard if isinstance(each, bytes)]
+    assert pictures == [bytes([99]), b"later"]
+
+
+async def test_a_picture_for_who_has_gone_is_not_waited_with(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_MOST_BYTES_WAITING", 1_000)
+    client, socket = Client(), Socket()
+    task = await served(client, socket)
+    await socket.send_picture(bytes(900))
+    sending = asyncio.create_task(socket.send_picture(bytes(900)))
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(10):
+        await sending
 
 
 async def test_progress_waits_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):

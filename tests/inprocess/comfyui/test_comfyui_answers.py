@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.config import StorageSettings
 from serve.http import comfyui_prompts
-from serve.pipeline import Pipeline
+from serve.storage import ObjectStore
 from tests.inprocess.comfyui.caller import history, sent, until, workflow
 from tests.inprocess.served import Served
 from tests.inprocess.stand_in_stages import StandIn
@@ -26,6 +27,28 @@ BAD: dict[str, tuple[str, Any, str]] = {
         "missing_node_type",
     ),
 }
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [230, 400, 900])
+def test_what_could_not_be_read_again_is_not_written_down(http: httpx.Client, levels: int):
+    for extra in ({"extra_data": nested(levels)}, {"prompt": workflow() | {"x": nested(levels)}}):
+        refused = http.post("/prompt", json={"prompt": workflow(), **extra})
+        assert refused.status_code == 400, extra.keys()
+        assert refused.json()["error"]["extra_info"]["field"] == "body"
+    assert http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
+    assert http.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_what_is_nested_as_deeply_as_may_be_is_read_again(http: httpx.Client):
+    prompt_id = sent(http, workflow(), extra_data=nested(150))
+    assert history(http, prompt_id)["prompt"][3]["a"] == nested(149)
 
 
 @pytest.mark.parametrize(("path", "body", "kind"), BAD.values(), ids=list(BAD))
@@ -67,8 +90,8 @@ def test_lists_say_what_is_there(http: httpx.Client):
     assert http.get("/object_info/Nothing").json() == {}
 
 
-async def test_lists_go_beyond_what_a_store_lists_at_once(
-    http: httpx.Client, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+def test_lists_go_beyond_what_a_store_lists_at_once(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(comfyui_prompts, "_LISTED_AT_ONCE", 2)
     ids = [sent(http, workflow()) for _ in range(5)]
@@ -78,3 +101,32 @@ async def test_lists_go_beyond_what_a_store_lists_at_once(
     assert list(http.get("/history?offset=2&max_items=3").json()) == ids[:3]
     assert http.get("/history?offset=999999999").json() == {}
     assert http.get("/history?max_items=0").json() == {}
+
+
+def test_large_histories_are_told_in_parts(http: httpx.Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_prompts, "_MOST_BYTES_LISTED", 100_000)
+    monkeypatch.setattr(comfyui_prompts, "_AT_ONCE", 2)
+    ids = [sent(http, workflow(), extra_data={"x": "x" * 60_000}) for _ in range(5)]
+    for prompt_id in ids:
+        history(http, prompt_id)
+    assert list(http.get("/history").json()) == ids[3:]
+    assert list(http.get("/history?offset=2").json()) == ids[1:3]
+    assert http.post("/history", json={"clear": True}).status_code == 200
+    assert http.get("/history").json() == {}
+
+
+async def test_a_damaged_record_does_not_hide_the_others(
+    http: httpx.Client, storage: StorageSettings
+):
+    ids = [sent(http, workflow(), prompt_id=name) for name in ("a", "b")]
+    for prompt_id in ids:
+        history(http, prompt_id)
+    store = ObjectStore(storage)
+    key = next(key for key in await store.list_keys("comfyui/") if "/prompts/" in key)
+    await store.put(key, b"{}", "application/json")
+    store.close()
+    (left,) = http.get("/history").json()
+    assert left in ids
+    assert http.get("/queue").status_code == 200
+    (lost,) = set(ids) - {left}
+    assert http.get(f"/history/{lost}").json()["error"]["type"] == "record_unreadable"
