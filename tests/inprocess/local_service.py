@@ -20,7 +20,8 @@ import yaml
 from deployments.denoiser import Denoiser
 from deployments.text_encoder import TextEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.config import Settings, StorageSettings, load_settings
+from serve.checkpoints.lora_file import BaseModel
+from serve.config import ModelSettings, Settings, StorageSettings, load_settings
 from serve.key_store import FileKeys
 from serve.keys import new_key
 from serve.model_dir import resolve_model_dir
@@ -28,9 +29,23 @@ from serve.models import ModelSpec
 from serve.pipeline import Pipeline
 from serve.production import PipelineIdentity
 from tests.inprocess.served import served
+from tests.unit.lora_files import random_lora, written
 
 COOL = {"temperature_c": 45, "limit_c": 85, "power_w": 300, "slowdown": 6.0}
-_TENANTS = 16
+LORAS: dict[str, tuple[str, ...]] = {
+    "ink": ("transformer", "clip_l"),
+    "styles/film": ("transformer",),
+}
+"""Name -> the parts that it adapts."""
+# Of published workflows: under each the served model is found.
+_CHECKPOINTS = (
+    "sd3.5_large",
+    "sd3.5_large_fp8_scaled",
+    "sd3.5_large_turbo",
+    "sd3.5_medium",
+    "sd3_medium_incl_clips",
+)
+_TENANTS = 48
 
 
 class _Answer:
@@ -93,7 +108,11 @@ class Service:
 
     def as_tenant(self, key: str) -> httpx.Client:
         shown = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, headers=shown, trust_env=False, timeout=30)
+        return httpx.Client(base_url=self.url, headers=shown, trust_env=False, timeout=60)
+
+    def url_of(self, key: str) -> str:
+        """Return what clients are given that can set a URL alone."""
+        return f"{self.url}/k/{key}"
 
     def set_heat(self, **hot: Any) -> None:
         """Let one denoiser's card be different from the other's; as cool as it if empty."""
@@ -113,9 +132,15 @@ def local_service(storage: StorageSettings, folder: Path) -> Iterator[Service]:
         key, record = new_key(f"tenant-{number}", ("generate", "admin"))
         asyncio.run(store.add(record))
         service.keys.append(key)
+    models_dir = folder / "models"
+    base = BaseModel.of_folder(resolve_model_dir(ModelSettings(path="pico")))
+    for number, (name, parts) in enumerate(LORAS.items()):
+        lora = random_lora(base, 4, number, *parts)
+        written(models_dir / "loras" / f"{name}.safetensors", lora)
     settings = load_settings(
         overrides={
-            "model": {"path": "pico"},
+            "model": {"path": "pico", "models_dir": str(models_dir)},
+            "comfyui": {"checkpoints": {f"{name}.safetensors": "pico" for name in _CHECKPOINTS}},
             "http": {"host": "0.0.0.0"},  # so that keys are asked for
             "keys": {"file": str(folder / "keys.json")},
             "thermal": {"source": "scripted", "script": str(service.heat), "period_s": 0.1},

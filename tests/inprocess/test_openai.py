@@ -1,4 +1,7 @@
-"""OpenAI's own client, unmodified, against the door for it."""
+"""OpenAI's own client, unmodified, against the door for it.
+
+Of a running service; on stand-in stages where a test must hold them up, or let them fail.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from serve.errors import StageFailed
 from serve.keys import new_key
 from serve.pipeline import Pipeline
 from serve.requests import GenerateRequest
+from tests.inprocess.local_service import Service
 from tests.inprocess.real_stages import real_pipeline
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import REQUEST, StandIn
@@ -35,10 +39,26 @@ def door(pipeline: Pipeline) -> Iterator[Served]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def key(service: Service) -> str:
+    return service.key()
+
+
 @pytest.fixture
-def client(door: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0) as client:
+def client(service: Service, key: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def http(service: Service, key: str) -> Iterator[httpx.Client]:
+    with service.as_tenant(key) as http:
+        yield http
+
+
+def job_of(http: httpx.Client, answer: Any) -> dict[str, Any]:
+    found: dict[str, Any] = http.get(f"/v1/jobs/{answer.headers['x-kelvin-job-id']}").json()
+    return found
 
 
 def image_of(data: str | None) -> Image.Image:
@@ -46,7 +66,7 @@ def image_of(data: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def png(width: int = 32, height: int = 48) -> bytes:
+def png(width: int = 64, height: int = 96) -> bytes:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -54,12 +74,12 @@ def png(width: int = 32, height: int = 48) -> bytes:
 
 
 def test_pictures_come_as_base64_with_everything_the_client_knows(
-    client: openai.OpenAI, stages: StandIn
+    client: openai.OpenAI, http: httpx.Client
 ):
     answer = client.images.with_raw_response.generate(
         prompt="four",
         n=2,
-        size="32x16",
+        size="96x64",
         output_format="webp",
         output_compression=80,
         quality="high",
@@ -77,45 +97,48 @@ def test_pictures_come_as_base64_with_everything_the_client_knows(
         },
     )
     told = answer.parse()
-    assert answer.headers["x-kelvin-job-id"]
-    assert (told.size, told.output_format, told.background) == ("32x16", "webp", "opaque")
+    assert (told.size, told.output_format, told.background) == ("96x64", "webp", "opaque")
     assert told.created > 0
     assert told.usage is not None
-    assert told.usage.output_tokens == 2
-    assert told.usage.input_tokens == told.usage.input_tokens_details.text_tokens == 4
-    assert told.usage.total_tokens == 6
+    assert told.usage.output_tokens == 2 * 6 * 4
+    assert told.usage.input_tokens == told.usage.input_tokens_details.text_tokens > 0
+    assert told.usage.total_tokens == told.usage.input_tokens + told.usage.output_tokens
     assert told.data is not None
-    assert [image_of(each.b64_json).format for each in told.data] == ["WEBP", "WEBP"]
-    assert [job.prompt for job in stages.encoded] == ["four", "b"]
-    first, second = sorted(stages.denoised, key=lambda job: int(job.image))
-    assert (first.width, first.height, first.num_inference_steps) == (32, 16, 5)
-    assert (first.sampler, first.scheduler, first.shift) == ("dpmpp_2m", "beta", 2.5)
-    assert (first.guidance_scale, first.seed, second.seed) == (3.0, 7, 8)
-    assert first.preview_every == 0
+    pictures = [image_of(each.b64_json) for each in told.data]
+    assert [(each.format, each.size) for each in pictures] == [("WEBP", (96, 64))] * 2
+    job = job_of(http, answer)
+    made = job["request"]
+    assert (made["prompt"], made["negative_prompt"]) == ("four", "b")
+    assert (made["num_inference_steps"], made["guidance_scale"]) == (5, 3.0)
+    assert (made["sampler"], made["scheduler"], made["shift"]) == ("dpmpp_2m", "beta", 2.5)
+    assert [image["seed"] for image in job["result"]["images"]] == [7, 8]
+    assert made["preview_every"] == 0
 
 
 def test_urls_lead_to_the_pictures_and_auto_is_the_models_size(
-    client: openai.OpenAI, pipeline: Pipeline, door: Served
+    client: openai.OpenAI, http: httpx.Client
 ):
     answer = client.images.with_raw_response.generate(
-        prompt="a", size="auto", response_format="url", quality="auto", model="m"
+        prompt="a", size="auto", response_format="url", quality="auto", model="pico"
     )
     (image,) = answer.parse().data or []
     assert image.b64_json is None
     assert image.url is not None
     fetched = httpx.get(image.url, trust_env=False)
-    assert Image.open(io.BytesIO(fetched.content)).size == (16, 16)
-    record = httpx.get(f"{door.url}/v1/jobs/{answer.headers['x-kelvin-job-id']}", trust_env=False)
-    assert record.json()["status"] == "succeeded"
+    assert Image.open(io.BytesIO(fetched.content)).size == (64, 64)
+    assert job_of(http, answer)["status"] == "succeeded"
 
 
-def test_a_stream_brings_previews_and_then_the_picture(client: openai.OpenAI, stages: StandIn):
+def test_a_stream_brings_previews_and_then_the_picture(door: Served, stages: StandIn):
     # Of eight steps, two previews: past a third and past two thirds.
     stages.steps = [
         StepProgress(step, 8, 0.1, preview=np.full((2, 2, 3), 20 * step, np.uint8))
         for step in range(1, 9)
     ]
-    with client.images.generate(prompt="a", stream=True, partial_images=2) as stream:
+    with (
+        openai.OpenAI(base_url=f"{door.url}/v1", api_key="none") as client,
+        client.images.generate(prompt="a", stream=True, partial_images=2) as stream,
+    ):
         events = list(stream)
     assert [event.type for event in events] == [
         "image_generation.partial_image",
@@ -135,8 +158,8 @@ def test_without_partial_images_a_stream_is_the_picture_alone(client: openai.Ope
         assert [event.type for event in stream] == ["image_generation.completed"]
 
 
-async def test_the_asynchronous_client_streams_and_waits(door: Served):
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key="none") as client:
+async def test_the_asynchronous_client_streams_and_waits(service: Service, key: str):
+    async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key=key) as client:
         told, stream = await asyncio.gather(
             client.images.generate(prompt="a"),
             client.images.generate(prompt="b", stream=True),
@@ -146,25 +169,36 @@ async def test_the_asynchronous_client_streams_and_waits(door: Served):
     assert events == ["image_generation.completed"]
 
 
-def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, stages: StandIn):
-    told = client.images.edit(
+def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, http: httpx.Client):
+    answer = client.images.with_raw_response.edit(
         image=png(),
         prompt="a",
         n=1,
         input_fidelity="high",
         extra_body={"strength": 0.25, "seed": 3, "num_inference_steps": 8},
     )
-    assert told.size == "32x48"
+    told = answer.parse()
+    assert told.size == "64x96"
     assert told.usage is not None
-    assert told.usage.input_tokens_details.model_dump() == {"image_tokens": 6, "text_tokens": 1}
-    (job,) = stages.denoised
-    assert (job.strength, job.seed, job.steps) == (0.25, 3, 2)
-    assert np.array_equal(stages.started[0], np.asarray(Image.open(io.BytesIO(png()))))
+    assert told.usage.input_tokens_details.image_tokens == 4 * 6
+    made = job_of(http, answer)["request"]
+    assert (made["strength"], made["seed"]) == (0.25, 3)
     with client.images.edit(
-        image=("a.png", png(), "image/png"), prompt="a", size="16x16", stream=True
+        image=("a.png", png(), "image/png"), prompt="a", size="80x64", stream=True
     ) as stream:
-        assert [event.type for event in stream] == ["image_edit.completed"]
-    assert stages.started[1].shape == (16, 16, 3)
+        (event,) = stream
+    assert event.type == "image_edit.completed"
+    assert image_of(event.b64_json).size == (80, 64)
+
+
+def test_an_edit_is_of_the_very_picture_that_was_sent(door: Served, stages: StandIn):
+    with openai.OpenAI(base_url=f"{door.url}/v1", api_key="none") as client:
+        client.images.edit(
+            image=png(32, 48), prompt="a", extra_body={"strength": 0.25, "num_inference_steps": 8}
+        )
+    (job,) = stages.denoised
+    assert job.steps == 2
+    assert np.array_equal(stages.started[0], np.asarray(Image.open(io.BytesIO(png(32, 48)))))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +207,7 @@ def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, 
         ({"size": "10x16"}, "size", "invalid_request"),
         ({"size": "large"}, "size", "invalid_request"),
         ({"size": "\u0661\u0666x\u0661\u0666"}, "size", "invalid_request"),  # 16x16
-        ({"size": "1024x1024"}, "size", "invalid_request"),
+        ({"size": "2048x2048"}, "size", "invalid_request"),
         ({"n": 17}, "n", "invalid_request"),
         ({"n": "2"}, "n", "invalid_request"),
         ({"output_format": "gif"}, "output_format", "invalid_request"),
@@ -190,8 +224,9 @@ def test_an_edit_starts_from_its_image_at_that_ones_size(client: openai.OpenAI, 
     ],
 )
 def test_bad_input_has_the_clients_shape_and_kelvins_field_value_and_remedy(
-    client: openai.OpenAI, stages: StandIn, wrong: dict[str, Any], param: str, code: str
+    client: openai.OpenAI, http: httpx.Client, wrong: dict[str, Any], param: str, code: str
 ):
+    before = http.get("/v1/jobs").json()["jobs"][:1]
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(**{"prompt": "a", **wrong})
     error = caught.value
@@ -201,10 +236,11 @@ def test_bad_input_has_the_clients_shape_and_kelvins_field_value_and_remedy(
     assert error.body["allowed"]
     assert error.body["value"] is not None
     assert str(error.body["allowed"]) in error.body["message"]
-    assert stages.encoded == []
+    after = http.get("/v1/jobs").json()["jobs"][:1]
+    assert [job["id"] for job in after] == [job["id"] for job in before]
 
 
-def test_an_edit_takes_one_image_and_no_mask(client: openai.OpenAI, door: Served):
+def test_an_edit_takes_one_image_and_no_mask(client: openai.OpenAI, http: httpx.Client):
     with pytest.raises(openai.BadRequestError) as masked:
         client.images.edit(image=png(), mask=png(), prompt="a")
     assert (masked.value.param, masked.value.code) == ("mask", "not_supported_yet")
@@ -214,28 +250,26 @@ def test_an_edit_takes_one_image_and_no_mask(client: openai.OpenAI, door: Served
     with pytest.raises(openai.BadRequestError) as broken:
         client.images.edit(image=png()[:60], prompt="a")
     assert broken.value.param == "image"
-    json_body = httpx.post(f"{door.url}/v1/images/edits", json={"prompt": "a"}, trust_env=False)
+    json_body = http.post("/v1/images/edits", json={"prompt": "a"})
     assert (json_body.status_code, json_body.json()["error"]["param"]) == (415, "content-type")
-    no_form = httpx.post(
-        f"{door.url}/v1/images/edits",
-        content=b"x",
-        headers={"content-type": "multipart/form-data"},
-        trust_env=False,
+    no_form = http.post(
+        "/v1/images/edits", content=b"x", headers={"content-type": "multipart/form-data"}
     )
     assert (no_form.status_code, no_form.json()["error"]["param"]) == (400, "body")
 
 
-def test_models_are_listed_for_this_client_and_for_kelvins_own(client: openai.OpenAI, door: Served):
-    assert [model.id for model in client.models.list()] == ["m"]
-    assert client.models.retrieve("m").object == "model"
+def test_models_are_listed_for_this_client_and_for_kelvins_own(
+    client: openai.OpenAI, http: httpx.Client
+):
+    assert [model.id for model in client.models.list()] == ["pico"]
+    assert client.models.retrieve("pico").object == "model"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("dall-e-2")
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(prompt="a", model="dall-e-3")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
-    listed = httpx.get(f"{door.url}/v1/models", trust_env=False).json()["models"]
-    assert listed[0]["name"] == "m"
+    assert http.get("/v1/models").json()["models"][0]["name"] == "pico"
 
 
 def test_a_wrong_key_and_a_wrong_route_have_the_clients_shape(client: openai.OpenAI):

@@ -20,6 +20,8 @@ PHONE: dict[str, Any] = {
     "device_scale_factor": 2,
 }
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
+SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
+"""Where pictures of the page stay, to be looked at."""
 MARKUP = (
     """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> & 'a' "red" circle"""
 )
@@ -27,6 +29,7 @@ MARKUP = (
 
 @pytest.fixture(scope="module")
 def browser(service: Service) -> Iterator[Any]:
+    SHOTS.mkdir(parents=True, exist_ok=True)
     with chromium() as found:
         yield found
 
@@ -50,9 +53,7 @@ def is_drawn(page: Any) -> bool:
     return bool(page.evaluate("document.querySelector('#frames img').naturalWidth === 64"))
 
 
-def test_a_browser_logs_in_and_watches_a_picture_form(
-    service: Service, browser: Any, tmp_path: Path
-):
+def test_a_browser_logs_in_and_watches_a_picture_form(service: Service, browser: Any):
     key = service.key()
     with opened(browser, service.url, **DESK) as page:
         page.fill("#key", key)
@@ -62,7 +63,7 @@ def test_a_browser_logs_in_and_watches_a_picture_form(
         draw(page, MARKUP, num_inference_steps=16, num_images=2)
         page.wait_for_selector(".frame.forming img[src^='data:image/jpeg']")
         until(page, "document.getElementById('progress').value > 2")
-        page.screenshot(path=tmp_path / "forming.png")
+        page.screenshot(path=SHOTS / "forming.png")
         until_done(page)
         assert is_drawn(page)
         assert page.inner_text("#caption") == MARKUP
@@ -150,7 +151,7 @@ def test_drawing_starts_from_a_picture_that_is_chosen(
         draw(page, "in colours", strength=0.5, num_inference_steps=4)
         until_done(page)
         page.locator("#start").scroll_into_view_if_needed()
-        page.screenshot(path=tmp_path / "start.png")
+        page.screenshot(path=SHOTS / "start.png")
         (job,) = http.get("/v1/jobs").json()["jobs"]
         assert job["request"]["strength"] == 0.5
         assert job["request"]["init_image"].endswith(f"{job['id']}/input.png")
@@ -235,7 +236,7 @@ def tab_to(page: Any, element_id: str | None, of_class: str = "") -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_in_light_and_dark(service: Service, browser: Any, scheme: str, tmp_path: Path):
+def test_on_a_phone_in_light_and_dark(service: Service, browser: Any, scheme: str):
     key = service.key()
     with opened(browser, service.url, key, color_scheme=scheme, **PHONE) as page:
         page.wait_for_selector("#model option", state="attached")
@@ -249,7 +250,7 @@ def test_on_a_phone_in_light_and_dark(service: Service, browser: Any, scheme: st
             assert page.evaluate("document.documentElement.scrollWidth") == 390, view
             assert page.evaluate(TOO_SMALL) == [], view
             assert page.evaluate(FAINT) == [], view
-            page.screenshot(path=tmp_path / f"phone-{scheme}-{view}.png", full_page=True)
+            page.screenshot(path=SHOTS / f"phone-{scheme}-{view}.png", full_page=True)
         ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         red, green, blue = map(int, re.findall(r"\d+", ground)[:3])
         assert (red + green + blue < 150) is (scheme == "dark")
@@ -287,7 +288,7 @@ FAINT = """() => {
 }"""
 
 
-def test_the_operations_view_follows_the_heat(service: Service, browser: Any, tmp_path: Path):
+def test_the_operations_view_follows_the_heat(service: Service, browser: Any):
     key = service.key()
     with opened(browser, service.url, key, **DESK) as page, service.as_tenant(key) as http:
         page.click("#operations-link")
@@ -319,7 +320,7 @@ def test_the_operations_view_follows_the_heat(service: Service, browser: Any, tm
             pools = page.inner_text("#pools")
             assert "denoiser-b" in pools
             assert "the number of replicas is fixed" in pools
-            page.screenshot(path=tmp_path / "operations.png")
+            page.screenshot(path=SHOTS / "operations.png")
         finally:
             service.set_heat()
             for job in jobs:

@@ -26,6 +26,26 @@ def workflow(name: str = "guide", side: int | None = 64) -> dict[str, Any]:
     return graph
 
 
+def reduced(graph: dict[str, Any], by: int = 12) -> dict[str, Any]:
+    """Return a workflow of a quarter of the steps, its pictures smaller by a factor.
+
+    They have 64 pixels a side at least.
+    """
+    for node in graph.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = max(2, node["inputs"]["steps"] // 4)
+        for side in ("width", "height"):
+            value = node["inputs"].get(side)
+            if value is None:
+                continue
+            inputs, name = node["inputs"], side
+            if isinstance(value, list):
+                inputs, name = graph[value[0]]["inputs"], "value"
+            if inputs[name] >= 512:  # both may be one primitive
+                inputs[name] = max(64, inputs[name] // by // 16 * 16)
+    return graph
+
+
 def until(answer: Callable[[], Any], within_s: float = ENDS_WITHIN_S) -> Any:
     """Return the first answer that is not empty."""
     deadline = time.monotonic() + within_s
@@ -54,7 +74,7 @@ def received(
     **more: Any,
 ) -> list[Any]:
     """Return all that a client's websocket hears of one prompt, and of the queue after it."""
-    address = f"{url.replace('http', 'ws')}/ws?clientId={client}"
+    address = f"{url.replace('http', 'ws', 1)}/ws?clientId={client}"
     heard: list[Any] = []
     with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
         heard.append(json.loads(socket.recv(ENDS_WITHIN_S)))

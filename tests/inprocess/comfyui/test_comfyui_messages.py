@@ -101,16 +101,6 @@ def test_who_asks_for_no_previews_gets_none(http: httpx.Client, server: Served, 
     assert stages.denoised[0].preview_every == 0
 
 
-def test_save_image_websocket_sends_the_pictures(http: httpx.Client, server: Served):
-    heard = received(server.url, "a", workflow("batch_to_websocket", 16), http)
-    pictures = [each for each in heard if isinstance(each, bytes)]
-    assert len(pictures) == 4
-    for picture in pictures:
-        assert struct.unpack(">II", picture[:8]) == (1, 2)
-        with Image.open(io.BytesIO(picture[8:])) as image:
-            assert "prompt" in image.info
-
-
 def test_a_failure_is_heard(http: httpx.Client, server: Served, stages: StandIn):
     stages.error = StageFailed("No.", field="prompt")
     heard = received(server.url, "a", workflow(), http)
