@@ -1,4 +1,4 @@
-"""The Pipeline deployment: text -> denoise -> decode -> store, and the handle API.
+"""The Pipeline deployment: the handle API. What runs a job is in `serve.job_runner`.
 
 It is the ingress as well, so HTTP and `serve.get_app_handle("kelvin")` meet the same replica and a
 request saves a hop. A job is journalled before it is accepted and belongs to no connection; only
@@ -8,37 +8,25 @@ whoever waits for a result in one call takes the job along when they go.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.replica_stop import stop_signal
 from serve import telemetry
-from serve.acceptance import Acceptance
-from serve.adoption import Adoption
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
-from serve.departure import Departure
-from serve.ended_jobs import EndedJobs
-from serve.endings import Endings, last_event, outcome
-from serve.errors import JobConflict, JobNotFound, KelvinError, ModelConflict
-from serve.forecast import Forecaster
+from serve.endings import last_event, outcome
+from serve.errors import JobConflict, JobNotFound, ModelConflict
 from serve.further_models import ModelFacts
-from serve.graceful_shutdown import pipeline_graceful_shutdown_s
-from serve.idempotency import Idempotency
 from serve.inputs import Inputs
 from serve.job_ids import checked, not_found
-from serve.job_keeping import JobKeeping, lease_store
 from serve.job_listing import JobListing
+from serve.job_runner import JobRunner
 from serve.journal_record import TimedJournal
 from serve.loras import LoraLibrary, shown_loras
-from serve.model_applications import is_deleted
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
-from serve.pipeline_gauges import PipelineGauges
 from serve.production import PipelineIdentity
 from serve.record_store import record_store
 from serve.removal import Removal
@@ -51,7 +39,6 @@ from serve.requests import (
     JobRecord,
     Upload,
 )
-from serve.running import RunningJob
 from serve.served_models import ServedModels
 from serve.spool import spool_of
 from serve.storage import ObjectStore
@@ -97,47 +84,23 @@ class Pipeline:
         self._models = ServedModels(
             own, handles, self._store, self._metrics, self._identity, self._uploads
         )
-        self._live: dict[str, RunningJob] = {}
-        self._ended = EndedJobs()
-        self._listing = JobListing(
-            records, self._journal, self._live, durable=settings.journal.enabled
-        )
         self._book = TenantBook(settings.tenants, settings.pipeline.num_replicas, self._metrics)
         self._inputs = Inputs(self._store)
-        self._forecaster = Forecaster(settings.tenants)
-        self._acceptance = Acceptance(
+        self._jobs = JobRunner(
+            settings,
+            spec,
             self._models,
             self._journal,
-            Idempotency(records),
+            records,
             self._uploads,
-            self._live,
-            lambda: self._keeping.owner(),
-            self._book,
             self._inputs,
-            self._forecaster,
+            self._book,
+            self._metrics,
+            self._identity,
         )
-        self._departure = Departure(
-            stop_signal(),
-            lambda: is_deleted(self._identity.application),
-            pipeline_graceful_shutdown_s(settings.denoiser, spec.defaults),
-        )
-        self._keeping = JobKeeping(
-            Adoption(
-                self._live,
-                self._acceptance.admit,
-                self._start,
-                settings.journal.recovered_at_once,
-                self._departure,
-            ),
-            settings.journal,
-            lease_store(settings, records),
-            self._journal,
-            self._uploads,
-            self._identity.as_json(),
-        )
-        self._endings = Endings(self._models, self._journal, self._keeping.custody, self._departure)
-        self._gauges = PipelineGauges(
-            self._metrics, self._live, self._keeping.custody, self._uploads
+        self._live, self._ended = self._jobs.live, self._jobs.ended
+        self._listing = JobListing(
+            records, self._journal, self._live, durable=settings.journal.enabled
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -157,14 +120,14 @@ class Pipeline:
             KelvinError: Every failure, typed.
         """
         request = GenerateRequest.model_validate(request)
-        job = await self._accept(request, tenant)
+        job = await self._jobs.accept(request, tenant)
         if isinstance(job, str):
             return await outcome(self.events(job, tenant))
         try:
             return await job.result()
         finally:
             if request.idempotency_key is None:
-                await self._unasked(job)
+                await self._jobs.give_up(job)
 
     async def stream(
         self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
@@ -179,7 +142,7 @@ class Pipeline:
             KelvinError: The request is not accepted. Later failures are the last event.
         """
         request = GenerateRequest.model_validate(request)
-        job = await self._accept(request, tenant)
+        job = await self._jobs.accept(request, tenant)
         if isinstance(job, str):
             async for event in self.events(job, tenant):
                 yield event
@@ -189,7 +152,7 @@ class Pipeline:
                 yield event
         finally:
             if request.idempotency_key is None:
-                await self._unasked(job)
+                await self._jobs.give_up(job)
 
     async def submit(self, request: GenerateRequest, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Accept a job and return at once; with an idempotency key that is known, its job.
@@ -197,14 +160,14 @@ class Pipeline:
         Raises:
             KelvinError: The request is not accepted.
         """
-        job = await self._accept(GenerateRequest.model_validate(request), tenant)
+        job = await self._jobs.accept(GenerateRequest.model_validate(request), tenant)
         if isinstance(job, str):
             return await self.job(job, tenant)
         return job.record("pending", durable=self.settings.journal.enabled)
 
     async def check(self, request: GenerateRequest) -> GenerateRequest:
         """Return a request resolved, as `submit` would take it now; raises as that does."""
-        return await self._acceptance.admit(GenerateRequest.model_validate(request))
+        return await self._jobs.check(GenerateRequest.model_validate(request))
 
     async def start_image(self, init_image: str, tenant: str = DEFAULT_TENANT) -> bytes:
         """Return the file that a request's `init_image` means.
@@ -376,7 +339,7 @@ class Pipeline:
             "loras": await self.loras(),
             "tenants": self._book.as_json(),
             "limits": {"max_body_bytes": self.settings.pipeline.max_body_bytes},
-            "journal": self._keeping.as_json(),
+            "journal": self._jobs.keeping.as_json(),
             "spool": await self._uploads.as_json(),
             "storage": {
                 "endpoint_url": shown_endpoint(self.settings.storage.endpoint_url),
@@ -452,57 +415,10 @@ class Pipeline:
         """Undo `close_model`, and learn anew which models there are."""
         self._models.reopen(name)
 
-    async def _accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
-        """Return a new job, started, or the id of the one that the request's key stands for."""
-        with telemetry.span("kelvin.accept"):
-            job = await self._acceptance.accept(request, tenant)
-        if isinstance(job, RunningJob):
-            self._start(job)
-        return job
-
-    def _start(self, job: RunningJob) -> None:
-        self._live[job.id] = job
-        model = self._models.met(job.request.model)
-        if job.work_left is None and model is not None:
-            self._forecaster.take_on(job, model)
-        job.publish(JobEvent(event="queued", id=job.id))
-        job.start(self._run(job))
-
     async def check_health(self) -> None:
         """Take Serve's first question as the sign to begin keeping jobs; it never fails."""
-        self._keeping.start()
-        self._gauges.start()
-        self._departure.start(self._live)
-
-    async def _unasked(self, job: RunningJob) -> None:
-        """Cancel a job that nobody else knows of; one that is over takes no notice."""
-        job.cancel()
-        if job.is_let_go:
-            with suppress(KelvinError):
-                await self._journal.request_cancel(job.id)
+        self._jobs.begin()
 
     async def depart(self) -> None:
         """Finish what lives here and leave the rest to others; returns when Serve may stop this."""
-        await self._departure.complete(self._live, self._keeping)
-
-    async def _run(self, job: RunningJob) -> None:
-        watch = asyncio.create_task(self._endings.watch_for_cancel(job))
-        try:
-            with telemetry.generate_span(job.id, job.request) as span:
-                last = await self._endings.reach(job)
-                if last is not None and last.event == "failed" and job.error is not None:
-                    telemetry.mark_failed(span, job.error)
-        finally:
-            watch.cancel()
-            # One that was given up may have come back meanwhile.
-            if self._live.get(job.id) is job:
-                del self._live[job.id]
-            self._keeping.room_again()
-        if last is None:
-            job.let_go()
-            return
-        job.publish(last)
-        self._metrics.job_ended(last.event, time.monotonic() - job.accepted_at)
-        self._book.ended(job, last.event)
-        self._forecaster.ended(job, last.event, is_last=not self._live)
-        self._ended.keep(job.id, job.tenant, job.events)
+        await self._jobs.depart()

@@ -46,7 +46,7 @@ class World:
         self.pipeline = new_pipeline(self.stages, storage, monkeypatch, **pools, **sections)
         # A test may take its time, and nothing is done meanwhile: that is no standstill.
         self.now = 50.0
-        self.pipeline._forecaster._clock = lambda: self.now
+        self.pipeline._jobs._forecaster._clock = lambda: self.now
 
     @property
     def board(self) -> PoolBoard:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from serve import departure as departure_module
-from serve import pipeline as pipeline_module
+from serve import job_runner as job_runner_module
 from serve.config import StorageSettings
 from serve.errors import StageUnavailable, StorageUnavailable
 from serve.job_ids import new_job_id
@@ -48,9 +48,9 @@ def make(
         # So long that nobody in these tests can have waited for its end.
         settings = JournalSettings(lease_s=600.0)
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline_module, "stop_signal", serve.stop_signal)
+            patch.setattr(job_runner_module, "stop_signal", serve.stop_signal)
             pipeline = new_pipeline(stages, storage, monkeypatch, journal=settings)
-        monkeypatch.setattr(pipeline_module, "is_deleted", lambda application: serve.deletes)
+        monkeypatch.setattr(job_runner_module, "is_deleted", lambda application: serve.deletes)
         return pipeline
 
     return make
@@ -160,7 +160,7 @@ async def test_what_can_be_finished_is(
     await journal.accept(orphan := new_job_id(), REQUEST, "gone-1")
     await pipeline.check_health()
     going = asyncio.create_task(pipeline.depart())
-    await pipeline._keeping._takeover.look()
+    await pipeline._jobs.keeping._takeover.look()
     assert orphan not in pipeline._live, "who goes takes nothing over"
     stages.gate.set()
     await asyncio.wait_for(going, 20)
@@ -181,7 +181,7 @@ async def test_what_lasts_longer_than_serve_waits_is_let_go(
     job_id = (await pipeline.submit(REQUEST)).id
     await stages.at_gate.wait()
     serve.asks = True
-    monkeypatch.setattr(departure_module, "_MARGIN_S", pipeline._departure._within_s - 0.2)
+    monkeypatch.setattr(departure_module, "_MARGIN_S", pipeline._jobs._departure._within_s - 0.2)
     await asyncio.wait_for(pipeline.depart(), 20)
     # The process, which Serve is about to kill, publishes nothing any more.
     stages.gate.set()

@@ -99,7 +99,7 @@ async def waiting(pipeline: Pipeline) -> int:
 def stop(pipeline: Pipeline) -> None:
     """Let a Pipeline do no more, as if its process were gone."""
     drain = pipeline._uploads._drain
-    for task in (*pipeline._keeping._tasks, *([drain] if drain else [])):
+    for task in (*pipeline._jobs.keeping._tasks, *([drain] if drain else [])):
         task.cancel()
     for job in pipeline._live.values():
         assert job._life is not None

@@ -48,7 +48,7 @@ def make(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 def stop(pipeline: Pipeline) -> None:
     """Let a Pipeline do no more, as if its process were gone."""
-    for task in pipeline._keeping._tasks:
+    for task in pipeline._jobs.keeping._tasks:
         task.cancel()
     for job in pipeline._live.values():
         assert job._life is not None
@@ -125,7 +125,7 @@ async def test_a_living_pipelines_jobs_are_its_own(
     # Longer than a lease nobody touches what has an owner.
     until_s = asyncio.get_running_loop().time() + 1.5 * LEASE_S
     while asyncio.get_running_loop().time() < until_s:
-        await other._keeping._takeover.look()
+        await other._jobs.keeping._takeover.look()
         await asyncio.sleep(0.1)
     assert [job.job_id for job in idle.denoised] == [orphan]
     busy.gate.set()
@@ -141,10 +141,10 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
     taken, kept = [(await pipeline.submit(REQUEST)).id for _ in range(2)]
     following = asyncio.create_task(follow(pipeline, taken))
     await slow.at_gate.wait()
-    custody = pipeline._keeping.custody
+    custody = pipeline._jobs.keeping.custody
     leases = LeaseStore(store)
     name = await custody.holding()
-    claims = pipeline._keeping._claims
+    claims = pipeline._jobs.keeping._claims
     # Another Pipeline, which sees this one's lease unchanged, and begins with the first job.
     async with custody._busy:
         assert await leases.end(name, (await leases.etags())[name])
@@ -172,8 +172,8 @@ async def test_what_was_given_up_comes_back_when_its_taker_dies(
     await stages.at_gate.wait()
     (job_id,) = await journal.pending()
     custody, claims, leases = (
-        pipeline._keeping.custody,
-        pipeline._keeping._claims,
+        pipeline._jobs.keeping.custody,
+        pipeline._jobs.keeping._claims,
         LeaseStore(store),
     )
     name = await custody.holding()
@@ -193,7 +193,7 @@ async def test_a_job_accepted_while_the_lease_is_lost_is_ones_own(
     make: Callable[..., Pipeline], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ):
     pipeline = make(StandIn())
-    custody, leases = pipeline._keeping.custody, LeaseStore(store)
+    custody, leases = pipeline._jobs.keeping.custody, LeaseStore(store)
     name = await custody.holding()
     assert await leases.end(name, (await leases.etags())[name])
     monkeypatch.setattr(type(custody), "is_held", property(lambda self: self.name != name))
@@ -221,7 +221,7 @@ async def test_without_a_lease_nothing_is_accepted_or_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(LeaseStore, "renew", refuse)
-        await until(lambda: _is(not pipeline._keeping.custody.is_held))
+        await until(lambda: _is(not pipeline._jobs.keeping.custody.is_held))
         stages.gate.set()
         with pytest.raises(StorageUnavailable):
             await pipeline.submit(REQUEST)
@@ -273,7 +273,7 @@ async def test_orphans_leave_room_for_new_work(make: Callable[..., Pipeline], jo
     pipeline = make(stages)
     await pipeline.check_health()
     await stages.at_gate.wait()
-    await pipeline._keeping._takeover.look()
+    await pipeline._jobs.keeping._takeover.look()
     assert list(pipeline._live) == ids[:1]
     new = await pipeline.submit(REQUEST.model_copy(update={"num_images": 2}))
     stages.gate.set()
@@ -295,11 +295,11 @@ async def test_what_killed_pipeline_after_pipeline_goes_on_slowly_and_one_at_a_t
     await journal.accept(new := new_job_id(), REQUEST, "gone-1")
     stages = StandIn()
     pipeline = make(stages, recovered_at_once=8)
-    takeover = pipeline._keeping._takeover
+    takeover = pipeline._jobs.keeping._takeover
     takeover._relapses = Relapses(0.5)
 
     async def look() -> None:
-        await pipeline._keeping.custody.keep()
+        await pipeline._jobs.keeping.custody.keep()
         await takeover.look()
 
     await look()
@@ -325,7 +325,7 @@ async def test_what_killed_pipeline_after_pipeline_goes_on_slowly_and_one_at_a_t
     await until(both_have_ended)
     for job_id in worn:
         assert (await ended(journal, job_id)).status == "succeeded"
-        assert (await pipeline._keeping._claims.newest(job_id)).attempt == 5
+        assert (await pipeline._jobs.keeping._claims.newest(job_id)).attempt == 5
 
 
 async def test_an_orphan_that_fails_in_a_way_nobody_foresaw_holds_up_no_others(
