@@ -6,6 +6,7 @@ own. Pure: whoever asks says what there is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ class Node:
         hostname: Its own name.
         is_head: Ray's state lives there.
         free: Resource -> how much of it nobody has reserved.
+        labels: That it has.
     """
 
     id: str
@@ -27,6 +29,7 @@ class Node:
     hostname: str
     is_head: bool = False
     free: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,14 @@ class Deployed:
         stage: What it does; pools of one stage stand in for one another.
         needs: Resource -> how much of it a replica reserves.
         nodes: Id of the node of each replica that serves.
+        selector: Label -> what a node must have of it, in Ray's words.
     """
 
     name: str
     stage: str
     needs: Mapping[str, float]
     nodes: tuple[str, ...]
+    selector: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,16 @@ class Move:
     elsewhere: int
     room: int
     needs: Mapping[str, float]
+    selector: Mapping[str, str] = field(default_factory=dict)
 
     def in_words(self) -> str:
         """Say it with its arithmetic."""
         each = ", ".join(f"{amount:g} {name}" for name, amount in sorted(self.needs.items()))
+        where = ", ".join(f"{label} {value}" for label, value in sorted(self.selector.items()))
         return (
             f"{self.name} ({self.stage}): {self.here} here, {self.elsewhere} elsewhere, room for "
             f"{self.room} more elsewhere at {each or 'no resources'} each"
+            + (f" where {where}" if where else "")
         )
 
 
@@ -81,15 +89,18 @@ def moves(node_id: str, deployed: Sequence[Deployed], others: Sequence[Node]) ->
         deployed: All that runs.
         others: Nodes that stay and take replicas.
     """
-    free = [dict(node.free) for node in others]
+    free = {node.id: dict(node.free) for node in others}
     staying = {node.id for node in others}
     found = []
     for each in sorted(deployed, key=lambda one: (-sum(one.needs.values()), one.name)):
         here = each.nodes.count(node_id)
         if here:
-            room = sum(_takes(each.needs, free) for _ in range(here))
+            may = [free[node.id] for node in others if has_labels(node.labels, each.selector)]
+            room = sum(_takes(each.needs, may) for _ in range(here))
             elsewhere = sum(node in staying for node in each.nodes)
-            found.append(Move(each.name, each.stage, here, elsewhere, room, each.needs))
+            found.append(
+                Move(each.name, each.stage, here, elsewhere, room, each.needs, each.selector)
+            )
     return found
 
 
@@ -107,6 +118,24 @@ def emptied_stages(
         for stage in dict.fromkeys(move.stage for move in planned)
         if left[stage] == 0
     }
+
+
+def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Return whether a node is one that a selector means.
+
+    As Ray does (its docs, "Use labels to control scheduling"): `spot`, `!spot`, `in(a, b)` and
+    `!in(a, b)`; a node without the label has no value, which is none of those.
+    """
+    return all(
+        (labels.get(label) in _values(condition)) != condition.startswith("!")
+        for label, condition in selector.items()
+    )
+
+
+def _values(condition: str) -> set[str]:
+    plain = condition.removeprefix("!")
+    several = re.fullmatch(r"in\((.*)\)", plain)
+    return {value.strip() for value in several[1].split(",")} if several else {plain}
 
 
 def _takes(needs: Mapping[str, float], free: Sequence[dict[str, float]]) -> bool:

@@ -35,6 +35,7 @@ def cluster_nodes() -> list[Node]:
             hostname=node["NodeManagerHostname"],
             is_head="node:__internal_head__" in node["Resources"],
             free=free.get(node["NodeID"], {}),
+            labels=node["Labels"],
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -58,11 +59,13 @@ def deployed(settings: Settings) -> list[Deployed]:
         for name, deployment in told["deployments"].items():
             # A further model's pools may be named like nobody's: each is a stage then.
             stage = stage_of.get(name, name) if application == APP_NAME else name
+            options = deployment["deployment_config"].get("ray_actor_options") or {}
             found.append(
                 Deployed(
                     name=name,
                     stage=stage if application == APP_NAME else f"{application} {stage}",
-                    needs=_needs(deployment["deployment_config"].get("ray_actor_options") or {}),
+                    needs=_needs(options),
+                    selector=options.get("label_selector") or {},
                     nodes=tuple(
                         replica["node_id"]  # which one that starts may not have yet
                         for replica in deployment["replicas"]

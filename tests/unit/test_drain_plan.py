@@ -1,6 +1,7 @@
 """Whether a node can go: what is counted, what is refused, and in which words."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,30 @@ def test_room_is_given_once() -> None:
     running = [denoisers(HERE), denoisers(HERE, name="decoder", gpus=0.5)]
     planned = moves(HERE.id, running, [OTHER])
     assert {move.name: move.room for move in planned} == {"denoiser": 1, "decoder": 0}
+
+
+@pytest.mark.parametrize(
+    ("selector", "room"),
+    [
+        ({}, 1),
+        ({"market": "spot"}, 1),
+        ({"market": "!spot"}, 0),
+        ({"market": "in(spot, reserved)"}, 1),
+        ({"market": "!in(spot,reserved)"}, 0),
+        ({"market": "reserved"}, 0),
+        ({"market": "!reserved"}, 1),
+        ({"zone": "b"}, 0),
+        ({"zone": "!b"}, 1),
+        ({"market": "spot", "zone": "in(a, b)"}, 0),
+    ],
+)
+def test_room_is_where_the_labels_are_that_a_pool_wants(
+    selector: dict[str, str], room: int
+) -> None:
+    running = [replace(denoisers(HERE), selector=selector)]
+    (move,) = moves(HERE.id, running, [replace(OTHER, labels={"market": "spot"})])
+    assert move.room == room
+    assert all(f"{label} {value}" in move.in_words() for label, value in selector.items())
 
 
 @settings(deadline=None)
