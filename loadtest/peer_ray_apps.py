@@ -24,19 +24,20 @@ _WAIT_S = 0.05  # for others, of serve.batch
 app = FastAPI()
 
 
-def loaded(model: str, threads: int) -> StableDiffusion3Pipeline:
+def loaded(model: str, threads: int, device: str = "cpu") -> StableDiffusion3Pipeline:
     """Load a pipeline as its documentation says, in bfloat16 as Kelvin computes.
 
     Args:
         model: Folder in Diffusers layout, without FP8.
         threads: Of torch, in this process.
+        device: Where it is to run.
     """
     torch.set_num_threads(threads)
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         model, torch_dtype=torch.bfloat16, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(device)
 
 
 def as_png(pictures: list[Any]) -> list[bytes]:
@@ -52,8 +53,8 @@ def as_png(pictures: list[Any]) -> list[bytes]:
 class StableDiffusion:
     """Deployment of the tutorial: one call of the pipeline for each request."""
 
-    def __init__(self, model: str, threads: int) -> None:
-        self._pipeline = loaded(model, threads)
+    def __init__(self, model: str, threads: int, device: str) -> None:
+        self._pipeline = loaded(model, threads, device)
 
     def generate(self, asked: PictureAsked) -> bytes:
         """Make one picture; a PNG."""
@@ -91,14 +92,22 @@ class Imagine:
         self._handle = handle
 
     @app.get("/imagine")
-    async def generate(self, prompt: str, steps: int, seed: int, scale: float) -> Response:
+    async def generate(
+        self,
+        prompt: str,
+        steps: int,
+        seed: int,
+        scale: float,
+        side: int = 256,
+        max_sequence_length: int = 48,
+    ) -> Response:
         """Answer with a PNG."""
-        asked = PictureAsked(prompt, seed, 256, steps, scale, 48)
+        asked = PictureAsked(prompt, seed, side, steps, scale, max_sequence_length)
         return Response(await self._handle.generate.remote(asked), media_type="image/png")
 
 
 def application(name: str, model: str, threads: int) -> serve.Application:
-    """Return the application of `tutorial` or `batched`.
+    """Return the application of `tutorial` or `batched`, on a CPU.
 
     Args:
         name: Which.
@@ -106,10 +115,27 @@ def application(name: str, model: str, threads: int) -> serve.Application:
         threads: Of torch.
     """
     if name == "tutorial":
-        # The tutorial leaves this at 5. Its method is a plain function, which Serve runs in
-        # threads, and the pipeline's scheduler holds the state of one call: two calls at once end
-        # in 500.
-        deployment = serve.deployment(max_ongoing_requests=1)(StableDiffusion)
-    else:
-        deployment = serve.deployment(BatchedStableDiffusion)
-    return serve.deployment(Imagine).bind(deployment.bind(model, threads))
+        return tutorial(model, threads, "cpu", 1)
+    return serve.deployment(Imagine).bind(
+        serve.deployment(BatchedStableDiffusion).bind(model, threads)
+    )
+
+
+def tutorial(model: str, threads: int, device: str, replicas: int) -> serve.Application:
+    """Return the tutorial's application.
+
+    Args:
+        model: As of `loaded`.
+        threads: Of torch, in each replica.
+        device: `cuda` gives each replica a card of its own.
+        replicas: Of the pipeline.
+    """
+    # The tutorial leaves max_ongoing_requests at 5. Its method is a plain function, which Serve
+    # runs in threads, and the pipeline's scheduler holds the state of one call: two calls at once
+    # end in 500.
+    deployment = serve.deployment(
+        max_ongoing_requests=1,
+        num_replicas=replicas,
+        ray_actor_options={"num_gpus": int(device == "cuda")},
+    )(StableDiffusion)
+    return serve.deployment(Imagine).bind(deployment.bind(model, threads, device))

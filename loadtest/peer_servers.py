@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve.commands.stopping import end_process, local_kelvin, stoppable, wait_for_stop
 from serve.config import load_settings
@@ -45,11 +46,25 @@ class Server:
 
 @contextmanager
 def server(name: str, model: Path, log: Path) -> Iterator[Server]:
-    """Run one arm in processes of its own and yield where it is once it listens.
+    """Run one arm in processes of its own and yield where it is once it listens; as `listening`.
 
     Args:
         name: Of SERVERS.
         model: Plain folder, for peers.
+        log: File that gets what it says.
+    """
+    command = [sys.executable, "-m", "loadtest.peer_servers", name, "--model", str(model)]
+    with listening(name, command, log) as running:
+        yield running
+
+
+@contextmanager
+def listening(name: str, command: Sequence[str], log: Path) -> Iterator[Server]:
+    """Run a command until the end of the context and yield where it is once it listens.
+
+    Args:
+        name: For errors.
+        command: Writes its URL to the file that it gets as `--said`, and stops at SIGTERM.
         log: File that gets what it says.
 
     Raises:
@@ -57,8 +72,7 @@ def server(name: str, model: Path, log: Path) -> Iterator[Server]:
     """
     said = log.with_suffix(".url")
     said.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "loadtest.peer_servers", name, "--model", str(model)]
-    command += ["--said", str(said)]
+    command = [*command, "--said", str(said)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # A run that was killed while it compiled leaves halves of libraries, which stop the next one.
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(log.with_suffix(".compiled"))
@@ -83,13 +97,15 @@ def server(name: str, model: Path, log: Path) -> Iterator[Server]:
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _tell(said: Path, url: str) -> None:
+def tell(said: Path, url: str) -> None:
+    """Write where a server listens, whole or not at all."""
     part = said.with_suffix(".part")
     part.write_text(url)
     os.replace(part, said)
@@ -105,26 +121,36 @@ def _serve_kelvin(said: Path) -> None:
             }
         )
         with local_kelvin(settings) as kelvin:
-            _tell(said, kelvin.url)
+            tell(said, kelvin.url)
             wait_for_stop()
 
 
-def _serve_on_ray(name: str, model: str, threads: int, said: Path) -> None:
+def serve_on_ray(application: Callable[[], Any], said: Path) -> None:
+    """Run what Ray's own users run, until SIGTERM.
+
+    Args:
+        application: Makes it, once Ray may be imported.
+        said: As of `tell`.
+    """
     os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"  # SIGTERM is ours, see local_kelvin
     import ray
     from ray import serve
 
-    from loadtest.peer_ray_apps import application
-
-    port = _free_port()
+    port = free_port()
     ray.init(address="local", include_dashboard=False, num_cpus=4)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(name, model, threads))
-        _tell(said, f"http://127.0.0.1:{port}")
+        serve.run(application())
+        tell(said, f"http://127.0.0.1:{port}")
         wait_for_stop()
     finally:
         ray.shutdown()
+
+
+def _application(name: str, model: str, threads: int) -> Any:
+    from loadtest.peer_ray_apps import application
+
+    return application(name, model, threads)
 
 
 def _serve_fastapi(model: str, threads: int, said: Path) -> None:
@@ -151,7 +177,7 @@ def _serve_fastapi(model: str, threads: int, said: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        _tell(said, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        tell(said, f"http://127.0.0.1:{listening.getsockname()[1]}")
         running.run(sockets=[listening])
 
 
@@ -170,7 +196,9 @@ def main() -> None:
             elif options.name == "fastapi":
                 _serve_fastapi(options.model, threads, options.said)
             else:
-                _serve_on_ray(options.name, options.model, threads, options.said)
+                serve_on_ray(
+                    lambda: _application(options.name, options.model, threads), options.said
+                )
     except KeyboardInterrupt:
         end_process(0)
 

@@ -84,7 +84,7 @@ _SMALL_CLIP = {
 TINY: dict[str, dict[str, Any]] = {
     "clip_l": CLIP_L | _SMALL_CLIP,
     "clip_g": CLIP_G | _SMALL_CLIP,
-    "t5": T5_XXL | {"d_model": 96, "d_ff": 64, "num_heads": 2, "num_layers": 2, "vocab_size": 128},
+    "t5": T5_XXL | {"d_model": 96, "d_ff": 64, "num_heads": 2, "num_layers": 2, "vocab_size": 2048},
     "vae": VAE | {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.otlp_receiver import ReceivedSpan
+from loadtest.otlp_receiver import ReceivedSpan
 
 
 def tree(spans: Sequence[ReceivedSpan]) -> tuple[ReceivedSpan, Mapping[str, list[ReceivedSpan]]]:

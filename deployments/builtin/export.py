@@ -125,7 +125,7 @@ def write_model(
             # vocab.json and merges.txt too: older readers of CLIP know only these.
             encoder.clip.backend_tokenizer.model.save(str(partial / name))
     build_scheduler().save_pretrained(str(partial / "scheduler"))
-    _write_json(partial / "model_index.json", _model_index())
+    _write_json(partial / "model_index.json", model_index())
     _write_json(partial / "kelvin.json", kelvin_defaults(spec))
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
@@ -141,7 +141,8 @@ def _write_config(module: Any, folder: Path, name: str) -> None:
     config.save_pretrained(str(folder))
 
 
-def _model_index() -> dict[str, Any]:
+def model_index() -> dict[str, Any]:
+    """What ``model_index.json`` of Stable Diffusion 3.5 holds."""
     return {
         "_class_name": "StableDiffusion3Pipeline",
         "_diffusers_version": "0.42.1",

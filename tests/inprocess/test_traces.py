@@ -17,13 +17,13 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from loadtest.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from serve import recorders, telemetry
 from serve.client import Kelvin
 from serve.config import Settings, StorageSettings, TelemetrySettings
 from serve.requests import GenerateRequest
 from tests.inprocess.real_stages import real_pipeline
 from tests.inprocess.served import served
-from tests.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from tests.trace_shape import covered, tree
 
 _REQUEST = GenerateRequest(prompt="a very private prompt", num_inference_steps=60, seed=7)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cluster.pool_gauges import POOL_METRICS
+from loadtest.otlp_receiver import ReceivedSpan
 from serve.metric_table import METRICS
 from tests.monitoring_files import metric_names
-from tests.otlp_receiver import ReceivedSpan
 from tests.trace_shape import covered, tree
 
 _KNOWN = {**METRICS, **POOL_METRICS}

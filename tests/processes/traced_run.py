@@ -17,13 +17,13 @@ import yaml
 from opentelemetry.sdk.trace import TracerProvider
 
 from cluster.pool_gauges import POOL_METRICS
+from loadtest.otlp_receiver import otlp_receiver
 from serve import telemetry
 from serve.client import Kelvin
 from serve.config import load_settings
 from serve.local import LocalKelvin
 from serve.metric_table import METRICS
 from serve.requests import GenerateRequest
-from tests.otlp_receiver import otlp_receiver
 
 _REQUEST = GenerateRequest(
     prompt="a very private prompt", num_inference_steps=28, num_images=2, seed=1

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from cluster.heat_reading import Reading
 from cluster.pool_state import ReplicaState
+from loadtest.otlp_receiver import OtlpReceiver, otlp_receiver
 from serve import recorders, telemetry
 from serve.config import Settings, TelemetrySettings
 from serve.errors import StorageUnavailable
 from serve.otlp_complaints import quieten
 from serve.requests import GenerateRequest
-from tests.otlp_receiver import OtlpReceiver, otlp_receiver
 
 _REQUEST = GenerateRequest(
     prompt="a very private prompt",

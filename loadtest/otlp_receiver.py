@@ -1,4 +1,6 @@
-"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps spans and metrics for tests."""
+"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps spans and metrics."""
+
+from __future__ import annotations
 
 import gzip
 import threading
@@ -13,6 +15,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+_LONGEST_S = 60.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,29 @@ class OtlpReceiver:
         self.metrics: list[ReceivedMetric] = []
 
     def wait(self, enough: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
-        """Return the spans once `enough` of them says so; fail after a minute."""
-        deadline = time.monotonic() + 60
+        """Return the spans once `enough` of them says so.
+
+        Raises:
+            TimeoutError: It does not within a minute.
+        """
+        deadline = time.monotonic() + _LONGEST_S
         while not enough(self.spans):
-            assert time.monotonic() < deadline, [span.name for span in self.spans]
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"received only {[span.name for span in self.spans]}")
+            time.sleep(_POLL_S)
         return list(self.spans)
 
     def wait_for_metric(self, name: str) -> list[ReceivedMetric]:
-        """Return the metrics once there is one of that name; fail after a minute."""
-        deadline = time.monotonic() + 60
+        """Return the metrics once there is one of that name.
+
+        Raises:
+            TimeoutError: There is none within a minute.
+        """
+        deadline = time.monotonic() + _LONGEST_S
         while all(metric.name != name for metric in self.metrics):
-            assert time.monotonic() < deadline, {metric.name for metric in self.metrics}
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"received only { ({metric.name for metric in self.metrics}) }")
+            time.sleep(_POLL_S)
         return list(self.metrics)
 
 
