@@ -12,7 +12,7 @@ from serve.requests import GenerateRequest
 
 
 def main(url: str, jobs: int) -> None:
-    with Kelvin(url, timeout_s=120) as kelvin:
+    with Kelvin(url, timeout_s=500) as kelvin:
         asked = [
             kelvin.submit(
                 GenerateRequest(prompt="a blue square", num_inference_steps=100, num_images=2)

@@ -7,7 +7,6 @@ not permitted nodes are raylets of one host instead, and a node that is cut off 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +17,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-_MARK = "PLACED_ON"
+from tests.processes.ownership import (
+    MARK,
+    NAMESPACES,
+    end_all_in,
+    end_all_marked,
+    is_in,
+    mark_of,
+    own_name,
+    processes,
+    remove_leftovers,
+    send,
+)
+
 _LISTEN = """
 import os, socket, sys
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=64)
@@ -28,16 +39,25 @@ with socket.socket(fileno=int(sys.argv[3])) as back:
 
 
 def namespaces_refused() -> str:
-    """Return why there can be no network namespaces; empty: there can."""
+    """Return why there can be no network namespaces joined by a bridge; empty: there can."""
     if os.geteuid() != 0:
         return "not root"
     if shutil.which("ip") is None:
         return "no iproute2"
-    name = f"kelvin-try-{secrets.token_hex(4)}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if tried.returncode:
-        return tried.stderr.strip()
-    _ip("netns", "del", name)
+    name = f"{own_name()}-try"
+    tries = (
+        f"netns add {name}",
+        f"netns exec {name} true",
+        f"-n {name} link add bridge type bridge",
+        f"-n {name} link add one type veth peer name other",
+    )
+    try:
+        for each in tries:
+            tried = subprocess.run(["ip", *each.split()], capture_output=True, text=True)
+            if tried.returncode:
+                return f"ip {each}: {tried.stderr.strip()}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
     return ""
 
 
@@ -46,7 +66,7 @@ class Host:
 
     def __init__(self, name: str, address: str, namespace: str | None, switch: str | None) -> None:
         self.address = address
-        self.mark = f"{name}-{secrets.token_hex(4)}"
+        self.mark = f"{own_name()}/{name}"
         self._namespace = namespace
         self._port_of_switch = (switch, f"to-{name}")
 
@@ -58,34 +78,31 @@ class Host:
         with output.open("wb") as file:
             return subprocess.Popen(
                 [*inside, sys.executable, *command],
-                env={**os.environ, **environ, _MARK: self.mark},
+                env={**os.environ, **environ, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT if output.suffix == ".log" else None,
                 start_new_session=True,
             )
 
-    def processes(self) -> dict[int, str]:
-        """Return process id -> command line of what runs here."""
-        found = {}
-        for folder in Path("/proc").iterdir():
-            with suppress(OSError, ValueError):
-                pid = int(folder.name)
-                if self._is_here(folder):
-                    found[pid] = (folder / "cmdline").read_bytes().decode(errors="replace")
+    def commands(self) -> list[str]:
+        """Return the command lines of what runs here."""
+        found = []
+        for process in processes(self._is_here):
+            with suppress(OSError):
+                found.append((process / "cmdline").read_bytes().decode(errors="replace"))
         return found
 
     def _is_here(self, process: Path) -> bool:
         if self._namespace is not None:
-            named = Path("/run/netns", self._namespace)
-            return (process / "ns/net").stat().st_ino == named.stat().st_ino
-        return f"{_MARK}={self.mark}".encode() in (process / "environ").read_bytes().split(b"\0")
+            return is_in(process, NAMESPACES / self._namespace)
+        return mark_of(process) == self.mark
 
     def cut_off(self) -> None:
         """Let nothing in or out any more."""
         switch, port = self._port_of_switch
         if switch is None:
-            self._signal(signal.SIGSTOP)
+            send(signal.SIGSTOP, processes(self._is_here))
         else:
             _ip("-n", switch, "link", "set", port, "down")
 
@@ -96,15 +113,10 @@ class Host:
 
     def kill(self) -> None:
         """End all that runs here with SIGKILL; what was started meanwhile, too."""
-        while self._signal(signal.SIGKILL):
-            pass
-
-    def _signal(self, number: int) -> int:
-        there = self.processes()
-        for pid in there:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        return len(there)
+        if self._namespace is not None:
+            end_all_in(NAMESPACES / self._namespace)
+        else:
+            end_all_marked(self.mark)
 
     def listening(self, port: int) -> socket.socket:
         """Return a socket that listens here, whoever accepts from it."""
@@ -126,11 +138,14 @@ class Host:
 def hosts(*names: str, apart: bool) -> Iterator[dict[str, Host]]:
     """Give hosts by name; at the end their processes are killed and their networks are gone.
 
+    What a run that was killed has left goes first. One at a time in a process.
+
     Args:
         names: Of them.
         apart: Each in its own network namespace; else all are this machine.
     """
-    run = f"kelvin-{os.getpid()}-{secrets.token_hex(3)}"
+    remove_leftovers()
+    run = own_name()
     made: dict[str, Host] = {}
     with ExitStack() as cleanup:
         switch = None
