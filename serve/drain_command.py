@@ -35,8 +35,9 @@ def drain(
     """Take a Ray node out of service without losing a job.
 
     Nothing new is placed there; replicas are replaced elsewhere first, where there is room, then
-    finish what they have. Ray cannot take it back: a drained node joins again by `ray start`. It
-    goes through Ray: run it on the machine of `kelvin up`, or where RAY_ADDRESS leads.
+    finish what they have. There is no undo, for Ray has none: its node ends as soon as nothing runs
+    there, and nobody can tell it to stay. `ray start` on the same machine makes a new one, at once
+    or later. It goes through Ray: run it on the machine of `kelvin up`, or where RAY_ADDRESS leads.
     """
     from serve.commands.drain import drain as run
 

@@ -2,7 +2,8 @@
 
 Ray's own drain, as its autoscaler asks for it: nothing new is placed on the node, and Serve starts
 a replacement of each replica there before it asks the old one to go. There is no way back in Ray
-2.60: a node that drained joins again by `ray start`. The call is not in Ray's public interface.
+2.60: its raylet, once told, takes no word that would keep it, and ends when it is idle; a machine
+that drained joins again by `ray start`. The call is not in Ray's public interface.
 """
 
 from __future__ import annotations

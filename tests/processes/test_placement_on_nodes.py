@@ -137,6 +137,13 @@ class Nodes:
         self.until(lambda: "accepted" in output.read_text(), "a caller's jobs are accepted")
         return output
 
+    def drain(self, card: str, *options: str) -> tuple[int, dict[str, Any]]:
+        command = ("-m", "serve", "drain", self.there[card].address, *options, "--json")
+        process, output = self._started("H100", command, ".out")
+        said = f"drain {card} {' '.join(options)} has ended"
+        self.until(lambda: process.poll() is not None, said)
+        return process.returncode, json.loads(output.read_text().splitlines()[-1])
+
     def answered(self, output: Path, jobs: int) -> None:
         self.until(lambda: output.read_text().count("\n") > 1, "the caller has its pictures")
         told = json.loads(output.read_text().splitlines()[1])
@@ -229,3 +236,30 @@ def test_pools_are_where_they_were_told_and_a_node_may_be_lost(nodes: Nodes):
     nodes.ray("L4", more=("--num-cpus=1",))
     nodes.until(lambda: nodes.placed() == _PLACED, "the node is back, and its pools on it")
     nodes.answered(nodes.call(2), 2)
+
+
+@pytest.mark.slow
+def test_a_node_goes_by_its_deadline_and_the_last_one_of_a_stage_by_force(nodes: Nodes):
+    if nodes.there["L4"].address == nodes.there["A10G"].address:
+        pytest.skip("nodes that share an address are not told apart")
+    bring_up(nodes)
+    l4 = nodes.there["L4"]
+    # No other node has its card, so replicas stay; a new node of the machine takes them over.
+    assert nodes.drain("L4", "--wait", "3")[0] == 1
+    nodes.ray("L4", more=("--num-cpus=1",))
+    nodes.until(lambda: sum("/raylet/raylet" in each for each in l4.commands()) == 1, "it has gone")
+    nodes.until(lambda: {"text", "decode"} <= nodes.placed()["L4"], "the new one has its pools")
+
+    code, told = nodes.drain("A10G", "--deadline", "5", "--wait", "200")
+    assert (code, told["left"]) == (0, 0), told
+    nodes.until(lambda: not nodes.placed()["A10G"], "nothing is left on A10G")
+    nodes.answered(nodes.call(1), 1)
+
+    code, told = nodes.drain("L4")
+    assert (code, told["error"]["field"]) == (2, "node"), told
+    assert "stage text has no replica" in told["error"]["message"]
+    code, told = nodes.drain("L4", "--force", "--wait", "3")
+    assert (code, told["drains"]) == (1, True), told
+    nodes.answered(nodes.call(1), 1)  # it serves as long as there is no room elsewhere
+    code, told = nodes.drain("L4", "--force", "--deadline", "5", "--wait", "200")
+    assert (code, told["left"]) == (0, 0), told
