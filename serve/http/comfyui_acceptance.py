@@ -39,6 +39,7 @@ _SECRETS = (
 )  # of ComfyUI's paid nodes; it hides them too
 _PREVIEWS = ("auto", "latent2rgb", "taesd")
 _MOST_TRIES = 16
+_MOST_CHAINS = 64  # of a prompt: where not all fit, those taken in before are cancelled again
 _MOST_PICTURES = 64  # of a prompt, to start from; each is looked for in the store
 
 
@@ -78,6 +79,12 @@ class PromptAcceptance:
         catalogue = await self._catalogue(prompt, tenant)
         graph = checked_graph(prompt, catalogue)
         chains = chains_of(graph, catalogue)
+        if len(chains) > _MOST_CHAINS:
+            raise PromptError(
+                "invalid_prompt",
+                f"The prompt has {len(chains)} KSamplers that outputs show",
+                f"at most {_MOST_CHAINS}: each is a job of its own",
+            )
         requests = await self._requests(graph, chains, extra, bool(body.get("front")))
         if not graph.outputs:
             raise graph.failed()

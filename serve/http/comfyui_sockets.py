@@ -10,7 +10,7 @@ from collections import defaultdict
 from enum import Enum
 from typing import Any, Final
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 _MOST_WAITING = 1000
 _MOST_BYTES_WAITING = 8 << 20  # of text, and of pictures; one picture alone may be larger
@@ -72,7 +72,7 @@ class Socket:
 
     async def serve(self, websocket: WebSocket) -> None:
         """Send what comes until the client goes, or does not read any more."""
-        sending = asyncio.create_task(self._send_all(websocket))
+        sending = asyncio.create_task(self._send_until_gone(websocket))
         listening = asyncio.create_task(_listen(websocket))
         try:
             await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,6 +105,10 @@ class Socket:
         self._waiting.put_nowait(None)
         self._in_haste.set()
         self._has_sent.set()
+
+    async def _send_until_gone(self, websocket: WebSocket) -> None:
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._send_all(websocket)
 
     async def _send_all(self, websocket: WebSocket) -> None:
         while (message := await self._waiting.get()) is not None:

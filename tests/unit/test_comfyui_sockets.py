@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocketDisconnect
 
 from serve.http import comfyui_sockets
 from serve.http.comfyui_sockets import Socket
@@ -147,6 +149,31 @@ async def test_a_picture_for_who_has_gone_is_not_waited_with(monkeypatch: pytest
     task.cancel()
     async with asyncio.timeout(10):
         await sending
+
+
+async def test_who_goes_while_something_is_sent_is_no_error():
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    client, socket = Client(), Socket()
+
+    async def send(text: str) -> None:
+        client.sending.set()
+        try:
+            await client.reads.wait()
+        finally:
+            raise WebSocketDisconnect(1006)
+
+    async def receive() -> dict[str, str]:
+        await client.sending.wait()
+        return {"type": "websocket.disconnect"}
+
+    client.send_text = send  # type: ignore[method-assign]
+    client.receive = receive  # type: ignore[method-assign]
+    socket.send("status", {})
+    async with asyncio.timeout(10):
+        await socket.serve(client)  # type: ignore[arg-type]
+    gc.collect()
+    assert complaints == []
 
 
 async def test_progress_waits_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -70,6 +70,22 @@ def test_several_chains_are_several_jobs_of_one_prompt(
     assert listed == {prompt_id: entry}
 
 
+def test_a_prompt_of_too_many_chains_is_refused_before_any_is_a_job(http: httpx.Client):
+    graph = workflow()
+    for number in range(65):
+        sampler, decoder = f"sampler {number}", f"decoder {number}"
+        graph[sampler] = {**graph["5"], "inputs": graph["5"]["inputs"] | {"seed": number}}
+        graph[decoder] = {**graph["6"], "inputs": graph["6"]["inputs"] | {"samples": [sampler, 0]}}
+        graph[f"output {number}"] = {
+            **graph["7"],
+            "inputs": graph["7"]["inputs"] | {"images": [decoder, 0]},
+        }
+    refused = http.post("/prompt", json={"prompt": graph})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["details"].startswith("at most 64")
+    assert http.get("/v1/jobs").json()["jobs"] == []
+
+
 def test_one_chain_that_fails_leaves_the_others_pictures(http: httpx.Client, stages: StandIn):
     real = stages._decode
     failing = iter([True])
