@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 _LONGEST_VALUE_SHOWN = 200
+_LONGEST_MESSAGE = 4000  # it may quote what was sent
 _LONGEST_INTEGER_BITS = 256
 
 
@@ -38,7 +39,7 @@ class KelvinError(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         self.retry_after_s = retry_after_s
-        self.message = _encodable(message)
+        self.message = _shorten_text(message, _LONGEST_MESSAGE)
         super().__init__(self.message)
         self.field = None if field is None else _shorten_text(field)
         self.value = _shorten(value)
@@ -304,10 +305,10 @@ def _shorten(value: Any) -> Any:
         return f"a {type(value).__name__}"
 
 
-def _shorten_text(text: str) -> str:
+def _shorten_text(text: str, longest: int = _LONGEST_VALUE_SHOWN) -> str:
     # Cut first: what is sent may be megabytes.
-    cut = _encodable(text[: _LONGEST_VALUE_SHOWN + 1])
-    return cut if len(cut) <= _LONGEST_VALUE_SHOWN else cut[:_LONGEST_VALUE_SHOWN] + "…"
+    cut = _encodable(text[: longest + 1])
+    return cut if len(cut) <= longest else cut[:longest] + "…"
 
 
 def _encodable(text: str) -> str:

@@ -150,6 +150,13 @@ def test_bad_input_is_told_in_the_web_uis_words(http: httpx.Client, wrong: Any, 
     assert told["allowed"] in told["errors"]
 
 
+@pytest.mark.parametrize("field", ["sampler_name", "scheduler"])
+def test_an_error_does_not_repeat_a_megabyte(http: httpx.Client, field: str):
+    answer = http.post("/sdapi/v1/txt2img", json={"prompt": "a", field: "x" * 1_000_000})
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert len(answer.text) < 20_000
+
+
 def test_the_client_raises_what_was_wrong(api: webuiapi.WebUIApi):
     with pytest.raises(RuntimeError, match="multiple of 16"):
         api.txt2img(prompt="a", **SMALL | {"width": 17})
