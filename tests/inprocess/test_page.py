@@ -250,6 +250,7 @@ def test_on_a_phone_in_light_and_dark(service: Service, browser: Any, scheme: st
             assert page.evaluate("document.documentElement.scrollWidth") == 390, view
             assert page.evaluate(TOO_SMALL) == [], view
             assert page.evaluate(FAINT) == [], view
+            page.evaluate("scrollTo(0, 0)")  # or the bar at the top hides what it has scrolled over
             page.screenshot(path=SHOTS / f"phone-{scheme}-{view}.png", full_page=True)
         ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         red, green, blue = map(int, re.findall(r"\d+", ground)[:3])
@@ -320,7 +321,9 @@ def test_the_operations_view_follows_the_heat(service: Service, browser: Any):
             pools = page.inner_text("#pools")
             assert "denoiser-b" in pools
             assert "the number of replicas is fixed" in pools
-            page.screenshot(path=SHOTS / "operations.png")
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=SHOTS / f"operations-{scheme}.png")
         finally:
             service.set_heat()
             for job in jobs:
