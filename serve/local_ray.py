@@ -23,8 +23,11 @@ from serve.errors import ConfigurationError
 from serve.further_models import ModelFacts
 from serve.http.proxy_headers import ENVIRONMENT
 
-# What passes through it at once is some embeddings and pictures, a few MiB each.
-_OBJECT_STORE_BYTES = 256 << 20
+# Of a picture of 1024 x 1024 under way some 12 MiB lie in Ray's object store: the embeddings of its
+# prompts, twice, latents and pixels. Where the store is full, stages stand still until objects have
+# been written to disk. It takes memory only as it is used.
+_MOST_STORE_BYTES, _LEAST_STORE_BYTES = 4 << 30, 256 << 20
+_STORE_SHARE = 0.3  # of what the machine has, as Ray's own default
 
 _SLACK = 1e-6  # sums of fractions of a card
 
@@ -68,13 +71,25 @@ def running_ray(settings: Settings, further: Sequence[ModelFacts] = ()) -> Itera
                     math.ceil(_reserved(settings, further, at_most=True)["CPU"]),
                 ),
                 "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
+                "object_store_memory": object_store_bytes(),
                 "_temp_dir": folder,
             }
         cleanup.callback(ray.shutdown)
         _init(options)
         check_resources(_reserved(settings, further), ray.cluster_resources())
         yield
+
+
+def object_store_bytes(shared_memory: str = "/dev/shm") -> int:
+    """Return how large a Ray of our own may let its object store become.
+
+    Args:
+        shared_memory: Where Ray puts it; what is free there bounds it.
+    """
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if os.path.isdir(shared_memory):
+        free.append(shutil.disk_usage(shared_memory).free)
+    return max(_LEAST_STORE_BYTES, min(_MOST_STORE_BYTES, int(_STORE_SHARE * min(free))))
 
 
 def _init(options: dict[str, Any]) -> None:
