@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve.errors import ConfigurationError, KelvinError
+from serve.user_cache import user_cache
 
 VERSION: Final = "0.13.0"
 _INSTALL_WITHIN_S = 1800.0
@@ -42,8 +42,7 @@ def installed(executable: Path | None) -> Path:
     """
     if executable is not None:
         return executable
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "kelvin" / f"aiperf-{VERSION}"
+    folder = user_cache() / f"aiperf-{VERSION}"
     tool = folder / "bin" / "aiperf"
     done = folder / "installed"
     if done.exists():
@@ -52,7 +51,7 @@ def installed(executable: Path | None) -> Path:
     _run(
         [sys.executable, "-m", "venv", str(folder)],
         _INSTALL_WITHIN_S,
-        f"a Python that can make environments (Debian: python3-venv) and room in {cache}, "
+        f"a Python that can make environments (Debian: python3-venv) and room in {folder.parent}, "
         "or another XDG_CACHE_HOME",
     )
     # Twice: only what makes it fail; of indexes that lack a package, pip warns for each.

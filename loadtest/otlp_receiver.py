@@ -1,20 +1,20 @@
-"""A tiny OpenTelemetry collector: takes OTLP over HTTP and keeps spans and metrics."""
+"""A tiny OpenTelemetry collector: reads and keeps the spans and metrics that come to it."""
 
 from __future__ import annotations
 
 import gzip
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from loadtest.otlp_sink import METRICS, TRACES, otlp_sink
 
 _LONGEST_S = 60.0
 _POLL_S = 0.05
@@ -89,33 +89,18 @@ def otlp_receiver() -> Iterator[OtlpReceiver]:
     """Run a receiver on a free loopback port."""
     receiver = OtlpReceiver()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            if self.path == "/v1/traces":
-                receiver.spans.extend(_decode(body))
-            elif self.path == "/v1/metrics":
-                receiver.metrics.extend(_metrics(body))
-            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def take(path: str, body: bytes, encoding: str | None) -> None:
+        message = gzip.decompress(body) if encoding == "gzip" else body
+        if path == TRACES:
+            receiver.spans.extend(_spans(message))
+        elif path == METRICS:
+            receiver.metrics.extend(_metrics(message))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.endpoint = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with otlp_sink(take) as receiver.endpoint:
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-def _decode(body: bytes) -> Iterator[ReceivedSpan]:
+def _spans(body: bytes) -> Iterator[ReceivedSpan]:
     for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
         about = _values(resource.resource.attributes)
         for scope in resource.scope_spans:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
+from loadtest.otlp_sink import otlp_sink
 from serve.config import load_settings
 from serve.local import LocalKelvin
 
@@ -32,29 +30,12 @@ def collector() -> Iterator[Collector]:
     """Run one on a free port of loopback."""
     running = Collector()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def count(path: str, body: bytes, encoding: str | None) -> None:
+        running.messages += 1
+        running.bytes += len(body)
 
-        def do_POST(self) -> None:
-            size = int(self.headers["Content-Length"])
-            self.rfile.read(size)
-            running.messages += 1
-            running.bytes += size
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.endpoint = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with otlp_sink(count) as running.endpoint:
         yield running
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def main() -> None:

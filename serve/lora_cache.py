@@ -8,7 +8,6 @@ ETag, and so is another file here.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from serve.model_cache.node_copy import copied
 from serve.model_cache.remote_files import RemoteFile, Source
 from serve.model_cache.transfer import Transfer
 from serve.model_source_settings import ModelSourceSettings
+from serve.user_cache import user_cache
 
 _LISTED_AGAIN_S = 10.0
 _LISTED_AGAIN_FOR_UNKNOWN_S = 1.0
@@ -49,8 +49,7 @@ class LoraCache:
     """
 
     def __init__(self, storage: StorageSettings, prefix: str, settings: LoraSettings) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._folder = Path(settings.cache_dir or home / "kelvin" / "loras").expanduser()
+        self._folder = Path(settings.cache_dir or user_cache() / "loras").expanduser()
         self._cache = NodeCache(self._folder, settings.cache_mib << 20, kept_s=_KEPT_S)
         source = Source(storage.bucket, f"{storage.prefix}{prefix}".rstrip("/"))
         self._transfer = Transfer(_source_of(storage), source, names_settings=False)

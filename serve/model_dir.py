@@ -9,9 +9,6 @@ of a node, whole or not at all, and found again by the hash of the code that wri
 
 import functools
 import hashlib
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from serve.checkpoints.folders import models_dir_of
@@ -28,6 +25,8 @@ from serve.config import ModelSettings
 from serve.errors import ConfigurationError
 from serve.model_cache.description import described_on_this_node
 from serve.model_cache.node_copy import on_this_node
+from serve.user_cache import user_cache
+from serve.whole_folder import written_whole
 
 _MOST_NAMED = 10
 # A process stays with the version of a model that it has seen first.
@@ -138,23 +137,13 @@ def _pico() -> Path:
 
     code = sorted(Path(builtin.__path__[0]).glob("*.py"))
     version = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kelvin"
-    target = cache / f"pico-{version}"
+    target = user_cache() / f"pico-{version}"
     if target.is_dir():
         return target
 
     # Imported here: writing weights needs torch, which what only reads settings must not load.
     from deployments.builtin.pico import write_pico
 
-    cache.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix="pico-", suffix=".tmp", dir=cache))
-    try:
-        write_pico(written, seed=0)
-        written.rename(target)
-    except OSError:
-        # Another process of this node was first; any other reason leaves no target.
-        if not target.is_dir():
-            raise
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    with written_whole(target) as folder:
+        write_pico(folder, seed=0)
     return target

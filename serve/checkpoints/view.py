@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ from serve.checkpoints.tensor_files import read_json
 from serve.checkpoints.tokenizers import FOLDERS
 from serve.checkpoints.variants import DEFAULTS
 from serve.model_settings import ModelSettings
+from serve.user_cache import user_cache
+from serve.whole_folder import written_whole
 
 _LARGEST_COPY = 16 << 20
 _CLASSES: Mapping[str, tuple[str, str]] = {
@@ -60,8 +59,7 @@ def write_view(model: ModelFiles, settings: ModelSettings, directory: Path | Non
     digest = hashlib.sha256()
     for name, content in sorted(contents.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kelvin" / "models"
-    target = cache / f"{_file_name(model.name)}-{digest.hexdigest()[:16]}"
+    target = user_cache() / "models" / f"{_file_name(model.name)}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         _write(contents, target)
     return target
@@ -111,20 +109,11 @@ def kelvin_json(
 
 
 def _write(contents: Mapping[str, bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(suffix=".tmp", dir=target.parent))
-    try:
+    with written_whole(target) as folder:
         for name, content in contents.items():
-            path = partial / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        partial.rename(target)
-    except OSError:
-        # Another process of this node was first; any other reason leaves no target.
-        if not target.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _file_name(name: str) -> str:

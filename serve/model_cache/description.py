@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -27,6 +26,7 @@ from serve.model_cache.remote_files import SCHEME, RemoteFile, source_of
 from serve.model_cache.room import changed_at
 from serve.model_cache.transfer import DamagedObject, ObjectChanged, Transfer
 from serve.model_settings import ModelSettings
+from serve.whole_folder import written_whole
 
 _FOLDER = "described"
 _KEPT = 16  # descriptions of a node; the longest unused go
@@ -92,25 +92,16 @@ def _write(files: Sequence[RemoteFile], target: Path, name: str, transfer: Trans
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in sorted(target.parent.iterdir(), key=changed_at)[: 1 - _KEPT]:
         shutil.rmtree(old, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(suffix=".tmp", dir=target.parent))
-    try:
-        with ExitStack() as opened:
-            whole = []
-            for file in files:
-                path = partial / name / file.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if file.is_weights:
-                    _write_header(file, path, transfer)
-                else:
-                    whole.append((file, opened.enter_context(path.open("w+b")).fileno()))
-            transfer.fetch(whole)
-        partial.rename(target)
-    except OSError:
-        # Another process of this node was first; any other reason leaves no target.
-        if not target.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_whole(target) as folder, ExitStack() as opened:
+        whole = []
+        for file in files:
+            path = folder / name / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_weights:
+                _write_header(file, path, transfer)
+            else:
+                whole.append((file, opened.enter_context(path.open("w+b")).fileno()))
+        transfer.fetch(whole)
 
 
 def _write_header(file: RemoteFile, path: Path, transfer: Transfer) -> None:
