@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known: dict[str, Any] = {
-        "command": " ".join(["python -m loadtest.aiperf", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.aiperf"),
         "machine": machine() | {"load_before": os.getloadavg()[0]},
         "model": options.model,
         "concurrency": options.concurrency,

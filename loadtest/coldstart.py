@@ -155,7 +155,7 @@ def _run_all(options: argparse.Namespace) -> int:
         return _run_s3(options)
     command_line.check_side(options.size, largest_side(options.model))
     known = {
-        "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.coldstart"),
         "model": options.model,
         "size": options.size,
         "cores": os.cpu_count(),
@@ -171,7 +171,7 @@ def _run_s3(options: argparse.Namespace) -> int:
     from loadtest import coldstart_s3
 
     known = {
-        "command": " ".join(["python -m loadtest.coldstart", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.coldstart"),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "load_average_before": os.getloadavg(),

@@ -157,11 +157,16 @@ def check_side(pixels: int, largest_latents: int) -> None:
         )
 
 
+def command_of(module: str) -> str:
+    """Return the command line that this process was started with, for a report."""
+    return " ".join([f"python -m {module}", *sys.argv[1:]])
+
+
 def known_before(module: str, options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return what a report begins with: command, device, torch, and the options so named."""
     on_gpu = options.device.startswith("cuda")
     return {
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "command": command_of(module),
         "device": torch.cuda.get_device_name(options.device) if on_gpu else machine()["cpu"],
         "torch": torch.__version__,
         **{name: getattr(options, name) for name in names},

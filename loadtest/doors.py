@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known = {
-        "command": " ".join(["python -m loadtest.doors", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.doors"),
         "machine": machine() | {"load_before": os.getloadavg()[0]},
         "model": options.model,
         "side": options.side,

@@ -73,7 +73,8 @@ def replay(options: argparse.Namespace, results: Results) -> None:
     guided_only = all(scale > 1 for scale in mix.guidance_scales)
     counts = [count for count in options.rows if count > 1 or not guided_only]
     measured = record(mmdit, mix.sides, counts, options.warm_s, number=5)
-    results.keep(measured=provenance(mmdit, _command()) | measured.as_json())
+    command = command_line.command_of("loadtest.engine_bench")
+    results.keep(measured=provenance(mmdit, command) | measured.as_json())
     saturation = saturated(model, mix, measured)["rate"]
     rate = options.replay_load * saturation
     # Twice what is wanted is drawn, for Poisson arrivals may be sparse; the clock ends them.
@@ -178,15 +179,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def _command() -> str:
-    return " ".join(["python -m loadtest.engine_bench", *sys.argv[1:]])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; exit 0 whether or not the targets are met."""
     options = parse_arguments(arguments)
     known = {
-        "command": _command(),
+        "command": command_line.command_of("loadtest.engine_bench"),
         "benchmark": "engine replay" if options.gpu else "engine",
         "number": options.number,
         "seeds": list(options.seeds),

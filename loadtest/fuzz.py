@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known = {
-        "command": " ".join(["python -m loadtest.fuzz", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.fuzz"),
         "machine": machine(),
         "seed": options.seed,
     }

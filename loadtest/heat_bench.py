@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known = {
-        "command": " ".join(["python -m loadtest.heat_bench", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.heat_bench"),
         "machine": machine(),
         "cards": CARDS,
         "slower": SLOWER,

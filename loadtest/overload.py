@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known = {
-        "command": " ".join(["python -m loadtest.overload", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.overload"),
         "machine": machine(),
         "times": options.times,
         "seconds": options.seconds,

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     known = {
-        "command": " ".join(["python -m loadtest.soak", *sys.argv[1:]]),
+        "command": command_line.command_of("loadtest.soak"),
         "machine": machine(),
         "jobs": options.jobs,
     }

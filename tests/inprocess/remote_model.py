@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from deployments.builtin.pico import write_pico
 from serve.config import StorageSettings
+from serve.model_cache.checksums import PartDigests
 from serve.model_settings import ModelSettings
 from serve.model_source_settings import ModelSourceSettings
 from serve.s3_client import s3_client
@@ -86,3 +89,13 @@ def uploaded_pico(remote: Remote, folder: Path) -> Path:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def change_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the network changed a byte of every piece that comes."""
+    take = PartDigests.take
+
+    def take_changed(digests: PartDigests, piece: memoryview) -> None:
+        take(digests, memoryview(bytes([piece[0] ^ 1]) + bytes(piece[1:])))
+
+    monkeypatch.setattr(PartDigests, "take", take_changed)

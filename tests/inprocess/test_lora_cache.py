@@ -9,8 +9,8 @@ from serve.config import StorageSettings
 from serve.errors import InvalidRequest, StorageUnavailable
 from serve.lora_cache import LoraCache
 from serve.lora_settings import LoraSettings
-from serve.model_cache.checksums import PartDigests
 from serve.s3_client import s3_client
+from tests.inprocess.remote_model import change_every_piece
 
 BYTES = 600_000  # one finds room in a MiB, two do not
 
@@ -49,13 +49,7 @@ def test_the_longest_unused_goes_but_never_what_was_just_used(cache: LoraCache, 
 def test_what_comes_damaged_is_never_believed(
     cache: LoraCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    take = PartDigests.take
-    # As if the network had changed a byte of every piece.
-    monkeypatch.setattr(
-        PartDigests,
-        "take",
-        lambda digests, piece: take(digests, memoryview(bytes([piece[0] ^ 1]) + bytes(piece[1:]))),
-    )
+    change_every_piece(monkeypatch)
     with pytest.raises(StorageUnavailable, match="not what its checksum says"):
         cache.find("a")
     assert not list((tmp_path / "cache" / "files").iterdir())

@@ -16,11 +16,16 @@ from serve.card_fit import refuse_what_cannot_fit
 from serve.commands.model_files import check_model
 from serve.config import PoolSettings, StorageSettings
 from serve.errors import ConfigurationError, KelvinError, StorageUnavailable
-from serve.model_cache.checksums import PartDigests
 from serve.model_cache.node_copy import on_this_node
 from serve.model_dir import lora_roots, resolve_model_dir
 from serve.models import ModelSpec
-from tests.inprocess.remote_model import PART_BYTES, Remote, files_in, uploaded_pico
+from tests.inprocess.remote_model import (
+    PART_BYTES,
+    Remote,
+    change_every_piece,
+    files_in,
+    uploaded_pico,
+)
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -119,13 +124,7 @@ def test_a_damaged_file_is_downloaded_again(
 def test_what_comes_damaged_is_never_believed(
     remote: Remote, monkeypatch: pytest.MonkeyPatch, size: int
 ):
-    take = PartDigests.take
-    # As if the network had changed a byte of every piece.
-    monkeypatch.setattr(
-        PartDigests,
-        "take",
-        lambda digests, piece: take(digests, memoryview(bytes([piece[0] ^ 1]) + bytes(piece[1:]))),
-    )
+    change_every_piece(monkeypatch)
     remote.put_in_parts("large.safetensors", os.urandom(size))
     with pytest.raises(ConfigurationError, match="not what its checksum says") as refused:
         on_this_node(remote.settings("large.safetensors"))

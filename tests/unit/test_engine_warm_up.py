@@ -12,7 +12,6 @@ from deployments import warm_up as warm_up_module
 from deployments.forward import Stepped
 from deployments.live_request import LiveRequest
 from deployments.payloads import Path
-from deployments.sd3.lora_layers import PageUse
 from deployments.step_costs import TokenShape
 from deployments.warm_up import warm_up
 from serve.errors import ConfigurationError, StageFailed
@@ -37,16 +36,9 @@ class Warmable(ToyModel):
         self._take_memory(rows if rows <= self.ready else 100, height * width)
         self.prepared.append((height, width, text_tokens, rows))
 
-    def velocity(
-        self,
-        latents: torch.Tensor,
-        sigmas: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled: torch.Tensor,
-        loras: Sequence[Sequence[PageUse]] = (),
-    ) -> torch.Tensor:
+    def velocity(self, latents: torch.Tensor, *others: Any) -> torch.Tensor:
         self._take_memory(len(latents), latents[0, 0].numel())
-        return super().velocity(latents, sigmas, prompt_embeds, pooled, loras)
+        return super().velocity(latents, *others)
 
     def _take_memory(self, rows: int, latents: int) -> None:
         if rows > self.most_rows or latents > self.most_latents:
