@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from serve.requests import JobEvent
 
-MOST_BYTES: Final = 4 << 20  # packed: some thousands of jobs
+MOST_BYTES: Final = 512 << 10  # packed: some hundreds of jobs
 _FASTEST = 1
 
 

@@ -80,6 +80,12 @@ class JobListing:
             next=ids[-1] if len(keys) == limit and ids else None,
         )
 
+    async def under_way(self, tenant: str) -> list[JobRecord]:
+        """Return a tenant's jobs that have not ended, oldest first, however many ended since."""
+        ids = await self._journal.pending()
+        records = await asyncio.gather(*(self._record(job_id, tenant) for job_id in ids))
+        return [record for record in records if record is not None and not record.is_over]
+
     async def _record(self, job_id: str, tenant: str) -> JobRecord | None:
         """Return a job; None: it was deleted, never accepted, or is not to be read."""
         live = self._live.get(job_id)

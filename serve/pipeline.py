@@ -160,10 +160,17 @@ class Pipeline:
         Raises:
             KelvinError: The request is not accepted.
         """
+        record, _ = await self.submit_once(request, tenant)
+        return record
+
+    async def submit_once(
+        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+    ) -> tuple[JobRecord, bool]:
+        """Do as `submit`, and return whether the job is new: who made none has none to cancel."""
         job = await self._jobs.accept(GenerateRequest.model_validate(request), tenant)
         if isinstance(job, str):
-            return await self.job(job, tenant)
-        return job.record("pending", durable=self.settings.journal.enabled)
+            return await self.job(job, tenant), False
+        return job.record("pending", durable=self.settings.journal.enabled), True
 
     async def check(self, request: GenerateRequest) -> GenerateRequest:
         """Return a request resolved, as `submit` would take it now; raises as that does."""
@@ -245,6 +252,14 @@ class Pipeline:
             StorageUnavailable: The store does not answer.
         """
         return await self._listing.page(tenant, limit, after)
+
+    async def under_way(self, tenant: str = DEFAULT_TENANT) -> list[JobRecord]:
+        """Return all of a tenant's jobs that have not ended, oldest first.
+
+        Raises:
+            StorageUnavailable: The store does not answer.
+        """
+        return await self._listing.under_way(tenant)
 
     async def cancel(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Cancel a job, wherever it runs; a job cancelled already stays so.

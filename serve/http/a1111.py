@@ -24,7 +24,6 @@ from serve.requests import GenerateResult, ImageRef, JobRecord
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
 
-_NEWEST_LOOKED_AT = 20
 _MODEL_OPTION = "sd_model_checkpoint"
 
 
@@ -60,14 +59,14 @@ def web_ui_routes(pipeline: "Pipeline") -> APIRouter:
     @router.get("/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
         """Say how far the caller's oldest job under way is, with its newest preview."""
-        jobs = await _under_way(pipeline, tenant_of(request))
+        jobs = await pipeline.under_way(tenant_of(request))
         return _progress(jobs, skip_current_image)
 
     @router.post("/interrupt")
     async def interrupt(request: Request) -> dict[str, Any]:
         """Cancel the caller's jobs that are under way."""
         tenant = tenant_of(request)
-        for job in await _under_way(pipeline, tenant):
+        for job in await pipeline.under_way(tenant):
             try:
                 await pipeline.cancel(job.id, tenant)
             except JobConflict:
@@ -170,12 +169,6 @@ async def _answer(
         "parameters": {name: value for name, value in body.items() if name != "init_images"},
         "info": info(result, asked.batch_size, asked.warnings),
     }
-
-
-async def _under_way(pipeline: "Pipeline", tenant: str) -> list[JobRecord]:
-    """Return a tenant's jobs that have not ended, the oldest first."""
-    page = await pipeline.jobs(tenant, limit=_NEWEST_LOOKED_AT)
-    return [job for job in reversed(page.jobs) if not job.is_over]
 
 
 def _progress(jobs: list[JobRecord], skip_current_image: bool) -> dict[str, Any]:

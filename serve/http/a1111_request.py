@@ -24,6 +24,7 @@ _USUAL_STRENGTH: Final = 0.75  # the web UI's own
 # As modules/extra_networks.py, but for a name with "<" in it: there "<a:" again and again takes the
 # square of its length.
 _EXTRA_NETWORK: Final = re.compile(r"<(\w+):([^<>]+)>")
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _FORMATS: Final[dict[str, OutputFormat]] = {
     "png": "png",
     "jpg": "jpeg",
@@ -202,15 +203,14 @@ def _prompt_and_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _weight(text: str, tag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
+    if _NUMBER.fullmatch(text.strip()) is None:
         raise InvalidRequest(
             f"The weight {text!r} of a LoRA is no number.",
             field="prompt",
             value=tag,
             allowed="<lora:name:weight>",
-        ) from None
+        )
+    return float(text)
 
 
 def _text(body: Mapping[str, Any], name: str) -> Any:

@@ -17,7 +17,13 @@ _ARRIVES_WITHIN_S = 30.0
 _JSON = "application/json, or no content type at all"
 
 
-async def read_json(request: Request, largest_bytes: int, *, any_content_type: bool = False) -> Any:
+async def read_json(
+    request: Request,
+    largest_bytes: int,
+    *,
+    any_content_type: bool = False,
+    if_empty: Any = None,
+) -> Any:
     """Return the body as JSON.
 
     Args:
@@ -25,6 +31,7 @@ async def read_json(request: Request, largest_bytes: int, *, any_content_type: b
         largest_bytes: Reading stops as soon as more has arrived.
         any_content_type: Take it whatever it calls itself: some clients' libraries say that all
             they post is a form. The gate alone refuses pages from elsewhere then.
+        if_empty: What a body without a byte means; None: it is not JSON.
 
     Raises:
         UnsupportedMediaType: A content type is present and is not JSON in UTF-8.
@@ -35,6 +42,8 @@ async def read_json(request: Request, largest_bytes: int, *, any_content_type: b
     if not any_content_type:
         _check_content_type(request.headers.get("content-type"))
     data = await read_bytes(request, largest_bytes)
+    if not data and if_empty is not None:
+        return if_empty
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:

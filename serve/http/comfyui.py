@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
@@ -55,9 +54,9 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
     largest_body = pipeline.settings.pipeline.max_body_bytes
     previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
-    async def body_of(request: Request) -> dict[str, Any]:
+    async def body_of(request: Request, if_empty: Any = None) -> dict[str, Any]:
         most = min(largest_body, _LARGEST_PROMPT)
-        body = await read_json(request, most, any_content_type=True)
+        body = await read_json(request, most, any_content_type=True, if_empty=if_empty)
         if not isinstance(body, dict):
             raise InvalidRequest(
                 "The body is no JSON object.", field="body", allowed="a JSON object in UTF-8"
@@ -129,7 +128,8 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
     @router.post("/interrupt", response_class=Response)
     async def interrupt(request: Request) -> Response:
         """Cancel what is being made: of `prompt_id`, or of all one's own prompts."""
-        body, tenant = await _optional_body(request, body_of), tenant_of(request)
+        # Older clients send no body.
+        body, tenant = await body_of(request, if_empty={}), tenant_of(request)
         if body.get("prompt_id") is None:
             await door.cancel_all(tenant, waiting=False)
         else:
@@ -281,15 +281,6 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             door.sockets.remove(tenant, client, socket)
 
     return router
-
-
-async def _optional_body(
-    request: Request, body_of: Callable[[Request], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
-    """Return the body, or an empty one where nothing was sent: older clients send none."""
-    if request.headers.get("content-length", "0") == "0":
-        return {}
-    return await body_of(request)
 
 
 async def _named(door: ComfyuiDoor, body: dict[str, Any], tenant: str) -> list[Any]:

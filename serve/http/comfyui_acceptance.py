@@ -89,7 +89,7 @@ class PromptAcceptance:
         if not graph.outputs:
             raise graph.failed()
         try:
-            jobs = await self._submitted(requests, prompt_id, tenant)
+            jobs, new = await self._submitted(requests, prompt_id, tenant)
         except NodeError as error:
             # Found out only now: a start image, say, that is damaged.
             types = {error.node: graph.nodes[error.node].class_type}
@@ -118,7 +118,11 @@ class PromptAcceptance:
             node_errors=graph.node_errors,
             warnings=tuple(dict.fromkeys(each for chain, _ in requests for each in chain.warnings)),
         )
-        return _same(await self._records.write(record), digest)
+        written = await self._records.write(record)
+        if written.digest != digest:
+            # Another prompt was written under this id meanwhile; what both have in common is its.
+            await self._give_up([job for job in new if job not in _jobs_of(written)], tenant)
+        return _same(written, digest)
 
     async def catalogue(self, tenant: str) -> Catalogue:
         """Return all files that a tenant's workflows may name; pictures without what they mean."""
@@ -208,32 +212,43 @@ class PromptAcceptance:
 
     async def _submitted(
         self, requests: list[tuple[Chain, GenerateRequest]], prompt_id: str | None, tenant: str
-    ) -> list[str]:
-        """Accept all jobs of a prompt, or none."""
+    ) -> tuple[list[str], list[str]]:
+        """Accept all jobs of a prompt, or none.
+
+        Returns:
+            All, and those of them that nobody had sent before: the same prompt may be on its way
+            twice, and another one that begins as this does.
+        """
         jobs: list[str] = []
+        new: list[str] = []
         try:
             for index, (chain, request) in enumerate(requests):
                 with _as_node_error(chain):
-                    jobs.append(await self._submit(request, prompt_id, index, tenant))
+                    job, is_new = await self._submit(request, prompt_id, index, tenant)
+                jobs.append(job)
+                new += [job] if is_new else []
         except BaseException:
-            for job in jobs:
-                with contextlib.suppress(KelvinError):
-                    await self._pipeline.cancel(job, tenant)
+            await self._give_up(new, tenant)
             raise
-        return jobs
+        return jobs, new
+
+    async def _give_up(self, jobs: list[str], tenant: str) -> None:
+        for job in jobs:
+            with contextlib.suppress(KelvinError):
+                await self._pipeline.cancel(job, tenant)
 
     async def _submit(
         self, request: GenerateRequest, prompt_id: str | None, index: int, tenant: str
-    ) -> str:
+    ) -> tuple[str, bool]:
         if prompt_id is None:
-            return (await self._pipeline.submit(request, tenant)).id
+            return (await self._pipeline.submit(request, tenant)).id, True
         for attempt in range(_MOST_TRIES):
             key = f"comfyui:{prompt_id}:{index}:{attempt}"
             keyed = request.model_copy(update={"idempotency_key": key})
-            job = await self._pipeline.submit(keyed, tenant)
+            job, is_new = await self._pipeline.submit_once(keyed, tenant)
             # A prompt without a record whose job is cancelled was given up while it was accepted.
             if job.status != "cancelled":
-                return job.id
+                return job.id, is_new
         raise _conflict(prompt_id)
 
 
@@ -263,6 +278,10 @@ def _number(body: dict[str, Any], created_ms: int) -> int | float:
     if isinstance(number, int | float) and not isinstance(number, bool):
         return number
     return -created_ms if body.get("front") else created_ms
+
+
+def _jobs_of(record: PromptRecord) -> set[str]:
+    return {chain.job for chain in record.chains}
 
 
 def _same(record: PromptRecord, digest: str) -> PromptRecord:

@@ -127,7 +127,8 @@ class InputPictures:
 def _checked_path(path: str) -> None:
     parts = path.replace("\\", "/").split("/")
     is_name = path.isprintable() and not {"", ".", ".."} & set(parts)
-    if not is_name or len(path.encode()) > _LONGEST_NAME:
+    # Behind a name it says which folder is meant.
+    if not is_name or _ANNOTATED.match(path) or len(path.encode()) > _LONGEST_NAME:
         raise InvalidRequest(
             "A picture cannot have this name.",
             field="image",

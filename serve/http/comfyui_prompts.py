@@ -244,15 +244,17 @@ def checked_id(prompt_id: object) -> str:
     """Return a prompt_id as ComfyUI does, as text.
 
     Raises:
-        InvalidRequest: It is empty, too long, or not printable.
+        InvalidRequest: It is empty, too long, or cannot stand in a path.
     """
     text = str(prompt_id) if isinstance(prompt_id, str | int) else ""
-    if not text or len(text) > _LONGEST_ID or not (text.isascii() and text.isprintable()):
+    is_name = text.isascii() and text.isprintable() and "/" not in text
+    if not is_name or text in ("", ".", "..") or len(text) > _LONGEST_ID:
         raise InvalidRequest(
             "This is no prompt_id.",
             field="prompt_id",
             value=prompt_id,
-            allowed=f"1 to {_LONGEST_ID} printable ASCII characters; a UUID is drawn if absent",
+            allowed=f"1 to {_LONGEST_ID} printable ASCII characters without a slash; a UUID is "
+            "drawn if absent",
         )
     return text
 

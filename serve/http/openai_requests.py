@@ -121,6 +121,13 @@ def asked_of(body: Any) -> Asked:
         raise InvalidRequest(
             "Field 'stream' is no boolean.", field="stream", value=stream, allowed="true or false"
         )
+    if "lora" in given and "loras" in given:
+        raise InvalidRequest(
+            "Fields 'lora' and 'loras' say the same.",
+            field="lora",
+            value=given["lora"],
+            allowed="one of them",
+        )
     size = given.get("size", "auto")
     fields = {
         **{name: given[name] for name in _PASSED & given.keys()},
@@ -231,6 +238,14 @@ def _sides(size: Any) -> Mapping[str, int]:
 def _loras(lora: Any) -> Any:
     """Return the contract's list from a name, an object with a weight or scale, or several."""
     several = lora if isinstance(lora, list) else [lora]
+    for each in several:
+        if isinstance(each, dict) and {"weight", "scale"} <= each.keys():
+            raise InvalidRequest(
+                "Fields 'weight' and 'scale' of a LoRA say the same.",
+                field="lora",
+                value=each,
+                allowed="one of them",
+            )
     return [
         {"name": each}
         if isinstance(each, str)

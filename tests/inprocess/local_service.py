@@ -88,8 +88,8 @@ class LocalHandle:
         call = getattr(self._stage, method)
 
         class Method:
-            def remote(self, *payload: Any) -> _Answer:
-                return _Answer(call(*payload))
+            def remote(self, *payload: Any, **options: Any) -> _Answer:
+                return _Answer(call(*payload, **options))
 
         return Method()
 

@@ -181,6 +181,21 @@ def test_progress_then_interrupt(api: webuiapi.WebUIApi):
     api.util_wait_for_ready(check_interval=0.05)
 
 
+def test_jobs_under_way_are_seen_behind_those_that_ended(
+    http: httpx.Client, api: webuiapi.WebUIApi
+):
+    long = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 200, "num_images": 4}
+    job = http.post("/v1/jobs", json=long).json()["id"]
+    for seed in range(21):
+        http.post("/v1/generate", json={"prompt": "a", "num_inference_steps": 1, "seed": seed})
+    told = api.get_progress()
+    assert told["state"]["job"] == job
+    assert told["progress"] > 0
+    api.interrupt()
+    until(lambda: http.get(f"/v1/jobs/{job}").json()["status"] == "cancelled")
+    assert api.get_progress()["progress"] == 0.0
+
+
 def test_what_there_is_to_choose_from(api: webuiapi.WebUIApi):
     assert api.util_get_sampler_names() == ["DPM++ 2M", "DPM++ 2M SDE", "Euler", "Euler a"]
     assert "automatic" in api.util_get_scheduler_names()

@@ -20,10 +20,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from loadtest.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from serve import recorders, telemetry
 from serve.client import Kelvin
-from serve.config import Settings, StorageSettings, TelemetrySettings
+from serve.config import Settings, StorageSettings, TelemetrySettings, load_settings
 from serve.requests import GenerateRequest
-from tests.inprocess.real_stages import real_pipeline
-from tests.inprocess.served import served
+from tests.inprocess.local_service import listening
 from tests.trace_shape import covered, tree
 
 _REQUEST = GenerateRequest(prompt="a very private prompt", num_inference_steps=60, seed=7)
@@ -57,6 +56,16 @@ def _traced(endpoint: str, patch: pytest.MonkeyPatch) -> TracerProvider:
     return provider
 
 
+def _served(storage: StorageSettings) -> Settings:
+    pools = ("text_encoder", "denoiser", "vae_decoder")
+    return load_settings(
+        overrides={
+            "model": {"path": "pico"},
+            **{pool: [{"name": pool.replace("_", "-"), "torch_threads": 1}] for pool in pools},
+        }
+    ).model_copy(update={"storage": storage})
+
+
 def _finished(spans: list[ReceivedSpan], clients: int) -> bool:
     return sum(span.name == "client" for span in spans) == clients and sum(
         span.name == "kelvin.denoise.replica" for span in spans
@@ -67,10 +76,7 @@ def test_one_tree_from_client_to_upload(
     receiver: OtlpReceiver, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = _traced(receiver.endpoint, monkeypatch)
-    with (
-        served(real_pipeline("pico", storage, monkeypatch)) as server,
-        Kelvin(server.url) as kelvin,
-    ):
+    with listening(_served(storage)) as url, Kelvin(url) as kelvin:
         kelvin.generate(_REQUEST)  # what comes first loads and allocates
         with trace.get_tracer("caller").start_as_current_span("client") as client:
             kelvin.generate(_REQUEST.model_copy(update={"seed": 8}))
@@ -121,10 +127,10 @@ def test_requests_in_one_batch_are_linked(
     receiver: OtlpReceiver, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = _traced(receiver.endpoint, monkeypatch)
-    with served(real_pipeline("pico", storage, monkeypatch)) as server:
+    with listening(_served(storage)) as url:
 
         async def both() -> None:
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 body = _REQUEST.model_dump(exclude_none=True) | {"num_inference_steps": 100}
                 await asyncio.gather(
                     *(http.post("/v1/generate", json=body | {"seed": seed}) for seed in (1, 2))
@@ -158,22 +164,19 @@ def test_a_dead_collector_harms_no_request(
 ) -> None:
     import socket
 
-    listening = socket.create_server(("127.0.0.1", 0))  # never accepts
-    port = listening.getsockname()[1]
+    deaf = socket.create_server(("127.0.0.1", 0))  # never accepts
+    port = deaf.getsockname()[1]
     if trouble == "refuses":
-        listening.close()
+        deaf.close()
     # Spans wait for a sender that does not get on; more are dropped.
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
     _traced(f"http://127.0.0.1:{port}", monkeypatch)
-    with (
-        served(real_pipeline("pico", storage, monkeypatch)) as server,
-        Kelvin(server.url) as kelvin,
-    ):
+    with listening(_served(storage)) as url, Kelvin(url) as kelvin:
         kelvin.generate(_REQUEST)
         began = time.monotonic()
         for seed in range(3):
             answer: Any = kelvin.generate(_REQUEST.model_copy(update={"seed": seed}))
             assert len(answer.images) == 1
         assert time.monotonic() - began < 5  # a sending that is waited for takes that long alone
-    listening.close()
+    deaf.close()

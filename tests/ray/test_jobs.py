@@ -116,7 +116,7 @@ def test_cancelling_the_handle_call_cancels_its_job(world: World):
 
 def test_whoever_waits_for_a_cancelled_job_is_told(world: World):
     waiting = world.handle.generate.remote(GenerateRequest(**ENDLESS))
-    wait_until(lambda: world.http.get("/v1/status").json()["pipeline"]["running_jobs"] == 1)
+    wait_until(lambda: len(pending(world)) == 1)
     (job_id,) = pending(world)
     world.handle.cancel.remote(job_id).result()
     with pytest.raises(JobCancelled) as caught:

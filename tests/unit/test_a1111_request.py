@@ -30,6 +30,19 @@ def test_loras_leave_the_prompt():
     ]
 
 
+@pytest.mark.parametrize("weight", [".5", " 0.5 ", "+5e-1", "0.5"])
+def test_a_weight_is_a_decimal_number(weight: str):
+    (lora,) = read_txt2img({"prompt": f"a <lora:ink:{weight}>"}).request.loras
+    assert lora.weight == 0.5
+
+
+@pytest.mark.parametrize("weight", ["much", "", "nan", "inf", "1_0", "٣", "0x1", "1e"])
+def test_what_python_alone_takes_for_a_number_is_no_weight(weight: str):
+    with pytest.raises(KelvinError) as caught:
+        read_txt2img({"prompt": f"a <lora:ink:{weight}>"})
+    assert caught.value.value == f"<lora:ink:{weight}>"
+
+
 def test_a_prompt_full_of_beginnings_of_tags_is_read_once():
     with pytest.raises(KelvinError):  # and not after a day, of a body of 3 MB
         read_txt2img({"prompt": "<a:" * 10**6})

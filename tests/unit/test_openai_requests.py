@@ -72,6 +72,20 @@ def test_a_lora_is_a_name_an_object_or_several(lora: Any, loras: list[tuple[str,
     assert [(each.name, each.weight) for each in asked.request.loras] == loras
 
 
+@pytest.mark.parametrize(
+    "given_twice",
+    [
+        {"lora": "ink", "loras": [{"name": "oil"}]},
+        {"lora": {"name": "ink", "scale": 0.5, "weight": 1.0}},
+        {"lora": ["oil", {"name": "ink", "scale": 0.5, "weight": 0.5}]},
+    ],
+)
+def test_what_is_said_under_two_names_is_refused(given_twice: dict[str, Any]):
+    with pytest.raises(KelvinError) as caught:
+        asked_of({"prompt": "a", **given_twice})
+    assert (caught.value.field, caught.value.allowed) == ("lora", "one of them")
+
+
 def test_a_field_that_openai_has_another_name_for_is_known_by_that_one():
     with pytest.raises(KelvinError) as caught:
         asked_of({"prompt": "a", "num_images": 2})

@@ -46,8 +46,9 @@ def test_uploads_of_one_name_do_not_take_each_others_place(http: httpx.Client):
         ("a.png", b"<html>", {}, 400),
         ("x" * 300, png(), {}, 400),
         ("😀" * 200, png(), {}, 400),  # with what stands before it, longer than a key may be
+        ("a.png [output]", png(), {}, 400),  # a workflow that names it means another folder
     ],
-    ids=["name leads out", "folder leads out", "no picture", "long", "long in bytes"],
+    ids=["name leads out", "folder leads out", "no picture", "long", "long in bytes", "annotated"],
 )
 def test_what_is_no_picture_with_a_name_is_refused(
     http: httpx.Client, name: str, data: bytes, form: dict[str, str], status: int

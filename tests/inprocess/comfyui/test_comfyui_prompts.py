@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -171,6 +172,58 @@ def test_interrupt_and_the_queue_cancel(http: httpx.Client, server: Served, stag
         server.call(stages.gate.set)
     assert http.post("/queue", json={"delete": "p"}).status_code == 400
     assert http.post("/interrupt", content=b"").status_code == 200
+
+
+def test_an_interrupt_in_chunks_cancels_what_it_names(
+    http: httpx.Client, server: Served, stages: StandIn
+):
+    server.call(stages.gate.clear)
+    prompt_id = sent(http, workflow())
+    until(lambda: http.get("/queue").json()["queue_running"])
+    for content, status in ((b'{"prompt_id": "another"}', 200), (b"not json", 400)):
+        chunks = iter([content[:5], content[5:]])
+        assert http.post("/interrupt", content=chunks).status_code == status
+    server.call(stages.gate.set)
+    assert history(http, prompt_id)["status"]["status_str"] == "success"
+    assert http.post("/interrupt", content=iter([b""])).status_code == 200
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_a_prompt_that_is_refused_leaves_the_other_as_it_is(
+    http: httpx.Client, server: Served, stages: StandIn, chains: int
+):
+    graph = workflow("two_chains")
+    other = json.loads(json.dumps(graph))
+    if chains == 2:
+        other["20"]["inputs"]["seed"] += 1
+    else:
+        del other["22"]
+    for number in range(4):
+        server.call(stages.gate.clear)
+        bodies = [{"prompt": each, "prompt_id": f"p{number}"} for each in (graph, other)]
+        with ThreadPoolExecutor() as pool:
+            answers = list(pool.map(lambda body: http.post("/prompt", json=body), bodies))
+        assert sorted(answer.status_code for answer in answers) == [200, 409]
+        server.call(stages.gate.set)
+        entry = history(http, f"p{number}")
+        assert entry["status"]["status_str"] == "success"
+        # Of jobs that the refused one brought along none is left to be made for nobody.
+        succeeded = [job for job in until(lambda: _all_over(http)) if job["status"] == "succeeded"]
+        assert len(succeeded) == (2 if answers[0].status_code == 200 else chains)
+        for job in http.get("/v1/jobs").json()["jobs"]:
+            http.delete(f"/v1/jobs/{job['id']}", params={"purge": "true"})
+
+
+def _all_over(http: httpx.Client) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = http.get("/v1/jobs").json()["jobs"]
+    return jobs if all(job["status"] in ("succeeded", "cancelled") for job in jobs) else []
+
+
+@pytest.mark.parametrize("prompt_id", ["a/b", "..", ""])
+def test_an_id_that_no_path_can_name_is_refused(http: httpx.Client, prompt_id: str):
+    answer = http.post("/prompt", json={"prompt": workflow(), "prompt_id": prompt_id})
+    assert answer.status_code == 400
+    assert "prompt_id" in answer.text
 
 
 async def test_old_prompts_are_swept_and_young_ones_stay(
