@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from serve.config import StorageSettings
+from serve.key_store import FileKeys
 from serve.pipeline import Pipeline
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
@@ -36,6 +38,12 @@ def server(pipeline: Pipeline) -> Iterator[Served]:
     """That Pipeline behind a real HTTP server."""
     with served(pipeline) as server:
         yield server
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> FileKeys:
+    """Keys of callers, in `keys.json` of the test's folder."""
+    return FileKeys(tmp_path / "keys.json")
 
 
 @pytest.fixture(scope="session")

@@ -12,35 +12,22 @@ import httpx
 import pytest
 from PIL import Image
 
-from serve import key_ring
-from serve.config import StorageSettings, load_settings
+from serve.config import StorageSettings
 from serve.http.credentials import COOKIE
 from serve.http.native import build_app
 from serve.http.page import PAGE_PATHS
 from serve.key_store import FileKeys
 from serve.keys import new_key
 from serve.pipeline import Pipeline
-from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+from tests.inprocess.gated import needing_keys
 
 JOB = {"prompt": "a", "seed": 5, "output_format": "jpeg"}
 NOBODY: dict[str, Any] = {"tenant": None, "roles": [], "logged_in": False}
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> FileKeys:
-    return FileKeys(tmp_path / "keys.json")
-
-
-@pytest.fixture
-def pipeline(
-    keys: FileKeys, tmp_path: Path, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> Pipeline:
-    """One that needs keys."""
-    monkeypatch.setattr(key_ring, "REVOKED_WITHIN_S", 0.0)
-    monkeypatch.setattr(key_ring, "_NEW_WITHIN_S", 0.0)
-    overrides = {"http": {"host": "0.0.0.0"}, "keys": {"file": str(tmp_path / "keys.json")}}
-    settings = load_settings(overrides=overrides)
-    return new_pipeline(StandIn(), storage, monkeypatch, http=settings.http, keys=settings.keys)
+def pipeline(storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    return needing_keys(storage, monkeypatch, tmp_path)
 
 
 def browser(pipeline: Pipeline, base: str = "http://10.0.0.1") -> httpx.AsyncClient:

@@ -40,11 +40,6 @@ _WITHIN_S = 20.0
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> FileKeys:
-    return FileKeys(tmp_path / "keys.json")
-
-
-@pytest.fixture
 def pipeline(
     keys: FileKeys, tmp_path: Path, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Pipeline:
