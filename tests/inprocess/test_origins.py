@@ -12,15 +12,7 @@ from serve.job_ids import new_job_id
 from serve.key_store import FileKeys
 from serve.keys import new_key
 from serve.pipeline import Pipeline
-from tests.inprocess.gated import (
-    JOB,
-    calls,
-    client,
-    is_refusal,
-    made,
-    needing_keys,
-    with_http,
-)
+from tests.inprocess.gated import JOB, calls, client, is_refusal, made, needing_keys, with_http
 
 
 @pytest.fixture

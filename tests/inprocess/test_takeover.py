@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from serve.pipeline import Pipeline
 from serve.relapses import Relapses
 from serve.requests import JobRecord
 from serve.storage import ObjectStore
+from tests.inprocess.polling import until
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
 LEASE_S = 3.0
@@ -53,13 +54,6 @@ def stop(pipeline: Pipeline) -> None:
     for job in pipeline._live.values():
         assert job._life is not None
         job._life.cancel()
-
-
-async def until(condition: Callable[[], Awaitable[Any]], within_s: float = 30.0) -> Any:
-    async with asyncio.timeout(within_s):
-        while not (found := await condition()):
-            await asyncio.sleep(0.05)
-        return found
 
 
 async def ended(journal: JobJournal, job_id: str) -> JobRecord:
@@ -150,9 +144,9 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
         assert await leases.end(name, (await leases.etags())[name])
         assert await claims.take(taken, await claims.newest(taken), "other-1")
         assert not await leases.end(name, "gone"), "ended once"
-    await until(lambda: _is(custody.name != name and custody.is_held))
+    await until(lambda: custody.name != name and custody.is_held)
     # Before that it could still finish first, which would be no harm, and no test.
-    await until(lambda: _is(pipeline._live[taken].is_given_up))
+    await until(lambda: pipeline._live[taken].is_given_up)
     slow.gate.set()
     assert (await ended(journal, kept)).status == "succeeded"
     assert (await claims.newest(kept)).owner == custody.name
@@ -181,7 +175,7 @@ async def test_what_was_given_up_comes_back_when_its_taker_dies(
         assert await leases.end(name, (await leases.etags())[name])
         assert await claims.take(job_id, await claims.newest(job_id), "other-1")
         first = pipeline._live[job_id]
-    await until(lambda: _is(first.is_given_up))
+    await until(lambda: first.is_given_up)
     stages.gate.set()
     # "other-1" has no lease: it died at once.
     assert (await waiting).id == job_id
@@ -203,10 +197,6 @@ async def test_a_job_accepted_while_the_lease_is_lost_is_ones_own(
     assert custody.name != name
 
 
-async def _is(condition: bool) -> bool:
-    return condition
-
-
 async def test_without_a_lease_nothing_is_accepted_or_published(
     make: Callable[..., Pipeline], journal: JobJournal, monkeypatch: pytest.MonkeyPatch
 ):
@@ -221,11 +211,11 @@ async def test_without_a_lease_nothing_is_accepted_or_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(LeaseStore, "renew", refuse)
-        await until(lambda: _is(not pipeline._jobs.keeping.custody.is_held))
+        await until(lambda: not pipeline._jobs.keeping.custody.is_held)
         stages.gate.set()
         with pytest.raises(StorageUnavailable):
             await pipeline.submit(REQUEST)
-        await until(lambda: _is(pipeline._live[job_id].newest.event == "decode"))  # type: ignore[union-attr]
+        await until(lambda: pipeline._live[job_id].newest.event == "decode")  # type: ignore[union-attr]
         record = await journal.read(job_id)
         assert record is not None
         assert record.status == "pending"

@@ -15,15 +15,7 @@ from serve.job_ids import new_job_id
 from serve.key_store import FileKeys
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
-from tests.inprocess.gated import (
-    JOB,
-    calls,
-    client,
-    is_refusal,
-    made,
-    needing_keys,
-    with_http,
-)
+from tests.inprocess.gated import JOB, calls, client, is_refusal, made, needing_keys, with_http
 
 
 @pytest.fixture

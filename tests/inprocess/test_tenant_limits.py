@@ -23,6 +23,7 @@ from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.tenant_book import TenantBook
 from serve.tenant_settings import NamedTenant, TenantSettings
+from tests.inprocess.polling import until
 from tests.inprocess.stand_in_stages import LATENTS, REQUEST, StandIn, new_pipeline
 
 WIDE = (PoolSettings(name="wide", max_ongoing_requests=20, max_queued_requests=0),)
@@ -50,12 +51,6 @@ def with_limits(
 
 def images(number: int) -> GenerateRequest:
     return GenerateRequest(prompt="a", seed=5, num_images=number)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_a_rate_says_when_to_come_again_and_it_is_true() -> None:
