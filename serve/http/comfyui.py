@@ -32,7 +32,6 @@ _TRY_AGAIN_LATER = 1013  # RFC 6455's registry of close codes
 _MOST_LISTED = 200
 _LARGEST_PROMPT = 4 << 20  # bytes; pictures are uploaded, not sent in it
 _NEWEST_LISTED = 64
-_CLEARED_AT_ONCE = 16
 _LONGEST_PREVIEW_SIDE = 2048  # pixels
 _PREVIEWS_AT_ONCE = 2  # each decodes a picture: 120 MB at most, and as much again for the copy
 
@@ -105,9 +104,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         for record in await _named(door, body, tenant):
             await door.forget(record)
         if body.get("clear") is True:
-            while records := await door.records.newest(tenant, _CLEARED_AT_ONCE):
-                for record in records:
-                    await door.forget(record)
+            await door.clear(tenant)
         return Response()
 
     @router.get("/queue")

@@ -20,6 +20,7 @@ from serve.http.comfyui_prompts import (
     PromptRecord,
     PromptRecords,
     now_ms,
+    order_key,
 )
 from serve.http.comfyui_recent import RecentTexts
 from serve.http.comfyui_sockets import Socket, Sockets
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ray.serve")
 
 _LOOKED_AGAIN_S = 1.0
-_NEWEST_LOOKED_AT = 16
 _CLOCKS_DIFFER_MS = 5_000
+_WRITTEN_WITHIN_MS = 60_000  # of a prompt's time, however slow the store is
 _TOLD_KEPT = 1000
 
 
@@ -114,15 +115,18 @@ class ComfyuiDoor:
             client: Whose prompts.
             socket: That is told how many are left, where others may change that.
         """
-        began_ms = now_ms()
+        since_ms = now_ms() - _CLOCKS_DIFFER_MS
+        known: set[str] = set()
         left: dict[str, Any] | None = None
         while not self._is_only_one:
             await asyncio.sleep(_LOOKED_AGAIN_S)
+            looked_ms = now_ms()
             with contextlib.suppress(KelvinError):
-                for record in await self.records.newest(tenant, _NEWEST_LOOKED_AT):
-                    is_new = record.created_ms > began_ms - _CLOCKS_DIFFER_MS
-                    if is_new and record.client == client and (tenant, record.id) not in self._told:
+                async for record in self.records.since(tenant, since_ms, known):
+                    known.add(order_key(record))
+                    if record.client == client and (tenant, record.id) not in self._told:
                         self.follow(record)
+                since_ms = max(since_ms, looked_ms - _WRITTEN_WITHIN_MS)
                 last, left = left, await self.remaining(tenant)
                 if left != last:
                     socket.send("status", {"status": left})
@@ -163,9 +167,15 @@ class ComfyuiDoor:
         return history_entry(record, jobs) if are_over(jobs) else None
 
     async def forget(self, record: PromptRecord) -> None:
-        """Remove a prompt from history; its pictures stay."""
-        self._recent.forget(record)
-        await self.records.forget(record)
+        """Remove a prompt from history, if it is over and so in it; its pictures stay."""
+        if are_over(await self.jobs_of(record)):
+            self._recent.forget(record)
+            await self.records.forget(record)
+
+    async def clear(self, tenant: str) -> None:
+        """Remove all prompts of a tenant that are over from history."""
+        async for record in self.records.since(tenant, 0):
+            await self.forget(record)
 
     async def cancel(self, record: PromptRecord) -> None:
         """Cancel what of a prompt has not ended."""

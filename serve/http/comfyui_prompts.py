@@ -20,6 +20,7 @@ import logging
 import math
 import time
 import uuid
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -121,15 +122,17 @@ class PromptRecords:
         # At once: whoever finds the one without the others finds a prompt that was not answered.
         is_new, *_ = await asyncio.gather(
             self._store.put(key, data, _JSON, if_absent=True),
-            self._store.put(_order_key(record), _EMPTY, _JSON),
+            self._store.put(order_key(record), _EMPTY, _JSON),
             self._store.put(f"{folder}open/{digest}", _EMPTY, _JSON),
-            *(
-                self._store.put(f"{folder}jobs/{chain.job}", named, _JSON)
-                for chain in record.chains
-                if drawn_id(chain.job) != record.id
-            ),
+            *(self._store.put(each, named, _JSON) for each in _job_keys(record)),
         )
-        return record if is_new else await self._read(key) or record
+        written = None if is_new else await self._read(key)
+        if written is None:
+            return record
+        theirs = {order_key(written), *_job_keys(written)}
+        ours = [order_key(record), *_job_keys(record)]
+        await delete_all(self._store, [each for each in ours if each not in theirs])
+        return written
 
     async def find(self, prompt_id: str, tenant: str) -> PromptRecord | None:
         """Return a tenant's prompt; None: there is none of that id."""
@@ -151,15 +154,33 @@ class PromptRecords:
             keys += found
             if len(found) < page:
                 break
-        # Sent twice at the same time, one has two.
-        digests = list(dict.fromkeys(key.rsplit("-", 1)[-1] for key in keys[skip:]))
-        records = await self._read_some(tenant, digests, _MOST_BYTES_LISTED)
-        return records[::-1]
+        return (await self._read_ordered(tenant, keys[skip:], _MOST_BYTES_LISTED))[::-1]
+
+    async def since(
+        self, tenant: str, since_ms: int, known: Collection[str] = ()
+    ) -> AsyncIterator[PromptRecord]:
+        """Yield a tenant's prompts, newest first, with few of them in memory at a time.
+
+        Args:
+            tenant: Whose.
+            since_ms: Older ones are left out.
+            known: `order_key` of prompts that are left out and not read.
+        """
+        beyond, after = _order_prefix(tenant, max(0, since_ms - 1)), ""
+        while True:
+            keys = await self._store.list_some(f"{_folder(tenant)}order/", after, _LISTED_AT_ONCE)
+            new = [key for key in keys if key < beyond and key not in known]
+            for begin in range(0, len(new), _AT_ONCE):
+                for record in await self._read_ordered(tenant, new[begin : begin + _AT_ONCE]):
+                    yield record
+            if len(keys) < _LISTED_AT_ONCE or keys[-1] >= beyond:
+                return
+            after = keys[-1]
 
     async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
         """Return the prompt that a tenant's job belongs to; None: it came through another door."""
         record = await self.find(drawn_id(checked(job_id)), tenant)
-        if record is not None and any(chain.job == job_id for chain in record.chains):
+        if record is not None and _has_job(record, job_id):
             return record
         data = await self._store.get(f"{_folder(tenant)}jobs/{job_id}")
         if data is None:
@@ -169,7 +190,8 @@ class PromptRecords:
         except (ValueError, TypeError, KeyError):
             return None
         is_ours = len(digest) == 64 and digest.isalnum()
-        return await self._read(f"{_folder(tenant)}prompts/{digest}.json") if is_ours else None
+        record = await self._read(f"{_folder(tenant)}prompts/{digest}.json") if is_ours else None
+        return record if record is not None and _has_job(record, job_id) else None
 
     async def open(self, tenant: str) -> list[PromptRecord]:
         """Return a tenant's prompts whose jobs may not have ended, oldest first."""
@@ -188,12 +210,25 @@ class PromptRecords:
         await delete_all(
             self._store,
             [
-                _order_key(record),
+                order_key(record),
                 f"{folder}open/{digest}",
-                *(f"{folder}jobs/{chain.job}" for chain in record.chains),
+                *_job_keys(record),
                 f"{folder}prompts/{digest}.json",
             ],
         )
+
+    async def _read_ordered(
+        self, tenant: str, keys: list[str], most_bytes: float = math.inf
+    ) -> list[PromptRecord]:
+        """Return the prompts of keys below `order/`, as `_read_some` does.
+
+        A prompt that was sent twice at the same time may have two until whoever came second has
+        removed its own, or for good where that one died.
+        """
+        digests = dict.fromkeys(key.rsplit("-", 1)[-1] for key in keys)
+        records = await self._read_some(tenant, list(digests), most_bytes)
+        by_key = {order_key(record): record for record in records}
+        return [by_key[key] for key in keys if key in by_key]
 
     async def _read_some(
         self, tenant: str, digests: list[str], most_bytes: float = math.inf
@@ -272,9 +307,23 @@ def _folder(tenant: str) -> str:
     return f"{COMFYUI}{checked_tenant(tenant)}/"
 
 
-def _order_key(record: PromptRecord) -> str:
-    countdown = _LAST_MS - record.created_ms
-    return f"{_folder(record.tenant)}order/{countdown:013d}-{_digest(record.id)}"
+def order_key(record: PromptRecord) -> str:
+    """Return the key by which a prompt is listed; a later one of the same id has another."""
+    return f"{_order_prefix(record.tenant, record.created_ms)}-{_digest(record.id)}"
+
+
+def _order_prefix(tenant: str, created_ms: int) -> str:
+    return f"{_folder(tenant)}order/{_LAST_MS - created_ms:013d}"
+
+
+def _job_keys(record: PromptRecord) -> list[str]:
+    folder = f"{_folder(record.tenant)}jobs/"
+    jobs = [chain.job for chain in record.chains if drawn_id(chain.job) != record.id]
+    return [f"{folder}{job}" for job in jobs]
+
+
+def _has_job(record: PromptRecord, job_id: str) -> bool:
+    return any(chain.job == job_id for chain in record.chains)
 
 
 def _digest(prompt_id: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import struct
+import uuid
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import websockets.asyncio.client
 import websockets.exceptions
 import websockets.sync.client
 from PIL import Image
@@ -19,7 +22,10 @@ from serve.comfyui_settings import ComfyuiSettings
 from serve.config import PipelineSettings, StorageSettings
 from serve.errors import RecordUnreadable, StageFailed, StorageUnavailable
 from serve.http import comfyui_door, comfyui_following
+from serve.http.comfyui_prompts import ChainRecord, PromptRecord, PromptRecords, now_ms
 from serve.pipeline import Pipeline
+from serve.storage import ObjectStore
+from serve.tenants import DEFAULT_TENANT
 from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, end, received, sent, workflow
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
@@ -138,6 +144,50 @@ def test_a_websocket_hears_of_prompts_that_another_process_took(
                 heard.append(json.loads(socket.recv(ENDS_WITHIN_S)))
         kinds = [each["type"] for each in heard]
         assert kinds.count("executed") == kinds.count("execution_success") == 2
+
+
+async def test_a_websocket_hears_of_its_prompt_however_many_others_came(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comfyui_door, "_LOOKED_AGAIN_S", 0.05)
+    two: dict[str, Any] = {
+        "pipeline": PipelineSettings(num_replicas=2),
+        "comfyui": ComfyuiSettings(),
+    }
+    store = ObjectStore(storage)
+    records = PromptRecords(store)
+    with served(new_pipeline(stages, storage, monkeypatch, **two)) as tells:
+        address = f"{tells.url.replace('http', 'ws')}/ws?clientId=a"
+        async with websockets.asyncio.client.connect(address) as socket:
+            await socket.recv()
+            # As other processes write them, whose clocks differ a little.
+            for number in range(20):
+                await records.write(_taken_elsewhere(f"other {number}", "b", now_ms() + 1000))
+            await records.write(_taken_elsewhere("own", "a", now_ms()))
+            async with asyncio.timeout(ENDS_WITHIN_S):
+                while json.loads(await socket.recv()) != end("own"):
+                    pass
+    store.close()
+
+
+def _taken_elsewhere(name: str, client: str, created_ms: int) -> PromptRecord:
+    """Return a prompt whose job has been deleted already."""
+    outputs = {"7": "kelvin"}
+    chain = ChainRecord(
+        job=uuid.uuid4().hex, sampler="5", encoder="2", decoder="6", outputs=outputs
+    )
+    return PromptRecord(
+        id=name,
+        tenant=DEFAULT_TENANT,
+        number=0,
+        created_ms=created_ms,
+        digest="",
+        prompt=workflow(),
+        extra_data={"client_id": client},
+        chains=(chain,),
+        node_errors={},
+        warnings=(),
+    )
 
 
 def test_after_a_restart_other_clients_prompts_are_counted_too(

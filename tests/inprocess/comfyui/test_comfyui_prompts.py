@@ -226,6 +226,37 @@ def test_an_id_that_no_path_can_name_is_refused(http: httpx.Client, prompt_id: s
     assert "prompt_id" in answer.text
 
 
+@pytest.mark.parametrize("body", [{"clear": True}, {"delete": ["p"]}])
+def test_what_is_not_over_is_not_in_history_to_be_removed_from_it(
+    http: httpx.Client, server: Served, stages: StandIn, body: dict[str, Any]
+):
+    history(http, sent(http, workflow(), prompt_id="before"))
+    server.call(stages.gate.clear)
+    sent(http, workflow(), prompt_id="p")
+    assert http.post("/history", json=body).status_code == 200
+    server.call(stages.gate.set)
+    assert history(http, "p")["status"]["completed"]
+    assert ("before" in http.get("/history").json()) == ("delete" in body)
+    assert http.post("/history", json=body).status_code == 200
+    assert "p" not in http.get("/history").json()
+
+
+async def test_history_is_cleared_behind_keys_that_lead_nowhere(
+    http: httpx.Client, storage: StorageSettings
+):
+    await asyncio.to_thread(lambda: history(http, sent(http, workflow(), prompt_id="p")))
+    store = ObjectStore(storage)
+    (key,) = [key for key in await store.list_keys("comfyui/") if "/order/" in key]
+    folder = key.rpartition("/")[0]
+    for number in range(20):
+        # Whoever wrote it died before it wrote more.
+        await store.put(f"{folder}/{number:013d}-{number:064x}", b"{}", "application/json")
+    answer = await asyncio.to_thread(http.post, "/history", json={"clear": True})
+    assert answer.status_code == 200
+    assert (await asyncio.to_thread(http.get, "/history/p")).json() == {}
+    store.close()
+
+
 async def test_old_prompts_are_swept_and_young_ones_stay(
     http: httpx.Client, storage: StorageSettings
 ):
