@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _API_VERSION = "0.3.0"  # of ComfyUI, whose routes these are
 _TRY_AGAIN_LATER = 1013  # RFC 6455's registry of close codes
 _MOST_LISTED = 200
+_LONGEST_CLIENT = 200  # characters of an id
 _LARGEST_PROMPT = 4 << 20  # bytes; pictures are uploaded, not sent in it
 _NEWEST_LISTED = 64
 _LONGEST_PREVIEW_SIDE = 2048  # pixels
@@ -260,6 +261,13 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
         """Send what happens to the prompts of `clientId`."""
         tenant = tenant_of(websocket)
         client = websocket.query_params.get("clientId") or uuid.uuid4().hex
+        if len(client) > _LONGEST_CLIENT:
+            raise InvalidRequest(
+                "The client's id is too long.",
+                field="clientId",
+                value=client,
+                allowed=f"at most {_LONGEST_CLIENT} characters; one is drawn if absent",
+            )
         await websocket.accept()
         socket = Socket()
         door.sockets.add(tenant, client, socket)

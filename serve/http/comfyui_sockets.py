@@ -15,7 +15,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 _MOST_WAITING = 1000
 _MOST_BYTES_WAITING = 8 << 20  # of text, and of pictures; one picture alone may be larger
 _READS_WITHIN_S = 30.0
-_TOO_SLOW = 1013  # "try again later", RFC 6455's registry
+_MOST_HEARD = 64 << 10  # characters or bytes; the server in front takes 16 MiB
+# RFC 6455's registry
+_TOO_SLOW = 1013  # "try again later"
+_TOO_BIG = 1009
 # Each way through Serve's proxy costs 2 ms of processor time; nobody sees progress that often.
 _GATHERED_FOR_S = 0.04
 _CAN_WAIT = ("progress", "executing")
@@ -75,12 +78,16 @@ class Socket:
         sending = asyncio.create_task(self._send_until_gone(websocket))
         listening = asyncio.create_task(_listen(websocket))
         try:
-            await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._give_up()
             for task in (sending, listening):
                 task.cancel()
             await asyncio.wait({sending, listening})
+        code = next(filter(None, (task.result() for task in done)), None)
+        if code is not None:
+            with contextlib.suppress(WebSocketDisconnect):
+                await websocket.close(code)
 
     def _put(self, message: str | bytes) -> None:
         if self._waiting.qsize() > _MOST_WAITING or not self._has_room(message):
@@ -106,9 +113,12 @@ class Socket:
         self._in_haste.set()
         self._has_sent.set()
 
-    async def _send_until_gone(self, websocket: WebSocket) -> None:
+    async def _send_until_gone(self, websocket: WebSocket) -> int | None:
+        """Send what comes; returns the code to close with, None: it is closed."""
         with contextlib.suppress(WebSocketDisconnect):
             await self._send_all(websocket)
+            return _TOO_SLOW
+        return None
 
     async def _send_all(self, websocket: WebSocket) -> None:
         while (message := await self._waiting.get()) is not None:
@@ -126,7 +136,6 @@ class Socket:
                 self._in_haste.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._in_haste.wait(), _GATHERED_FOR_S)
-        await websocket.close(_TOO_SLOW)
 
 
 class Sockets:
@@ -159,10 +168,13 @@ class Sockets:
         )
 
 
-async def _listen(websocket: WebSocket) -> None:
+async def _listen(websocket: WebSocket) -> int | None:
+    """Wait until a client goes; returns the code to close with, None: it is closed."""
     # Clients announce features; nothing they say changes what is sent.
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        pass
+    while (message := await websocket.receive())["type"] != "websocket.disconnect":
+        if len(message.get("text") or message.get("bytes") or b"") > _MOST_HEARD:
+            return _TOO_BIG
+    return None
 
 
 def _framed(kind: int, picture: bytes) -> bytes:

@@ -49,6 +49,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _routing)
     app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(Exception, _unforeseen)
+    app.router.default = _no_route
 
 
 def error_response(error: KelvinError, scope: MutableMapping[str, Any]) -> JSONResponse:
@@ -69,6 +70,11 @@ def error_response(error: KelvinError, scope: MutableMapping[str, Any]) -> JSONR
         # What is left of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     return JSONResponse(error_body(error, scope), status_code=error.status, headers=headers)
+
+
+async def _no_route(scope: Any, receive: Any, send: Any) -> None:
+    # Of websockets too, which the router's own default would answer with a bare 403.
+    raise HTTPException(status_code=404)
 
 
 async def _typed(request: Request, error: Exception) -> JSONResponse:

@@ -227,6 +227,43 @@ def test_a_websocket_that_cannot_be_met_is_closed_with_the_reason(
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "storage_unavailable")
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "field"),
+    [
+        (f"/ws?clientId={'a' * 201}", 400, "clientId"),
+        ("/v1/jobs", 404, "path"),
+        ("/api/nothing", 404, "path"),
+    ],
+)
+def test_a_websocket_that_cannot_be_opened_is_told_why(
+    server: Served, path: str, status: int, field: str
+):
+    with (
+        pytest.raises(websockets.exceptions.InvalidStatus) as caught,
+        websockets.sync.client.connect(f"{server.url.replace('http', 'ws')}{path}"),
+    ):
+        pass
+    answer = caught.value.response
+    assert answer.status_code == status
+    error = json.loads(answer.body)["error"]
+    told = error.get("extra_info", error)  # ComfyUI's shape, or Kelvin's
+    assert told["field"] == field
+    assert told["allowed"]
+
+
+def test_a_websocket_is_for_listening(server: Served):
+    address = f"{server.url.replace('http', 'ws')}/ws?clientId={'a' * 200}"
+    with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
+        socket.send(json.dumps({"type": "feature_flags", "data": {}}))
+        assert json.loads(socket.recv(ENDS_WITHIN_S))["data"]["sid"] == "a" * 200
+        for large in ("x" * 100_000, b"x" * 100_000):
+            socket.send(large)
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            socket.recv(ENDS_WITHIN_S)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
 def test_a_record_that_cannot_be_read_keeps_nobody_from_their_end(
     http: httpx.Client, server: Served, monkeypatch: pytest.MonkeyPatch
 ):
