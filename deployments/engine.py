@@ -26,16 +26,16 @@ from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
 from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
 from deployments.live_set import LiveSet
+from deployments.lora_admission import LoraAdmission
 from deployments.lora_shelf import LoraShelf
 from deployments.memory_budget import MemoryBudget, ModelMemory
 from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, Path
 from deployments.recovery import Recovery, caught, told
 from deployments.schedule import TokenShape, Work, choose
-from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.sd3.sampler_checkpoint import check_fits
 from deployments.step_costs import StepCosts
-from serve.errors import InvalidRequest, KelvinError, StageUnavailable
+from serve.errors import KelvinError, StageUnavailable
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]
 
@@ -114,9 +114,7 @@ class Engine:
         self._policy = policy
         self._clock = clock
         self._requests = LiveSet(model, self._memory, max_waiting, clock)
-        self._loras = loras
-        if loras is not None:
-            loras.on_change = self._requests.wake
+        self._loras = LoraAdmission(loras, self._requests.wake)
         self._watch = ForwardWatch(clock)
         self._recovery = Recovery(
             model.device,
@@ -188,15 +186,7 @@ class Engine:
         if job.resume is not None:
             check_fits(job.resume, job, self._model_memory.channels)
         self._memory.check(job, self._model_memory)
-        if job.loras:
-            if self._loras is None:
-                raise InvalidRequest(
-                    "This denoiser has no room for LoRAs.",
-                    field="loras",
-                    value=", ".join(use.name for use in job.loras),
-                    allowed="none; lora.ranks gives it room",
-                )
-            self._loras.check(job.loras)
+        self._loras.check(job.loras)
         ticket = self._requests.add(job, on_event)
         self._load.accepted(job)
         return ticket
@@ -242,8 +232,7 @@ class Engine:
             gone = StageUnavailable(f"This denoiser has ended: {self.ended_because}.")
             for ticket in self._requests.tickets():
                 self._drop(ticket, gone)
-            if self._loras is not None:
-                self._loras.close()
+            self._loras.close()
 
     def _turn(self) -> None:
         self._drop_ended()
@@ -257,7 +246,7 @@ class Engine:
         if chosen:
             self._advance(chosen)
             self._rest()
-        elif self._loras is not None:
+        elif self._loras.may_hold_up:
             self._requests.pause(_LOOK_FOR_LORA_S)
 
     def _rest(self) -> None:
@@ -295,11 +284,10 @@ class Engine:
         if (waiting and live) or now >= self._looked_at + _LOOK_AGAIN_S:
             self._memory.look(self._requests.held_bytes)
             self._looked_at = now
-        while (ticket := self._requests.next_to_admit(self._may_start())) is not None:
+        while (ticket := self._requests.next_to_admit(self._loras.may_start())) is not None:
             try:
-                admitted = LiveRequest(
-                    ticket, self.model, self._pages(ticket), self._checkpoint_every
-                )
+                pages = self._loras.pages(ticket)
+                admitted = LiveRequest(ticket, self.model, pages, self._checkpoint_every)
             except Exception as error:
                 failure = caught(error)
             else:
@@ -307,28 +295,6 @@ class Engine:
                 continue
             self._recovery.not_admitted(ticket, failure)
             return  # the live ones go on first
-
-    def _may_start(self) -> Callable[[Ticket], bool]:
-        """Return what says, asked in order, who need not wait for a LoRA.
-
-        Whoever needs one does not overtake another who does; whoever needs none may.
-        """
-        somebody_waits = False
-
-        def may_start(ticket: Ticket) -> bool:
-            nonlocal somebody_waits
-            if not ticket.job.loras or self._loras is None:
-                return True
-            self._loras.want(ticket.key, ticket.job.loras)
-            somebody_waits = somebody_waits or not self._loras.hold(ticket.key)
-            return not somebody_waits
-
-        return may_start
-
-    def _pages(self, ticket: Ticket) -> tuple[PageUse, ...]:
-        if not ticket.job.loras or self._loras is None:
-            return ()
-        return self._loras.pages(ticket.key, ticket.job.loras)
 
     def _choose(self) -> list[LiveRequest]:
         """Return whose rows go into the next forward; all of one latent and text shape."""
@@ -406,8 +372,7 @@ class Engine:
         self._recovery.forget(ticket)
         self._energy.forget(ticket.key)
         self._load.ended(ticket)
-        if self._loras is not None:
-            self._loras.release(ticket.key)
+        self._loras.release(ticket)
         if not self._requests.remove(ticket):
             # Nothing of what is done outlives it.
             self._memory.forget()
