@@ -10,7 +10,7 @@ from deployments.sd3.lora_layers import Adaptable, RowLoras
 from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
-from loadtest.lora_bench import random_lora
+from loadtest.random_lora import random_lora
 from loadtest.sd35 import config, random_inputs, random_transformer
 
 pytestmark = [
