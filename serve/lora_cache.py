@@ -21,13 +21,13 @@ from serve.model_cache.node_cache import NodeCache
 from serve.model_cache.node_copy import copied
 from serve.model_cache.remote_files import RemoteFile, Source
 from serve.model_cache.transfer import Transfer
-from serve.model_source_settings import ModelSourceSettings
 from serve.user_cache import user_cache
 
 _LISTED_AGAIN_S = 10.0
 _LISTED_AGAIN_FOR_UNKNOWN_S = 1.0
 _KEPT_S = 60.0  # since its last use: whoever was told where it is reads it well before
 _MOST_BYTES = 8 << 30  # of one file; rank 256 of every layer of Large is 1.7 GiB
+_CONNECTIONS = 16  # ranges that are read at once
 _FILE = "lora" + SUFFIX
 
 
@@ -52,7 +52,7 @@ class LoraCache:
         self._folder = Path(settings.cache_dir or user_cache() / "loras").expanduser()
         self._cache = NodeCache(self._folder, settings.cache_mib << 20, kept_s=_KEPT_S)
         source = Source(storage.bucket, f"{storage.prefix}{prefix}".rstrip("/"))
-        self._transfer = Transfer(_source_of(storage), source, names_settings=False)
+        self._transfer = Transfer(storage, source, connections=_CONNECTIONS, names_settings=False)
         self._place = f"{storage.endpoint_url or ''} {source}"
         self._lock = threading.Lock()
         self._listed: dict[str, RemoteFile] = {}
@@ -120,14 +120,3 @@ class LoraCache:
                 }
                 self._listed_at = time.monotonic()
             return self._listed
-
-
-def _source_of(storage: StorageSettings) -> ModelSourceSettings:
-    return ModelSourceSettings(
-        endpoint_url=storage.endpoint_url,
-        region=storage.region,
-        credentials_file=storage.credentials_file,
-        connect_timeout_s=storage.connect_timeout_s,
-        read_timeout_s=storage.read_timeout_s,
-        max_attempts=storage.max_attempts,
-    )

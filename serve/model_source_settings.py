@@ -5,22 +5,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from serve.heat_settings import Section
 from serve.path_text import PathText
-from serve.storage_settings import StorageSettings
+from serve.storage_settings import StoreConnection
 
 
-class ModelSourceSettings(Section):
+class ModelSourceSettings(StoreConnection):
     """Where `model.path` is `s3://bucket/prefix`: the store, and this node's cache."""
 
-    endpoint_url: str | None = Field(None, description="S3 endpoint; AWS if absent")
-    region: str = Field("us-east-1", description="the bucket's region; own stores mostly ignore it")
-    credentials_file: str | None = Field(
-        None,
-        description="AWS shared-credentials file: its [default] profile and nothing else is used; "
-        "boto3's usual chain if absent",
-    )
-    connect_timeout_s: float = Field(3.0, gt=0, description="seconds for a connection, each try")
     read_timeout_s: float = Field(20.0, gt=0, description="seconds of silence, each try")
     max_attempts: int = Field(6, ge=1, description="tries per S3 call, with backoff")
     connections: int = Field(16, ge=1, le=128, description="ranges that are read at once")
@@ -35,15 +26,3 @@ class ModelSourceSettings(Section):
         description="of files that are in the cache already: `size` and time of change, or the "
         "`checksum`, which reads them whole; what is downloaded is always checked whole",
     )
-
-    def storage(self, bucket: str) -> StorageSettings:
-        """Return how a client for one bucket is made."""
-        return StorageSettings(
-            endpoint_url=self.endpoint_url,
-            region=self.region,
-            bucket=bucket,
-            credentials_file=self.credentials_file,
-            connect_timeout_s=self.connect_timeout_s,
-            read_timeout_s=self.read_timeout_s,
-            max_attempts=self.max_attempts,
-        )

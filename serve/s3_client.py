@@ -15,16 +15,16 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ProfileNotFound
 
-from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.loopback import is_loopback
 from serve.storage_errors import host_of
+from serve.storage_settings import StoreConnection
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-def s3_client(settings: StorageSettings, endpoint_url: str | None, *, connections: int) -> S3Client:
+def s3_client(settings: StoreConnection, endpoint_url: str | None, *, connections: int) -> S3Client:
     """Return a client, which is thread-safe; making the first costs a fifth of a second.
 
     Args:
@@ -76,7 +76,7 @@ def _take_as_answered(params: dict[str, Any], **_: Any) -> None:
     params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
-def _session(settings: StorageSettings) -> botocore.session.Session:
+def _session(settings: StoreConnection) -> botocore.session.Session:
     session = botocore.session.get_session()
     session.register_component("data_loader", _descriptions())
     if settings.credentials_file is None:

@@ -50,7 +50,7 @@ def described_on_this_node(settings: ModelSettings) -> ModelSettings:
     root = Path(about.cache_dir).expanduser() / _FOLDER
     place = _hash(f"{about.endpoint_url or ''} {source}")
     name = "checkpoint" if source.is_file else source.name
-    transfer = Transfer(about, source)
+    transfer = Transfer(about, source, connections=about.connections)
     try:
         folder = _described(root, place, name, transfer)
     except StorageUnavailable:

@@ -53,7 +53,7 @@ def on_this_node(settings: ModelSettings) -> ModelSettings:
     place = f"{about.endpoint_url or ''} {source}"
     # A single file lies in a folder of its store's name, as one of a disk does.
     name = "checkpoint" if source.is_file else source.name
-    transfer = Transfer(about, source)
+    transfer = Transfer(about, source, connections=about.connections)
     try:
         folder = copied(cache, place, name, transfer, lambda: files_of(transfer, source))
     except StorageUnavailable as error:

@@ -28,10 +28,10 @@ from serve.model_cache.checksums import (
 )
 from serve.model_cache.ranges import PIECE_BYTES, Range, ranges_of
 from serve.model_cache.remote_files import RemoteFile, Source
-from serve.model_source_settings import ModelSourceSettings
 from serve.s3_client import s3_client
 from serve.storage_answers import contents_of
 from serve.storage_errors import error_code, explain
+from serve.storage_settings import StoreConnection
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -84,17 +84,24 @@ class Transfer:
     """Reads what one model has in its store, or what else has a prefix. Thread-safe.
 
     Args:
-        settings: Of the store.
+        store: Where it is.
         source: The model.
+        connections: How many reads there may be at a time.
         names_settings: Whether errors name the settings that the model's source has; else those of
             the service's own store.
     """
 
     def __init__(
-        self, settings: ModelSourceSettings, source: Source, *, names_settings: bool = True
+        self,
+        store: StoreConnection,
+        source: Source,
+        *,
+        connections: int,
+        names_settings: bool = True,
     ) -> None:
-        self._settings = settings
+        self._store = store
         self.source = source
+        self.connections = connections
         self._names_settings = names_settings
         self._guard = threading.Lock()
         self._client: S3Client | None = None
@@ -112,7 +119,7 @@ class Transfer:
             pages = self._s3().get_paginator("list_objects_v2")
             found = []
             for page in pages.paginate(Bucket=self.source.bucket, Prefix=self.source.below):
-                for entry in contents_of(page, self._settings.endpoint_url):
+                for entry in contents_of(page, self._store.endpoint_url):
                     found.append((entry["Key"], entry["Size"], entry["ETag"]))
             return found
 
@@ -131,11 +138,6 @@ class Transfer:
             return data
 
         return self._translated(ask)
-
-    @property
-    def connections(self) -> int:
-        """How many reads there may be at a time."""
-        return self._settings.connections
 
     def piece(self, file: RemoteFile, begin: int, length: int) -> bytes:
         """Return some bytes of an object.
@@ -175,7 +177,7 @@ class Transfer:
             OSError: The disk.
         """
         self.done_bytes = 0
-        with ThreadPoolExecutor(self._settings.connections, thread_name_prefix="model") as pool:
+        with ThreadPoolExecutor(self.connections, thread_name_prefix="model") as pool:
             downloads = list(pool.map(lambda pair: self._planned(*pair), wanted))
             # The longest first, so that none is left to a single connection at the end.
             downloads.sort(key=lambda each: each.file.size, reverse=True)
@@ -221,7 +223,7 @@ class Transfer:
                 each.cancel()
 
     def _read(self, download: _Download, part: Range) -> None:
-        tries = self._settings.max_attempts
+        tries = self._store.max_attempts
         for attempt in range(1, tries + 1):
             try:
                 self._read_once(download, part)
@@ -274,9 +276,8 @@ class Transfer:
     def _s3(self) -> S3Client:
         with self._guard:
             if self._client is None:
-                storage = self._settings.storage(self.source.bucket)
                 self._client = s3_client(
-                    storage, storage.endpoint_url, connections=self._settings.connections
+                    self._store, self._store.endpoint_url, connections=self.connections
                 )
             return self._client
 
@@ -295,8 +296,8 @@ class Transfer:
             told = explain(
                 told,
                 bucket=self.source.bucket,
-                endpoint_url=self._settings.endpoint_url,
-                region=self._settings.region,
+                endpoint_url=self._store.endpoint_url,
+                region=self._store.region,
             )
         if not self._names_settings:
             return told
