@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.cluster_command import cluster_app
-from serve.command_options import Json, ModelsDir
-from serve.command_options import integer as _integer
+from serve.command_options import Config, Json, ModelsDir, integer
 from serve.commands.output import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -72,7 +71,6 @@ app.command()(status)
 app.command()(drain)
 
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SETTING=VALUE", help="As storage.bucket=pictures; repeatable."),
@@ -93,7 +91,7 @@ def up(
     models_dir: ModelsDir = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[
-        Any, typer.Option(parser=_integer, metavar="INTEGER", help="Port; 0 takes a free one.")
+        Any, typer.Option(parser=integer, metavar="INTEGER", help="Port; 0 takes a free one.")
     ] = None,
     assignments: Assignments = None,
     as_json: Json = False,
@@ -158,7 +156,7 @@ def demo(
     ),
     seed: Annotated[
         Any,
-        typer.Option(parser=_integer, metavar="INTEGER", help="Fixed: all see the same picture."),
+        typer.Option(parser=integer, metavar="INTEGER", help="Fixed: all see the same picture."),
     ] = 1,
     as_json: Json = False,
 ) -> int:
@@ -182,7 +180,7 @@ def simulate(
     ] = None,
     seed: Annotated[
         Any,
-        typer.Option(parser=_integer, metavar="INTEGER", help="The scenario's first if absent."),
+        typer.Option(parser=integer, metavar="INTEGER", help="The scenario's first if absent."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Page to draw, .png or .html.")] = None,
     suite: Annotated[

@@ -13,9 +13,8 @@ import httpx
 from serve import client_wire as wire
 from serve import errors
 from serve.client_errors import ServerUnreachable
-from serve.client_wire import DEFAULT_URL
 from serve.keys import without_keys
-from serve.loopback import is_loopback
+from serve.loopback import DEFAULT_URL, is_loopback
 from serve.requests import (
     GenerateRequest,
     GenerateResult,

@@ -26,9 +26,8 @@ from serve import client_wire as wire
 from serve import errors
 from serve.async_client import AsyncKelvin
 from serve.client_errors import ServerUnreachable
-from serve.client_wire import DEFAULT_URL
 from serve.keys import without_keys
-from serve.loopback import is_loopback
+from serve.loopback import DEFAULT_URL, is_loopback
 from serve.requests import (
     GenerateRequest,
     GenerateResult,
@@ -39,7 +38,7 @@ from serve.requests import (
     Upload,
 )
 
-__all__ = ["DEFAULT_URL", "AsyncKelvin", "Kelvin"]
+__all__ = ["AsyncKelvin", "Kelvin"]
 
 
 class Kelvin:

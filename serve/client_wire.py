@@ -19,9 +19,9 @@ from serve.client_errors import (
     error_from_body,
 )
 from serve.keys import is_key, without_keys
+from serve.loopback import DEFAULT_URL
 from serve.requests import GenerateRequest, GenerateResult, ImageRef, JobEvent
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 FIRST_PAUSE_S = 0.2
 PAGE = 50
 """Jobs asked for at a time."""

@@ -1,9 +1,12 @@
 """Options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Url = Annotated[str, typer.Option(envvar="KELVIN_URL", help="The server.")]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object as stdout's last line; the rest on stderr.")
 ]

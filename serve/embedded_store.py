@@ -110,11 +110,7 @@ class EmbeddedStore:
         Returns:
             Whether there is one: it is not this object's to stop.
         """
-        try:
-            known = json.loads((self.data_dir / "ports.json").read_text())
-            self._ports = {str(name): int(port) for name, port in known.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return False
+        self._ports = self._recorded_ports()
         return "s3" in self._ports and self._answers()
 
     def stop(self) -> None:
@@ -147,15 +143,7 @@ class EmbeddedStore:
 
     def _choose_ports(self, *, fresh: bool) -> None:
         """Take the ports of last time where they are free, others where not."""
-        file = self.data_dir / "ports.json"
-        recorded: dict[str, int] = {}
-        if not fresh and file.exists():
-            try:
-                recorded = {
-                    str(name): int(port) for name, port in json.loads(file.read_text()).items()
-                }
-            except (ValueError, AttributeError, TypeError):
-                recorded = {}
+        recorded = {} if fresh else self._recorded_ports()
         # A store that was killed releases its lock a moment before its ports.
         deadline = time.monotonic() + _PORTS_S
         while not all(map(is_free, recorded.values())) and time.monotonic() < deadline:
@@ -166,8 +154,20 @@ class EmbeddedStore:
             if port is None or port in ports.values() or not is_free(port):
                 port = free_port({*ports.values(), *recorded.values()})
             ports[service] = port
-        file.write_text(json.dumps(ports))
+        self._ports_file.write_text(json.dumps(ports))
         self._ports = ports
+
+    @property
+    def _ports_file(self) -> Path:
+        return self.data_dir / "ports.json"
+
+    def _recorded_ports(self) -> dict[str, int]:
+        """Return the ports of last time; none where they are not to be read."""
+        try:
+            recorded = json.loads(self._ports_file.read_text())
+            return {str(name): int(port) for name, port in recorded.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
 
     def _launch(self, config: Path) -> bool:
         """Start once; return False if a port was taken between choosing and binding it."""

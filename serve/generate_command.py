@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.command_options import ApiKey, Json, integer, number
+from serve.command_options import ApiKey, Json, Url, integer, number
+from serve.loopback import DEFAULT_URL
 
 
 def pair(text: str) -> Any:
@@ -45,9 +46,7 @@ def generate(
         Path | None,
         typer.Option("--output", "-o", help="File to write; its suffix chooses the format."),
     ] = None,
-    url: Annotated[
-        str, typer.Option(envvar="KELVIN_URL", help="The server.")
-    ] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     remake: Annotated[
         Path | None,

@@ -14,6 +14,7 @@ Keys, relative to the store's prefix:
                                     accepted it
     leases/{pipeline}.json          which Pipelines live; `serve.leases`
     listing/{tenant}/{countdown}    a tenant's jobs, newest first; `serve.job_listing`
+    idempotency/{digest}.json       which job a key stands for; `serve.idempotency`
 
 Presigned URLs are secrets that expire: they are made on reading and never stored.
 """

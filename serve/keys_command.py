@@ -1,11 +1,10 @@
 """`kelvin keys ...`: what the options mean; what they do is in `serve.commands.keys`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve.command_options import Json
+from serve.command_options import Config, Json
 from serve.tenants import DEFAULT_TENANT, ROLES
 
 _KEYS_EXAMPLES = """
@@ -32,7 +31,6 @@ keys_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SETTING=VALUE", help="As keys.file=keys.json; repeatable."),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.command_options import ApiKey, Json, integer, number
+from serve.loopback import DEFAULT_URL
 
 _LOAD = "Load"
 _SERVICE = "Service"
@@ -83,7 +84,7 @@ def loadtest(
         str | None,
         typer.Option(
             envvar="KELVIN_URL",
-            help="The server; http://127.0.0.1:8000 if absent.",
+            help=f"The server; {DEFAULT_URL} if absent.",
             rich_help_panel=_SERVICE,
         ),
     ] = None,

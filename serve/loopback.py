@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
 from urllib.parse import urlsplit
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+"""Of a Kelvin on this machine, by the defaults of section `http`."""
 
 
 def is_loopback(url: str | None) -> bool:

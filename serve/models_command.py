@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from serve.command_options import ApiKey, Json, ModelsDir
+from serve.command_options import ApiKey, Json, ModelsDir, Url
+from serve.loopback import DEFAULT_URL
 
 _MODELS_EXAMPLES = """
 [bold]Examples[/]
@@ -29,13 +30,10 @@ models_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-Url = Annotated[str, typer.Option(envvar="KELVIN_URL", help="The server.")]
 
 
 @models_app.command("list")
-def models_list(
-    url: Url = "http://127.0.0.1:8000", api_key: ApiKey = None, as_json: Json = False
-) -> int:
+def models_list(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False) -> int:
     """Show every model: its name, whether it takes requests, its defaults."""
     from serve.commands.models import list_models
 

@@ -4,13 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.command_options import ApiKey, Json, number
+from serve.command_options import ApiKey, Json, Url, number
+from serve.loopback import DEFAULT_URL
 
 
 def status(
-    url: Annotated[
-        str, typer.Option(envvar="KELVIN_URL", help="The server.")
-    ] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     refresh: Annotated[
         Any, typer.Option(parser=number, metavar="SECONDS", help="Between two looks.")

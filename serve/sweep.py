@@ -166,24 +166,23 @@ class Sweep:
                 swept._records.append(entry.key)
 
     async def _others(self, swept: Swept) -> None:
-        for entry in await self._records.list_entries("idempotency/"):
-            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
-                swept.idempotency_keys += 1
-                swept._records.append(entry.key)
-        for entry in await self._pictures.list_entries(UPLOADS):
-            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
-                swept.uploads += 1
-                swept.bytes += entry.size
-                swept._pictures.append(entry.key)
+        least_s = max(self._older_than_s, _UNREFERENCED_AFTER_S)
+        keys = await self._older(self._records, "idempotency/", least_s)
+        uploads = await self._older(self._pictures, UPLOADS, least_s)
         # What a prompt was; its jobs and pictures are looked at by themselves.
-        for entry in await self._records.list_entries(COMFYUI):
-            if self._age_s(entry) > max(self._older_than_s, _UNREFERENCED_AFTER_S):
-                swept.comfyui_records += 1
-                swept._records.append(entry.key)
-        for entry in await self._records.list_entries("leases/"):
-            if self._age_s(entry) > _LEASE_AFTER_S:
-                swept.leases += 1
-                swept._records.append(entry.key)
+        prompts = await self._older(self._records, COMFYUI, least_s)
+        leases = await self._older(self._records, "leases/", _LEASE_AFTER_S)
+        swept.idempotency_keys += len(keys)
+        swept.uploads += len(uploads)
+        swept.comfyui_records += len(prompts)
+        swept.leases += len(leases)
+        swept.bytes += sum(each.size for each in uploads)
+        swept._pictures += [each.key for each in uploads]
+        swept._records += [each.key for each in (*keys, *prompts, *leases)]
+
+    async def _older(self, store: ObjectStore, prefix: str, least_s: float) -> list[Listed]:
+        entries = await store.list_entries(prefix)
+        return [entry for entry in entries if self._age_s(entry) > least_s]
 
     def _age_s(self, entry: Listed) -> float:
         return self._now - entry.modified

@@ -88,6 +88,7 @@ def find_model(settings: ModelSettings) -> ModelFiles:
     """
     models_dir = None if settings.models_dir is None else Path(settings.models_dir).expanduser()
     checkpoint = _checkpoint(settings, models_dir)
+    around = models_dir or models_dir_of(checkpoint)
     files = TensorFiles.of([checkpoint])
     if (what := stranger(files)) is not None:
         raise ConfigurationError(
@@ -109,17 +110,17 @@ def find_model(settings: ModelSettings) -> ModelFiles:
     fp8 = transformer.part.notes.name != "not quantised"
     beside = find_companions(
         [kind for kind in DIFFUSERS if kind not in parts],
-        models_dir or models_dir_of(checkpoint),
+        around,
         transformer.config,
         prefer_fp8=fp8,
         text_encoders=settings.text_encoders,
         vae=settings.vae,
     )
     parts |= beside.parts
-    _check_whole(checkpoint, parts, models_dir or models_dir_of(checkpoint))
+    _check_whole(checkpoint, parts, around)
     stated = None if settings.tokenizers is None else Path(settings.tokenizers).expanduser()
     encoders = {kind: parts[kind].config for kind in FOLDERS if kind in parts}
-    tokenizers = find_tokenizers(encoders, stated, models_dir or models_dir_of(checkpoint))
+    tokenizers = find_tokenizers(encoders, stated, around)
     metadata = files.headers[0].metadata
     variant, told_by = variant_of(transformer.config, checkpoint.stem, metadata)
     return ModelFiles(

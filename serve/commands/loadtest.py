@@ -20,6 +20,7 @@ from serve.commands.output import (
     write_json,
 )
 from serve.errors import InvalidRequest
+from serve.loopback import DEFAULT_URL
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ def loadtest(asked: Asked) -> int:
 
 
 def _with_running_kelvin(asked: Asked) -> int:
-    from serve.client import DEFAULT_URL
     from serve.commands.stopping import Stop, stoppable
 
     try:
