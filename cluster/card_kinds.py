@@ -2,15 +2,13 @@
 
 Speeds are relative to an H100 SXM on the denoising of SD3.5, and matter only until replicas have
 told measured step times. Costs are typical on-demand list prices of one card with its share of the
-machine, in US dollars an hour, and matter only relative to one another: set your own.
+machine, in US dollars an hour, of December 2025, and matter only relative to one another: set your
+own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-PRICES_OF = "2025-12"
-"""The month the prices are typical of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +54,6 @@ H100_STEP_S = 0.084
 (`python -m loadtest.denoise_bench`, loadtest/data/h100/README.md)."""
 
 UNKNOWN = CardKind(0.2, 2.0, "a kind this table does not know; a guess")
-
-KIND_SPEEDS: dict[str, float] = {name: kind.speed for name, kind in KINDS.items()}
 
 
 def card_kind(name: str) -> CardKind:

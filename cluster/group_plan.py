@@ -97,7 +97,7 @@ def decide_group(
     short = needs.total - has.now - has.coming
     after, why = dict(before), ""
     if short > 1e-9:
-        after = grown(pools, before, short, settings)
+        after = grown(pools, before, short)
         why = growth_words(needs, has, demand.level, demand.ahead, expected)
         if after == before:
             late = any(pool.late for pool in pools)
@@ -110,7 +110,7 @@ def decide_group(
         after = shrunk(pools, before, enough, most)
         why = f"fewer would have done for {settings.scale_in_after_s:.0f} s"
     if is_busy and not any(after.values()):
-        after = grown(pools, after, _SOME, settings)
+        after = grown(pools, after, _SOME)
         why = "a request is on its way and there is no replica"
     if sum(after.values()) < total:
         shrunk_at = now

@@ -29,7 +29,7 @@ _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _log = logging.getLogger(__name__)
 
 
-class NvmlSilence(Exception):  # noqa: N818 - an answer that did not come is no error
+class NvmlSilence(Exception):  # an answer that did not come is no error
     """One question went unanswered; the message says why.
 
     Args:

@@ -150,9 +150,7 @@ def _for_rate(rate: float, unit: float, settings: PlanSettings) -> float:
     return max(utilised, rate + settings.burst_reserve * math.sqrt(rate * unit))
 
 
-def grown(
-    pools: Sequence[Pool], counts: Mapping[str, int], short: float, settings: PlanSettings
-) -> dict[str, int]:
+def grown(pools: Sequence[Pool], counts: Mapping[str, int], short: float) -> dict[str, int]:
     """Add replicas worth `short`, where cool capacity is cheapest, within the maxima.
 
     Pools whose cards are hot come late: a new replica would be as hot. Last of all come those where

@@ -221,7 +221,7 @@ def embedding(seed: int, width_of_tokens: int, width_of_pooled: int) -> PromptEm
 
 def say(**event: Any) -> None:
     """Write one JSON line."""
-    print(json.dumps(event), flush=True)  # noqa: T201 - the parent reads it
+    print(json.dumps(event), flush=True)  # the parent reads it
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ class HttpCases:
     def _send(self, case: Any, kind: str, at: int) -> None:
         self._prepare(case)
         answer = case.call(base_url=self._url, session=self._session, timeout=_TIMEOUT_S)
-        found = self._judge(answer, kind, case.operation.label, str(case.formatted_path), at)
+        found = self._judge(answer, kind, case.operation.label, str(case.formatted_path))
         try:
             case.validate_response(answer, checks=_CHECKS)
         except FailureGroup as group:
@@ -188,7 +188,7 @@ class HttpCases:
     ) -> None:
         method = case.method.upper()
         answer = self._request(method, case.formatted_path, headers, body)
-        found = self._judge(answer, kind, case.operation.label, case.formatted_path, at)
+        found = self._judge(answer, kind, case.operation.label, case.formatted_path)
         self._blame(answer, case.operation.label, found, at)
 
     def _strange(self) -> st.SearchStrategy[Any]:
@@ -207,7 +207,7 @@ class HttpCases:
         method, pieces, headers, body = drawn_case
         path = "/" + "/".join(requests.utils.quote(each, safe="%~.") for each in pieces)
         answer = self._request(method, path, headers, body)
-        found = self._judge(answer, "strange", "no operation", path, 0)
+        found = self._judge(answer, "strange", "no operation", path)
         self._blame(answer, "no operation", found, 0)
 
     def _request(
@@ -229,7 +229,7 @@ class HttpCases:
         if isinstance(case.body, dict):
             _tame(case.body)
 
-    def _judge(self, answer: Any, kind: str, operation: str, path: str, at: int) -> list[str]:
+    def _judge(self, answer: Any, kind: str, operation: str, path: str) -> list[str]:
         self._tally.count(kind, operation, str(answer.status_code))
         self._learn(answer)
         request = answer.request

@@ -130,7 +130,7 @@ async def _serve() -> None:
     result = {"id": "instant", "seconds": 0.0, "images": [image], "stages": [], "joules": None}
     answers[b"/v1/generate"] = _answer("application/json", json.dumps(result).encode())
     answers[b"/picture.png"] = _answer("image/png", picture)
-    print(url, flush=True)  # noqa: T201 - the parent reads it
+    print(url, flush=True)  # the parent reads it
     await server.serve_forever()
 
 

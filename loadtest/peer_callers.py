@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from deployments.builtin.world import Example
@@ -137,13 +136,3 @@ def one_after_the_other(arm: str, url: str, jobs: Sequence[Job]) -> list[Served]
             return [served for job in jobs for served in await caller.offer([job], [0.0])]
 
     return asyncio.run(run())
-
-
-def as_json(served: Served) -> dict[str, Any]:
-    """Return one line of a report."""
-    return {
-        "steps": served.job.steps,
-        "at": round(served.at, 3),
-        "seconds": round(served.seconds, 3),
-        **({"failure": served.failure} if served.failure else {}),
-    }

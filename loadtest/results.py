@@ -64,7 +64,7 @@ class Results:
             self.report["ended_by"] = f"{type(error).__name__}: {error}"
         self._write()
         if self.to_stdout:
-            print(json.dumps(self.report, default=str), flush=True)  # noqa: T201 - machines read it
+            print(json.dumps(self.report, default=str), flush=True)  # machines read it
 
     def _write(self) -> None:
         if self.out is None:

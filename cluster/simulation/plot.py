@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -19,8 +19,6 @@ _PANEL_PX = (330, 130)
 _LEFT_PX, _GAP_PX, _TOP_PX, _TITLE_PX, _BOTTOM_PX = 58, 46, 64, 22, 34
 _LINE, _SECOND, _BAND, _HOT = "#1f5fbf", "#b9770e", "#f3c9b5", "#c0392b"
 _INK, _GRID = "#222222", "#e2e2e2"
-
-Points = Sequence[float | None]
 
 
 class _Row:

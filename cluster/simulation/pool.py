@@ -174,11 +174,6 @@ class Pool:
         self.draining[replica.id] = replica
         self.released(replica)
 
-    def on_card(self, card: int) -> Replica | None:
-        """Return the replica that runs on a card, draining or not."""
-        everyone = [*self.replicas, *self.draining.values()]
-        return next((replica for replica in everyone if replica.card == card), None)
-
     def withdraw(self, card: int) -> None:
         """Take a card away: at once if it is free or a replica starts on it, or else after it."""
         self._withdrawn.add(card)

@@ -35,7 +35,7 @@ class TrainingLog:
         self._file.write(line + "\n")
         self._file.flush()
         if self.echo:
-            print(line, flush=True)  # noqa: T201 - a training script talks to its terminal
+            print(line, flush=True)  # a training script talks to its terminal
 
 
 class StopRequest:
@@ -74,7 +74,3 @@ class Budget:
         """From 0 at the start to 1 when the budget is spent."""
         done = step / self.steps if self.steps else self.elapsed_seconds / self.seconds
         return min(done, 1.0)
-
-    def exclude(self, seconds: float) -> None:
-        """Do not count time that went into something else than steps."""
-        self._began += seconds

@@ -25,7 +25,6 @@ COLORS = (
     "gray",
 )
 BACKGROUNDS = ("white", "black", "gray", "cream", "light blue", "dark blue")
-SIZES = ("small", "large")
 POSITIONS = (
     "left",
     "right",

@@ -35,7 +35,7 @@ class HandleUser(OpenLoopUser):
         told = json.loads(first) if first else {"problem": "the process that has Ray ended"}
         if "problem" in told:
             self._problem = told["problem"]
-            print(f"handle user skipped: {self._problem}", file=sys.stderr)  # noqa: T201
+            print(f"handle user skipped: {self._problem}", file=sys.stderr)
             return
         self._listener = gevent.spawn(self._listen)
 

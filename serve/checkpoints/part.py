@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from serve.checkpoints.fp8_notes import MARKER, NOTE, Fp8Notes, leaf_of, read_notes
@@ -73,7 +73,7 @@ class Part:
             if name.startswith(prefix)
         }
         notes = read_notes(files, own, prefix)
-        split = {name: _split(name, own) for name in own if not _is_idle(name)}
+        split = {name: _split(name) for name in own if not _is_idle(name)}
         translate = translator(kind, {m for m, _ in split.values()}) if kind else _as_it_is
         sources: dict[str, Source] = {}
         full_precision: set[str] = set()
@@ -121,7 +121,7 @@ def _is_idle(name: str) -> bool:
     return name in _IDLE_NAMES or name.endswith("." + NOTE)
 
 
-def _split(name: str, own: Iterable[str]) -> tuple[str, str]:
+def _split(name: str) -> tuple[str, str]:
     """Return a tensor's module and today's name of its last part; a bare tensor is a module."""
     module, dot, leaf = name.rpartition(".")
     return (module, leaf_of(leaf)) if dot else (name, "")

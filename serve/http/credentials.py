@@ -57,7 +57,7 @@ def _of_path(scope: Scope) -> str | None:
     """Take `/k/{key}` from the path, for clients that can set a URL but no header."""
     root = scope.get("root_path", "")
     path = scope["path"]
-    inner = path[len(root) :] if path.startswith(root) else path
+    inner = path.removeprefix(root)
     if not inner.startswith(_PATH_PREFIX):
         return None
     key, slash, rest = inner.removeprefix(_PATH_PREFIX).partition("/")

@@ -71,7 +71,7 @@ class StandIn:
 
     def __getattr__(self, stage: str) -> Any:
         class Method:
-            def remote(method, payload: Any) -> Response:  # noqa: N805
+            def remote(method, payload: Any) -> Response:
                 return Response(getattr(self, f"_{stage}")(payload))
 
         return Method()

@@ -36,24 +36,24 @@ class FakeNvml:
         self.users = 0
         self.asked: list[Any] = []
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         if self.fails is not None:
             raise self.fails
         self.users += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.users -= 1
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid not in self.cards:
             raise NVMLError(NOT_FOUND)
         return uuid
 
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:  # noqa: N802
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
         assert handle == f"MIG-{SLICE}"
         return f"GPU-{UUID}"
 
-    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:  # noqa: N802
+    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:
         (field,) = fields
         try:
             answer = self._answer((FIELD, field), handle)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.autoscaling import Plan, PlanMemory, PlanSettings, PoolDecision, derating, plan
-from cluster.card_kinds import KIND_SPEEDS, card_kind
+from cluster.card_kinds import KINDS, card_kind
 from cluster.pool_state import PoolState, ReplicaState, Stage
 
 SETTINGS = PlanSettings()
@@ -248,6 +248,6 @@ def test_derating_in_figures() -> None:
 
 def test_kinds_are_found_by_rays_names_and_unknown_ones_get_a_guess() -> None:
     assert card_kind("H100") is card_kind("nvidia-h100")
-    assert KIND_SPEEDS["H100"] == 1.0
-    assert 0 < KIND_SPEEDS["A10G"] < KIND_SPEEDS["L40S"] < 1
+    assert KINDS["H100"].speed == 1.0
+    assert 0 < KINDS["A10G"].speed < KINDS["L40S"].speed < 1
     assert "guess" in card_kind("Z9").source

@@ -30,21 +30,21 @@ class FakeNvml:
         self.mig: Any = (0, 0)
         self.starts: Exception | None = None
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         if self.starts is not None:
             raise self.starts
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid not in self.millijoules:
             raise NVMLError("Not Found")
         return uuid
 
-    def nvmlDeviceGetMigMode(self, handle: str) -> Any:  # noqa: N802
+    def nvmlDeviceGetMigMode(self, handle: str) -> Any:
         if isinstance(self.mig, Exception):
             raise self.mig
         return self.mig
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         answer = self.millijoules[handle]
         if isinstance(answer, Exception):
             raise answer
