@@ -122,7 +122,7 @@ class Endings:
         try:
             return await self._journal.request_cancel(job.id)
         except JobNotFound:
-            return _failed(job, KelvinError(_REMOVED))
+            return await self._removed(job)
 
     async def _elsewhere(self, job: RunningJob) -> JobRecord:
         while True:
@@ -132,7 +132,12 @@ class Endings:
             await asyncio.sleep(_ELSEWHERE_POLL_S)
 
     async def _read(self, job: RunningJob) -> JobRecord:
-        return await self._journal.read(job.id) or _failed(job, KelvinError(_REMOVED))
+        return await self._journal.read(job.id) or await self._removed(job)
+
+    async def _removed(self, job: RunningJob) -> JobRecord:
+        if await self._journal.was_deleted(job.id):
+            return _record(job, status="cancelled")  # who deletes a job cancels it first
+        return _failed(job, KelvinError(_REMOVED))
 
     async def _answered(
         self, job: RunningJob, ask: Callable[[RunningJob], Awaitable[_Answer]]

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from serve.errors import InvalidRequest, KelvinError
 from serve.http.body import read_json, repeatable
@@ -151,8 +151,8 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
                 raise InvalidRequest(
                     "The form has no picture.", field="image", allowed="a file in field image"
                 )
-            subfolder = str(form.get("subfolder", "")).strip("/")
-            overwrite = str(form.get("overwrite", "")).lower() in ("true", "1")
+            subfolder = _text_in(form, "subfolder").strip("/")
+            overwrite = _text_in(form, "overwrite").lower() in ("true", "1")
             name = await door.inputs.keep(
                 file.filename or "image.png",
                 subfolder,
@@ -286,6 +286,15 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
             door.sockets.remove(tenant, client, socket)
 
     return router
+
+
+def _text_in(form: FormData, name: str) -> str:
+    value = form.get(name, "")
+    if isinstance(value, UploadFile):
+        raise InvalidRequest(
+            f"Field {name!r} is a file.", field=name, value=value.filename, allowed="text"
+        )
+    return value
 
 
 async def _named(door: ComfyuiDoor, body: dict[str, Any], tenant: str) -> list[Any]:

@@ -9,7 +9,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from serve.detached import detached_context
-from serve.errors import JobConflict, JobNotFound, KelvinError, StorageUnavailable
+from serve.errors import (
+    JobConflict,
+    JobNotFound,
+    KelvinError,
+    RecordUnreadable,
+    StorageUnavailable,
+)
 from serve.http.comfyui_acceptance import PromptAcceptance
 from serve.http.comfyui_files import picture_of
 from serve.http.comfyui_following import Following
@@ -251,6 +257,10 @@ class ComfyuiDoor:
         try:
             return await self._pipeline.job(job_id, tenant)
         except JobNotFound:
+            return None
+        except RecordUnreadable as error:
+            # It must not hide other prompts, nor keep anybody waiting for what never comes.
+            _log.warning("Job %s of a prompt cannot be read: %s", job_id, error)
             return None
 
     async def _follow(self, record: PromptRecord) -> None:

@@ -10,7 +10,7 @@ from serve.http.comfyui_prompts import ChainRecord, PromptRecord
 from serve.requests import GenerateResult, JobRecord
 
 Jobs = Sequence[JobRecord | None]
-"""Of a prompt's chains, in order; None: it has been deleted."""
+"""Of a prompt's chains, in order; None: it has been deleted, or cannot be read."""
 
 
 def are_over(jobs: Jobs) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 from fastapi.responses import StreamingResponse
 
+from serve.errors import KelvinError
 from serve.requests import JobEvent
+
+_log = logging.getLogger("ray.serve")
 
 # Shorter than the idle time after which common proxies drop a connection.
 HEARTBEAT_S = 15.0
@@ -26,8 +30,12 @@ def event_response(
 
     async def told() -> AsyncIterator[str]:
         yield _line(first)
-        async for event in rest:
-            yield _line(event)
+        try:
+            async for event in rest:
+                yield _line(event)
+        except KelvinError as error:
+            # Its status comes too late here; who asks again, as clients do, is told.
+            _log.info("The events of job %s end early: %s", first.id, error)
 
     return stream_response(told(), heartbeat_s)
 

@@ -148,6 +148,16 @@ async def test_events_of_an_unknown_job_are_no_stream():
     assert answer.json()["error"]["type"] == "JobNotFound"
 
 
+async def test_events_that_break_off_are_a_stream_that_ends():
+    async def rest() -> AsyncIterator[JobEvent]:
+        yield JobEvent(event="text", id="1")
+        raise JobNotFound("It was deleted.", field="id", value="1")
+
+    response = event_response(JobEvent(event="queued", id="1"), rest())
+    told = [part async for part in response.body_iterator]
+    assert [str(part).splitlines()[0] for part in told] == ["event: queued", "event: text"]
+
+
 @pytest.mark.parametrize(
     "content_type",
     [

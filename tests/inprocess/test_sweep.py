@@ -13,11 +13,18 @@ import httpx
 import pytest
 import yaml
 
+from serve import endings as endings_module
 from serve.__main__ import main
 from serve.commands.sweep import seconds_of
 from serve.config import StorageSettings
 from serve.embedded_store import EmbeddedStore
-from serve.errors import IdempotencyConflict, InvalidRequest, JobNotFound, StorageUnavailable
+from serve.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    JobCancelled,
+    JobNotFound,
+    StorageUnavailable,
+)
 from serve.http.native import build_app
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
@@ -118,10 +125,34 @@ async def test_a_running_job_is_cancelled_and_deleted(
             assert (answer.status_code, answer.json()["error"]["field"]) == (400, "purge")
         answer = await http.delete(f"/v1/jobs/{job_id}?purge=true")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-        assert (await following)[-1].is_last
+        assert (await following)[-1].event == "cancelled"
         assert (await http.get(f"/v1/jobs/{job_id}")).status_code == 404
         assert (await http.delete(f"/v1/jobs/{job_id}?purge=true")).status_code == 404
     assert await JobJournal(store).pending() == []
+
+
+@pytest.mark.parametrize("first_learns", ["that it is cancelled", "that it cannot publish"])
+async def test_who_waits_for_a_job_that_another_pipeline_deletes_is_told_of_a_cancellation(
+    pipeline: Pipeline,
+    stages: StandIn,
+    storage: StorageSettings,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    first_learns: str,
+):
+    other = new_pipeline(stages, storage, monkeypatch)
+    is_asked = first_learns == "that it is cancelled"
+    # Long enough for all of the job's records to be gone by then.
+    monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 0.5 if is_asked else 3600.0)
+    stages.gate.clear()
+    waiting = asyncio.create_task(pipeline.generate(REQUEST))
+    await stages.at_gate.wait()
+    (job_id,) = await JobJournal(store).pending()
+    await other.delete(job_id)
+    if not is_asked:
+        stages.gate.set()
+    with pytest.raises(JobCancelled):
+        await waiting
 
 
 async def test_old_jobs_go_and_young_or_pending_ones_stay(pipeline: Pipeline, store: ObjectStore):

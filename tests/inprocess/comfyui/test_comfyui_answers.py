@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets.sync.client
 
 from serve.config import StorageSettings
 from serve.http import comfyui_prompts
 from serve.storage import ObjectStore
-from tests.inprocess.comfyui.caller import history, sent, until, workflow
+from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, history, sent, until, workflow
 from tests.inprocess.served import Served
 from tests.inprocess.stand_in_stages import StandIn
 
@@ -130,3 +131,26 @@ async def test_a_damaged_record_does_not_hide_the_others(
     assert http.get("/queue").status_code == 200
     (lost,) = set(ids) - {left}
     assert http.get(f"/history/{lost}").json()["error"]["type"] == "record_unreadable"
+
+
+async def test_a_damaged_job_does_not_hide_other_prompts(
+    http: httpx.Client, server: Served, storage: StorageSettings
+):
+    history(http, sent(http, workflow(), prompt_id="a"))
+    (job,) = http.get("/v1/jobs").json()["jobs"]
+    history(http, sent(http, workflow(), prompt_id="b"))
+    store = ObjectStore(storage)
+    await store.put(f"jobs/{job['id']}/result.json", b"{}", "application/json")
+    for key in await store.list_keys("comfyui/"):
+        if "/prompts/" in key:
+            # As if whoever followed them had died.
+            name = key.replace("/prompts/", "/open/").removesuffix(".json")
+            await store.put(name, b"{}", "application/json")
+    store.close()
+    assert http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
+    with websockets.sync.client.connect(f"{server.url.replace('http', 'ws')}/ws") as socket:
+        assert json.loads(socket.recv(ENDS_WITHIN_S))["type"] == "status"
+    told = http.get("/history").json()
+    assert [told[name]["status"]["completed"] for name in ("a", "b")] == [False, True]
+    assert http.post("/history", json={"clear": True}).status_code == 200
+    assert http.get("/history").json() == {}

@@ -29,6 +29,13 @@ def test_a_start_image_is_uploaded_by_name(http: httpx.Client, stages: StandIn):
     assert shown[0] == ["winter/house.png"]
 
 
+@pytest.mark.parametrize("field", ["subfolder", "overwrite"])
+def test_a_file_where_text_belongs_is_refused(http: httpx.Client, field: str):
+    answer = http.post("/upload/image", files={"image": ("a.png", png()), field: ("b", b"true")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["extra_info"]["field"] == field
+
+
 def test_uploads_of_one_name_do_not_take_each_others_place(http: httpx.Client):
     assert uploaded(http, "a.png", png())["name"] == "a.png"
     assert uploaded(http, "a.png", png())["name"] == "a.png"
