@@ -12,13 +12,8 @@ import hashlib
 from pathlib import Path
 
 from serve.checkpoints.folders import models_dir_of
-from serve.checkpoints.model_files import (
-    DIFFUSERS,
-    ModelFiles,
-    find_model,
-    is_single_file,
-    read_directory,
-)
+from serve.checkpoints.key_names import DIFFUSERS
+from serve.checkpoints.model_files import ModelFiles, find_model, is_single_file, read_directory
 from serve.checkpoints.stated_config import read_config
 from serve.checkpoints.view import write_view
 from serve.config import ModelSettings

@@ -8,11 +8,20 @@ keep. What one stored tensor becomes is the same as in diffusers' converters
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["transformer", "clip_l", "clip_g", "t5", "vae"]
+
+DIFFUSERS: Mapping[Kind, str] = {
+    "transformer": "transformer",
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "t5": "text_encoder_3",
+    "vae": "vae",
+}
+"""Each part's folder in a Diffusers directory; in diffusers' LoRAs names begin with it."""
 
 PREFIXES: dict[Kind, tuple[str, ...]] = {
     "transformer": ("model.diffusion_model.", "diffusion_model."),

@@ -18,7 +18,7 @@ from typing import Any
 from serve.checkpoints.architecture import expected_shapes
 from serve.checkpoints.checks import listed
 from serve.checkpoints.header import Header, StoredTensor, read_header
-from serve.checkpoints.key_names import Kind, Target
+from serve.checkpoints.key_names import DIFFUSERS, Kind, Target
 from serve.checkpoints.lora_names import Places, Role, other_kind, part_of, role_of, stranger_of
 from serve.checkpoints.tensor_files import read_json
 from serve.errors import ConfigurationError, InvalidRequest
@@ -115,13 +115,9 @@ class BaseModel:
         Raises:
             ConfigurationError: One is broken.
         """
-        parts: dict[Kind, str] = {
-            "transformer": "transformer",
-            "clip_l": "text_encoder",
-            "clip_g": "text_encoder_2",
-            "t5": "text_encoder_3",
+        paths = {
+            part: folder / name / "config.json" for part, name in DIFFUSERS.items() if part != "vae"
         }
-        paths = {part: folder / name / "config.json" for part, name in parts.items()}
         return cls({part: read_json(path) for part, path in paths.items() if path.is_file()}, only)
 
 
@@ -332,13 +328,7 @@ class _Reader:
 
     def _by_metadata(self, module: str, part: Kind, rank: int) -> float:
         """Return alpha / rank as PEFT's configuration, which diffusers keeps, states it; else 1."""
-        prefixes: dict[Kind, str] = {
-            "transformer": "transformer.",
-            "clip_l": "text_encoder.",
-            "clip_g": "text_encoder_2.",
-            "t5": "text_encoder_3.",
-        }
-        stated, prefix = self.stated, prefixes[part]
+        stated, prefix = self.stated, f"{DIFFUSERS[part]}."
         if stated.get(prefix + "use_dora"):
             raise refusal(self.name, "its metadata say DoRA, and only LoRA is read")
         alpha = stated.get(prefix + "lora_alpha", rank)

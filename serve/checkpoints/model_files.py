@@ -17,7 +17,7 @@ from serve.checkpoints.folders import (
     links_out,
     models_dir_of,
 )
-from serve.checkpoints.key_names import Kind
+from serve.checkpoints.key_names import DIFFUSERS, Kind
 from serve.checkpoints.reference import part_in
 from serve.checkpoints.stated_config import class_in, read_config
 from serve.checkpoints.tensor_files import TensorFiles
@@ -25,15 +25,6 @@ from serve.checkpoints.tokenizers import FOLDERS, find_tokenizers
 from serve.checkpoints.variants import variant_of
 from serve.errors import ConfigurationError
 from serve.model_settings import ModelSettings, Variant
-
-DIFFUSERS: Mapping[Kind, str] = {
-    "transformer": "transformer",
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "t5": "text_encoder_3",
-    "vae": "vae",
-}
-"""Each part's folder in a Diffusers directory."""
 
 DIRECTORY = "Diffusers directory"
 """The layout of one, in words."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.checkpoints.architecture import hints
-from serve.checkpoints.model_files import DIFFUSERS, ModelFiles
+from serve.checkpoints.key_names import DIFFUSERS
+from serve.checkpoints.model_files import ModelFiles
 from serve.checkpoints.reference import REFERENCE, reference_to
 from serve.checkpoints.tensor_files import read_json
 from serve.checkpoints.tokenizers import FOLDERS
