@@ -288,6 +288,11 @@ class Settings(Section):
         return pools
 
     @property
+    def uses_embedded_store(self) -> bool:
+        """Whether the store is the SeaweedFS that Kelvin starts itself."""
+        return self.storage.endpoint_url is None and self.embedded_store.enabled
+
+    @property
     def pools(self) -> dict[Stage, tuple[PoolSettings, ...]]:
         """Stage -> its pools."""
         return {"text": self.text_encoder, "denoise": self.denoiser, "decode": self.vae_decoder}

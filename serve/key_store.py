@@ -165,7 +165,7 @@ def key_store(settings: Settings) -> KeyStore:
     """Return where the keys of a service with these settings lie."""
     if settings.keys.file is not None:
         return FileKeys(settings.keys.file)
-    if settings.storage.endpoint_url is None and settings.embedded_store.enabled:
+    if settings.uses_embedded_store:
         return FileKeys(Path(settings.embedded_store.data_dir) / KEYS_FILE)
     # A store of its own beside the Pipeline's: who is asked for a key waits for no picture.
     return ObjectKeys(ObjectStore(settings.journal.storage or settings.storage))

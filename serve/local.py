@@ -110,7 +110,7 @@ class LocalKelvin:
 
     def _start_store(self) -> None:
         embedded = self.settings.embedded_store
-        if self.settings.storage.endpoint_url is None and embedded.enabled:
+        if self.settings.uses_embedded_store:
             store = EmbeddedStore(embedded.data_dir, self.settings.storage.bucket)
             self._cleanup.enter_context(store)
             self._embedded = store

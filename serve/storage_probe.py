@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 
-from serve.checks import Check
 from serve.config import Settings, StorageSettings
 from serve.errors import StorageUnavailable
 from serve.loopback import is_loopback
@@ -27,6 +26,18 @@ _ANOTHER_JOURNAL = (
     "a store with conditional writes: AWS S3, MinIO, SeaweedFS, R2; for the journal alone in "
     "journal.storage; or journal.enabled=false, and jobs die with their process"
 )
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one step has found."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None  # what to do; None when ok
+
+
 _Step = Callable[[ObjectStore, str], Awaitable[Check]]
 
 

@@ -15,11 +15,6 @@ DURABLE_JOBS_OFF = Finding(
 )
 
 
-def uses_embedded_store(settings: Settings) -> bool:
-    """Tell whether these settings mean the SeaweedFS that Kelvin starts itself."""
-    return settings.storage.endpoint_url is None and settings.embedded_store.enabled
-
-
 def check_store(settings: Settings) -> list[Finding]:
     """Report whether the store is reachable, writable and honours conditional puts.
 
@@ -27,7 +22,7 @@ def check_store(settings: Settings) -> list[Finding]:
     proves that it works on this machine and never touches a running one's data.
     """
     try:
-        if not uses_embedded_store(settings):
+        if not settings.uses_embedded_store:
             return _probe(settings)
         from serve.embedded_store import EmbeddedStore
 

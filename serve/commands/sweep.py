@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serve.commands.output import EXIT_OK, console, stdout_is_for_json, write_json
-from serve.commands.store_check import uses_embedded_store
 from serve.config import Settings
 from serve.errors import ConfigurationError, InvalidRequest
 
@@ -77,7 +76,7 @@ def seconds_of(age: str) -> float:
 @contextmanager
 def _reachable(settings: Settings) -> Iterator[Settings]:
     """Yield the settings of stores that answer: the embedded one is started unless it runs."""
-    if not uses_embedded_store(settings):
+    if not settings.uses_embedded_store:
         yield settings
         return
     from serve.embedded_store import EmbeddedStore

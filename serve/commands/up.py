@@ -9,7 +9,7 @@ from serve.commands.finding import Finding
 from serve.commands.model_files import check_model
 from serve.commands.output import EXIT_OK, console, stdout_is_for_json, write_json
 from serve.commands.stopping import Stop, end_process, local_kelvin, stoppable, wait_for_stop
-from serve.commands.store_check import DURABLE_JOBS_OFF, check_store, uses_embedded_store
+from serve.commands.store_check import DURABLE_JOBS_OFF, check_store
 from serve.config import Settings
 from serve.errors import ConfigurationError, StorageUnavailable
 from serve.storage_errors import shown_endpoint
@@ -55,7 +55,7 @@ def check_before_start(settings: Settings) -> None:
     for model in (settings.model, *(entry.model for entry in settings.models)):
         _report(check_model(model))
     # The embedded store is started anyway and says itself what is wrong.
-    if not uses_embedded_store(settings):
+    if not settings.uses_embedded_store:
         _report(check_store(settings))
     elif not settings.journal.enabled:
         _report([DURABLE_JOBS_OFF])
