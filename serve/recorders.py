@@ -12,15 +12,15 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cluster.metric_spec import MetricSpec
-from serve.otlp_complaints import quieten
+
+if TYPE_CHECKING:
+    from serve.otlp_recorder import OtlpRecorder
 
 OTLP_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable; `serve.telemetry.environment` sets it."""
-_SEND_EVERY_MS = 10_000
-_SEND_TIMEOUT_S = 5.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -60,56 +60,6 @@ def _ray_metric(spec: MetricSpec) -> Any:
     if spec.kind == "gauge":
         return metrics.Gauge(spec.name, spec.meaning, spec.labels)
     return metrics.Histogram(spec.name, spec.meaning, list(spec.buckets), spec.labels)
-
-
-class OtlpRecorder:
-    """Metrics by OTLP over HTTP, sent every ten seconds by a thread of their own.
-
-    Args:
-        endpoint: Of all signals.
-        resource: What this process is, beside the service's name.
-    """
-
-    def __init__(self, endpoint: str, resource: Mapping[str, str]) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.resources import Resource
-
-        quieten()
-        reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=_SEND_TIMEOUT_S),
-            export_interval_millis=_SEND_EVERY_MS,
-        )
-        self._provider = MeterProvider([reader], resource=Resource.create(dict(resource)))
-        self._meter = self._provider.get_meter("kelvin")
-        self._made: dict[str, Any] = {}
-
-    def record(self, spec: MetricSpec, value: float, labels: Mapping[str, str]) -> None:
-        """Record by the instrument of that name, which is made the first time."""
-        instrument = self._made.get(spec.name)
-        if instrument is None:
-            instrument = self._made[spec.name] = self._instrument(spec)
-        if spec.kind == "counter":
-            instrument.add(value, dict(labels))
-        elif spec.kind == "gauge":
-            instrument.set(value, dict(labels))
-        else:
-            instrument.record(value, dict(labels))
-
-    def close(self) -> None:
-        """Send what is left and stop."""
-        self._provider.shutdown(timeout_millis=_SEND_TIMEOUT_S * 1000)
-
-    def _instrument(self, spec: MetricSpec) -> Any:
-        about = {"unit": spec.unit, "description": spec.meaning}
-        if spec.kind == "counter":
-            return self._meter.create_counter(spec.otel_name, **about)
-        if spec.kind == "gauge":
-            return self._meter.create_gauge(spec.otel_name, **about)
-        return self._meter.create_histogram(
-            spec.otel_name, **about, explicit_bucket_boundaries_advisory=list(spec.buckets)
-        )
 
 
 class Recorders:
@@ -155,6 +105,8 @@ def _recorders() -> tuple[Recorder, ...]:
 @functools.cache
 def otlp_recorder(endpoint: str) -> OtlpRecorder:
     """Return the one of this process for an endpoint: each has a thread and a connection."""
+    from serve.otlp_recorder import OtlpRecorder
+
     return OtlpRecorder(endpoint, _place() or {})
 
 

@@ -5,6 +5,8 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
@@ -221,6 +223,32 @@ def test_metrics_by_otlp(receiver, monkeypatch):
     assert received["kelvin.gpu.temperature"].value == 91.0
     assert received["kelvin.gpu.temperature"].unit == "Cel"
     assert received["kelvin.gpu.throttle"].value == pytest.approx(3.0)
+
+
+def test_of_a_gauge_the_last_value_is_sent_of_the_others_all(receiver, monkeypatch):
+    monkeypatch.setattr("serve.otlp_recorder._MOST_WAITING", 100)
+    monkeypatch.setenv(recorders.OTLP_ENDPOINT, receiver.endpoint)
+    metrics = telemetry.Metrics()
+
+    def recorded(stage: Literal["text", "decode"]) -> None:
+        for number in range(1001):
+            metrics.queue_seconds(stage, 0.1)
+            metrics.queue_length(stage, number)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(recorded, ("text", "decode")))
+    recorders.otlp_recorder(receiver.endpoint).close()
+    received = {(each.name, each.attributes.get("stage")): each.value for each in receiver.metrics}
+    for stage in ("text", "decode"):
+        assert received["kelvin.queue", stage] == 1001
+        assert received["kelvin.queue.length", stage] == 1000
+
+
+def test_a_process_that_ends_sends_what_it_has_counted(receiver):
+    code = "from serve.telemetry import Metrics; Metrics().images(2)"
+    environment = os.environ | {recorders.OTLP_ENDPOINT: receiver.endpoint}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert [each.value for each in receiver.metrics if each.name == "kelvin.images"] == [2]
 
 
 def test_a_collector_that_is_away_is_told_of_once(caplog):
