@@ -16,6 +16,7 @@ from serve.inputs import Inputs
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.requests import GenerateRequest
+from serve.room_halves import HALF, RoomHalves
 from serve.running import RunningJob
 from serve.served_models import ServedModels
 from serve.tenant_book import TenantBook
@@ -36,6 +37,7 @@ class Acceptance:
         book: Of tenants.
         inputs: Start images.
         forecaster: Says when a request would be done.
+        halves: Of the room, while orphans wait.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Acceptance:
         book: TenantBook,
         inputs: Inputs,
         forecaster: Forecaster,
+        halves: RoomHalves,
     ) -> None:
         self._models = models
         self._journal = journal
@@ -60,16 +63,17 @@ class Acceptance:
         self._inputs = inputs
         self._guards: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._forecaster = forecaster
+        self._halves = halves
 
     async def admit(
-        self, request: GenerateRequest, share: float = 1.0, tenant: str | None = None
+        self, request: GenerateRequest, tenant: str | None = None, *, is_orphan: bool = False
     ) -> GenerateRequest:
-        """Return a request resolved, if it can be done and fits into this share of the room.
+        """Return a request resolved, if it can be done and there is room for it.
 
         Args:
             request: As it was sent.
-            share: Of the room, that may be taken up in all.
             tenant: Who leaves room for others; None: nobody asks.
+            is_orphan: Whether it was accepted by a Pipeline that is dead.
 
         Raises:
             KelvinError: Why not.
@@ -82,7 +86,10 @@ class Acceptance:
         # What was given up is made elsewhere.
         live = [job for job in self._live.values() if not job.is_given_up]
         try:
-            refuse_if_full(self._models, model, resolved, live, share, tenant)
+            refuse_if_full(self._models, model, resolved, live, tenant=tenant)
+            beside = self._halves.beside(live, is_orphan=is_orphan)
+            if beside is not None:
+                refuse_if_full(self._models, model, resolved, beside, HALF)
         except Overloaded as full:
             full.retry_after_s = self._book.until_one_ends(live)
             raise

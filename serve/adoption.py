@@ -8,10 +8,8 @@ from serve.departure import Departure
 from serve.errors import Overloaded
 from serve.job_ids import accepted_seconds_ago
 from serve.requests import GenerateRequest
+from serve.room_halves import RoomHalves
 from serve.running import RunningJob
-
-# The other half is for new requests.
-_SHARE_OF_ROOM = 0.5
 
 
 class Adoption:
@@ -19,8 +17,9 @@ class Adoption:
 
     Args:
         live: All jobs of this process by id, adopted ones among them once started.
-        admit: Resolves a request as at acceptance, and raises Overloaded if it does not fit into
-            this share of the room.
+        admit: Resolves a request as at acceptance, and raises Overloaded if there is no room in
+            the half of orphans.
+        halves: Of the room.
         start: Makes a job live.
         at_once: Orphans, at most.
         departure: Of this process, which takes nothing over once it goes.
@@ -29,17 +28,18 @@ class Adoption:
     def __init__(
         self,
         live: Mapping[str, RunningJob],
-        admit: Callable[[GenerateRequest, float], Awaitable[GenerateRequest]],
+        admit: Callable[[GenerateRequest], Awaitable[GenerateRequest]],
+        halves: RoomHalves,
         start: Callable[[RunningJob], None],
         at_once: int,
         departure: Departure,
     ) -> None:
         self._live = live
         self._admit = admit
+        self._halves = halves
         self._start = start
         self._at_once = at_once
         self._departure = departure
-        self._adopted: set[str] = set()
 
     @property
     def live(self) -> tuple[RunningJob, ...]:
@@ -65,12 +65,20 @@ class Adoption:
         """
         if self._departure.has_begun:
             raise Overloaded("This Pipeline is stopping.")
-        self._adopted.intersection_update(self._live)
-        if len(self._adopted) >= self._at_once:
+        self._halves.adopted.intersection_update(self._live)
+        if len(self._halves.adopted) >= self._at_once:
             raise Overloaded("As many orphans as may be are under way.")
-        return await self._admit(request, _SHARE_OF_ROOM)
+        try:
+            return await self._admit(request)
+        except Overloaded:
+            self._halves.orphans_wait = True
+            raise
+
+    def none_waits(self) -> None:
+        """Say that every orphan found room, or went elsewhere."""
+        self._halves.orphans_wait = False
 
     def adopt(self, job_id: str, resolved: GenerateRequest, tenant: str) -> None:
         """Start an orphan of a tenant."""
-        self._adopted.add(job_id)
+        self._halves.adopted.add(job_id)
         self._start(RunningJob(job_id, resolved, accepted_seconds_ago(job_id), tenant))

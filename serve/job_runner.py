@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 
 from deployments.replica_stop import stop_signal
 from serve import telemetry
@@ -31,6 +32,7 @@ from serve.pipeline_gauges import PipelineGauges
 from serve.production import PipelineIdentity
 from serve.record_store import RecordStore
 from serve.requests import GenerateRequest, JobEvent
+from serve.room_halves import RoomHalves
 from serve.running import RunningJob
 from serve.served_models import ServedModels
 from serve.tenant_book import TenantBook
@@ -78,6 +80,7 @@ class JobRunner:
         self._book = book
         self._metrics = metrics
         self._forecaster = Forecaster(settings.tenants)
+        halves = RoomHalves()
         self._acceptance = Acceptance(
             models,
             journal,
@@ -88,6 +91,7 @@ class JobRunner:
             book,
             inputs,
             self._forecaster,
+            halves,
         )
         self._departure = Departure(
             stop_signal(),
@@ -97,7 +101,8 @@ class JobRunner:
         self.keeping = JobKeeping(
             Adoption(
                 self.live,
-                self._acceptance.admit,
+                partial(self._acceptance.admit, is_orphan=True),
+                halves,
                 self._start,
                 settings.journal.recovered_at_once,
                 self._departure,

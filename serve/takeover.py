@@ -132,6 +132,7 @@ class Takeover:
             self._orphans.remove(job_id)
             if not is_settled:
                 self._orphans.append(job_id)
+        self._hands.none_waits()
 
     async def _end_stale_leases(self) -> None:
         asked = monotonic()

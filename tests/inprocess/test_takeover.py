@@ -11,7 +11,7 @@ import pytest
 from serve import endings as endings_module
 from serve import takeover as takeover_module
 from serve.config import StorageSettings
-from serve.errors import RecordUnreadable, StorageUnavailable
+from serve.errors import Overloaded, RecordUnreadable, StorageUnavailable
 from serve.job_ids import new_job_id, shard
 from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
@@ -110,7 +110,8 @@ async def test_a_living_pipelines_jobs_are_its_own(
     busy = StandIn()
     busy.gate.clear()
     owner = make(busy)
-    job_id = (await owner.submit(REQUEST)).id
+    # All that it has room for, so that the orphan is the other's.
+    job_id = (await owner.submit(REQUEST.model_copy(update={"num_images": 3}))).id
     idle = StandIn()
     other = make(idle)
     await other.check_health()
@@ -268,6 +269,43 @@ async def test_orphans_leave_room_for_new_work(make: Callable[..., Pipeline], jo
     new = await pipeline.submit(REQUEST.model_copy(update={"num_images": 2}))
     stages.gate.set()
     for job_id in (new.id, *ids):
+        assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_new_requests_without_end_do_not_keep_orphans_waiting(
+    make: Callable[..., Pipeline], journal: JobJournal
+):
+    stages = StandIn()
+    stages.gate.clear()
+    # It takes three pictures at a time, and new requests have taken all places.
+    pipeline = make(stages)
+    await pipeline.check_health()
+    keeping = pipeline._jobs.keeping
+    # Only when told to: two looks at a time do not happen.
+    looking = next(task for task in keeping._tasks if task.get_name() == "takeover")
+    looking.cancel()
+    await asyncio.wait({looking})
+    new = [(await pipeline.submit(REQUEST)).id for _ in range(3)]
+    await journal.accept(orphan := new_job_id(), REQUEST, "gone-1")
+    keeping._takeover.list_soon()
+    await keeping._takeover.look()
+    assert sorted(pipeline._live) == sorted(new)
+    # The next place is the orphan's, however often another request asks for it.
+    await pipeline.cancel(new.pop(0))
+
+    async def is_taken_over() -> bool:
+        with pytest.raises(Overloaded):
+            await pipeline.submit(REQUEST)
+        await keeping._takeover.look()
+        return orphan in pipeline._live
+
+    await until(is_taken_over)
+    # While none waits, new requests may have every place.
+    await pipeline.cancel(new.pop(0))
+    await until(lambda: len(pipeline._live) < 3)
+    new.append((await pipeline.submit(REQUEST)).id)
+    stages.gate.set()
+    for job_id in (orphan, *new):
         assert (await ended(journal, job_id)).status == "succeeded"
 
 

@@ -1,0 +1,39 @@
+"""The room for pictures in two halves, while jobs of dead Pipelines wait for some of it.
+
+New requests come faster than orphans are looked for, so under a load that never ends they would
+take every place that is left, and what was promised earlier would wait for ever. So while an orphan
+waits, new requests take up half of the room at most; orphans never take up more than theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from serve.running import RunningJob
+
+HALF: Final = 0.5
+
+
+class RoomHalves:
+    """Which jobs of one process are whose; on one event loop.
+
+    Attributes:
+        adopted: Ids of jobs that were orphans.
+        orphans_wait: Whether some find no room.
+    """
+
+    def __init__(self) -> None:
+        self.adopted: set[str] = set()
+        self.orphans_wait = False
+
+    def beside(self, live: Iterable[RunningJob], *, is_orphan: bool) -> list[RunningJob] | None:
+        """Return the jobs with which one shares a half; None: it may take any place.
+
+        Args:
+            live: Jobs of this process.
+            is_orphan: Whether it is a dead Pipeline's; else it is a new request.
+        """
+        if not is_orphan and not self.orphans_wait:
+            return None
+        return [job for job in live if (job.id in self.adopted) == is_orphan]
