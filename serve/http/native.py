@@ -14,6 +14,7 @@ from serve.http.document import DocumentedApp
 from serve.http.doors import add_doors
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, tenant_of
+from serve.http.head import HeadAsGet
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.openai import openai_model
 from serve.http.room import CallRoom
@@ -133,6 +134,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     )
     install_error_handlers(app)
     keys = KeyRing(key_store(pipeline.settings))
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Traced)
     app.add_middleware(
         Gate,

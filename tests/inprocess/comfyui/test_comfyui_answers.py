@@ -133,6 +133,24 @@ async def test_a_damaged_record_does_not_hide_the_others(
     assert http.get(f"/history/{lost}").json()["error"]["type"] == "record_unreadable"
 
 
+def test_head_is_answered_as_get_is_but_without_a_body(http: httpx.Client):
+    entry = history(http, sent(http, workflow()))
+    (image,) = entry["outputs"]["7"]["images"]
+    (job,) = http.get("/v1/jobs").json()["jobs"]
+    for path, query in [
+        ("/view", image),
+        (f"/v1/jobs/{job['id']}/images/0", {}),
+        ("/healthz", {}),
+        ("/prompt", {}),
+        ("/v1/jobs/unknown", {}),
+    ]:
+        asked = [http.request(method, path, params=query) for method in ("GET", "HEAD")]
+        assert len({answer.status_code for answer in asked}) == 1
+        assert len({answer.headers["content-length"] for answer in asked}) == 1
+        assert asked[1].content == b""
+    assert http.head("/v1/generate").status_code == 405
+
+
 async def test_a_damaged_job_does_not_hide_other_prompts(
     http: httpx.Client, server: Served, storage: StorageSettings
 ):
