@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
@@ -17,7 +18,7 @@ from serve.errors import Forbidden, KelvinError, Unauthenticated
 from serve.http.credentials import Scope, cookie_key, header, presented_key
 from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
-from serve.http.key_watch import until_revoked
+from serve.http.key_watch import still_counts, until_revoked
 from serve.http.origin import refuse_foreign_host, refuse_foreign_page
 from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom
@@ -27,6 +28,7 @@ from serve.loopback import is_loopback_host
 from serve.tenants import TRUSTED, Caller, Role
 
 _CALLER = "kelvin.caller"
+_KEY_COUNTS = "kelvin.key_counts"
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/v1/session"}) | PAGE_PATHS
 """What probes ask, and what a browser needs to log in.
@@ -73,6 +75,8 @@ class Gate:
             try:
                 caller, key = await self._caller(scope)
                 scope[_CALLER] = caller
+                if key is not None:
+                    scope[_KEY_COUNTS] = partial(still_counts, self._keys, key)
                 if caller is not None and _takes_room(scope):
                     held.enter_context(self._room.held(caller.tenant))
             except KelvinError as error:
@@ -147,6 +151,16 @@ def caller_of(connection: HTTPConnection) -> Caller:
 def tenant_of(connection: HTTPConnection) -> str:
     """Return whose jobs who asks may see and make; raises as `caller_of`."""
     return caller_of(connection).tenant
+
+
+def key_counts(connection: HTTPConnection) -> Callable[[], Awaitable[bool]]:
+    """Return what tells whether the key that was shown still counts; who needs none stays."""
+    counts: Callable[[], Awaitable[bool]] = connection.scope.get(_KEY_COUNTS, _always)
+    return counts
+
+
+async def _always() -> bool:
+    return True
 
 
 def is_known(connection: HTTPConnection) -> bool:

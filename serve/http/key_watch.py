@@ -1,4 +1,4 @@
-"""A websocket ends when the key that opened it is revoked: it may be open for days."""
+"""What stays open for hours or days ends when the key that opened it is revoked."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ async def until_revoked(keys: KeyRing, key: str, serving: Awaitable[None], send:
             )
 
 
+async def still_counts(keys: KeyRing, key: str) -> bool:
+    """Return False once a key is revoked."""
+    # While their store does not answer, nobody can revoke through it either.
+    with suppress(StorageUnavailable):
+        return await keys.find(key) is not None
+    return True
+
+
 async def _revoked(keys: KeyRing, key: str) -> None:
-    while True:
+    while await still_counts(keys, key):
         await asyncio.sleep(REVOKED_WITHIN_S)
-        # While their store does not answer, nobody can revoke through it either.
-        with suppress(StorageUnavailable):
-            if await keys.find(key) is None:
-                return

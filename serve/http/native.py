@@ -13,7 +13,7 @@ from serve.http.body import read_bytes, read_json
 from serve.http.document import DocumentedApp
 from serve.http.doors import add_doors
 from serve.http.errors import install_error_handlers
-from serve.http.gate import Gate, is_known, tenant_of
+from serve.http.gate import Gate, is_known, key_counts, tenant_of
 from serve.http.head import HeadAsGet
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.openai import openai_model
@@ -196,7 +196,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     async def events(request: Request, job_id: str) -> Response:
         """Follow a job: queued, text, step, decode, then stored, failed or cancelled."""
         following = pipeline.events(job_id, tenant_of(request))
-        return event_response(await anext(following), following)
+        return event_response(await anext(following), following, key_counts(request))
 
     @app.post(
         "/v1/uploads",

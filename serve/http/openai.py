@@ -24,7 +24,7 @@ from serve.http.body import read_json
 from serve.http.error_shapes import error_body
 from serve.http.errors import error_response
 from serve.http.form import read_form
-from serve.http.gate import tenant_of
+from serve.http.gate import key_counts, tenant_of
 from serve.http.idempotency_header import with_idempotency_key
 from serve.http.openai_requests import Asked, asked_of, body_schema, edit_of, edit_schema
 from serve.http.server_sent_events import message, stream_response
@@ -88,7 +88,9 @@ def add_openai_routes(app: FastAPI, pipeline: "Pipeline", largest_body: int) -> 
         events = pipeline.stream(asked.request, tenant_of(request))
         headers = {"x-kelvin-job-id": (await anext(events)).id}
         if asked.stream:
-            response: Response = stream_response(told(request, asked, kind, events))
+            response: Response = stream_response(
+                told(request, asked, kind, events), key_counts(request)
+            )
         else:
             try:
                 async with aclosing(events):

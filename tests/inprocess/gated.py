@@ -26,12 +26,15 @@ JOB = {"prompt": "a", "seed": 5}
 
 
 def needing_keys(
-    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch, folder: Path
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    stages: StandIn | None = None,
 ) -> Pipeline:
     """One that listens to others, so that everybody needs a key; nothing of keys is remembered."""
     monkeypatch.setattr(key_ring, "REVOKED_WITHIN_S", 0.0)
     monkeypatch.setattr(key_ring, "_NEW_WITHIN_S", 0.0)
-    return with_http(storage, monkeypatch, folder, host="0.0.0.0")
+    return with_http(storage, monkeypatch, folder, stages=stages, host="0.0.0.0")
 
 
 def with_http(
@@ -39,6 +42,7 @@ def with_http(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     most_calls: int = 256,
+    stages: StandIn | None = None,
     **http: Any,
 ) -> Pipeline:
     """Return one whose keys are in `keys.json` of a folder, as those of the fixture `keys`."""
@@ -47,7 +51,7 @@ def with_http(
     sections: dict[str, Any] = {
         name: getattr(settings, name) for name in ("http", "keys", "pipeline")
     }
-    return new_pipeline(StandIn(), storage, monkeypatch, **sections)
+    return new_pipeline(stages or StandIn(), storage, monkeypatch, **sections)
 
 
 async def made(keys: FileKeys, tenant: str = "acme", *roles: Any) -> tuple[str, KeyRecord]:

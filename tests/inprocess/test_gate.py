@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,7 +27,9 @@ from serve.key_store import FileKeys
 from serve.keys import new_key
 from serve.pipeline import Pipeline
 from tests.inprocess.gated import JOB, calls, client, is_refusal, made, needing_keys, with_http
+from tests.inprocess.polling import until
 from tests.inprocess.served import served
+from tests.inprocess.stand_in_stages import REQUEST, StandIn
 
 
 @pytest.fixture
@@ -108,6 +111,43 @@ async def test_a_key_is_taken_wherever_a_client_can_put_it(pipeline: Pipeline, k
         assert is_refusal(
             await http.get("/v1/models", headers={"authorization": f"Basic {bad}"}), 401
         )
+
+
+async def test_events_are_told_to_nobody_whose_key_is_revoked(
+    storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: FileKeys
+):
+    stages = StandIn()
+    stages.gate.clear()
+    pipeline = needing_keys(storage, monkeypatch, tmp_path, stages)
+    key, record = await made(keys)
+    job = await pipeline.submit(REQUEST, "acme")
+    told: list[str] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message.get("body", b"").decode())
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/v1/jobs/{job.id}/events",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {key}".encode())],
+    }
+    following = asyncio.create_task(build_app(pipeline)(scope, receive, send))
+    await until(lambda: "event: step" in "".join(told))
+    await keys.remove(record.digest)
+    stages.gate.set()
+    await asyncio.wait_for(following, 20)
+    assert "stored" not in "".join(told)
+
+    async def is_stored() -> bool:
+        return (await pipeline.job(job.id, "acme")).status == "succeeded"
+
+    await until(is_stored)  # what was followed goes on
 
 
 @pytest.mark.parametrize("prefix", ["/k/", "/%6b/", "/k%2F"])

@@ -73,11 +73,15 @@ async def test_intervals_come_as_json_lists():
     assert wrong.json()["error"]["field"] == "guidance_interval"
 
 
+async def anybody() -> bool:
+    return True
+
+
 async def test_a_step_carries_its_preview():
     async def rest() -> AsyncIterator[JobEvent]:
         yield JobEvent(event="step", id="1", step=2, steps=4, path="graph", preview="abc=")
 
-    response = event_response(JobEvent(event="queued", id="1"), rest())
+    response = event_response(JobEvent(event="queued", id="1"), rest(), anybody)
     sent = [str(part) async for part in response.body_iterator]
     told = json.loads(sent[1].split("data: ")[1])
     assert (told["preview"], told["path"]) == ("abc=", "graph")
@@ -153,7 +157,7 @@ async def test_events_that_break_off_are_a_stream_that_ends():
         yield JobEvent(event="text", id="1")
         raise JobNotFound("It was deleted.", field="id", value="1")
 
-    response = event_response(JobEvent(event="queued", id="1"), rest())
+    response = event_response(JobEvent(event="queued", id="1"), rest(), anybody)
     told = [part async for part in response.body_iterator]
     assert [str(part).splitlines()[0] for part in told] == ["event: queued", "event: text"]
 
@@ -237,7 +241,7 @@ async def test_silence_is_filled_with_heartbeats():
         await go.wait()
         yield JobEvent(event="cancelled", id="1")
 
-    response = event_response(JobEvent(event="queued", id="1"), rest(), heartbeat_s=0.01)
+    response = event_response(JobEvent(event="queued", id="1"), rest(), anybody, heartbeat_s=0.01)
     sent: list[str] = []
     async for part in response.body_iterator:
         sent.append(str(part))
