@@ -111,6 +111,10 @@ class JobKeeping:
             "lease_is_held": self.custody.is_held,
         }
 
+    def may_have_lost_one(self) -> None:
+        """Say that a job may be on record which nobody works on."""
+        self._takeover.list_soon()
+
     def room_again(self) -> None:
         """Say that a job has ended."""
         self._takeover.wake()

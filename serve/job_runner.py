@@ -19,7 +19,7 @@ from serve.config import Settings
 from serve.departure import Departure
 from serve.ended_jobs import EndedJobs
 from serve.endings import Endings
-from serve.errors import KelvinError
+from serve.errors import KelvinError, StorageUnavailable
 from serve.forecast import Forecaster
 from serve.graceful_shutdown import pipeline_graceful_shutdown_s
 from serve.idempotency import Idempotency
@@ -137,7 +137,12 @@ class JobRunner:
             KelvinError: The request is not accepted.
         """
         with telemetry.span("kelvin.accept"):
-            job = await self._acceptance.accept(request, tenant)
+            try:
+                job = await self._acceptance.accept(request, tenant)
+            except StorageUnavailable:
+                # What the store did not answer may stand in it, and a key lead to it.
+                self.keeping.may_have_lost_one()
+                raise
         if isinstance(job, RunningJob):
             self._start(job)
         return job

@@ -6,6 +6,8 @@ from pydantic import Field, field_validator
 from serve.heat_settings import Section
 from serve.tenants import TENANT_NAME
 
+_LEAST_A_MINUTE = 1e-3  # of pictures, one in 17 hours: so that when to come again can be said
+
 
 class TenantLimits(Section):
     """What one tenant may use."""
@@ -15,14 +17,14 @@ class TenantLimits(Section):
     )
     images_per_minute: float | None = Field(
         None,
-        gt=0.0,
+        ge=_LEAST_A_MINUTE,
         allow_inf_nan=False,
         description="pictures of a tenant accepted a minute, saved up for a minute, or up to 16 "
         "pictures; none: no limit",
     )
     upload_mib_per_minute: float | None = Field(
         1024.0,
-        gt=0.0,
+        ge=_LEAST_A_MINUTE,
         allow_inf_nan=False,
         description="MiB of start images that a tenant sends beforehand a minute, saved up for a "
         "minute; those within requests count as jobs do; none: no limit",

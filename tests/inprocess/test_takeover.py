@@ -272,6 +272,30 @@ async def test_orphans_leave_room_for_new_work(make: Callable[..., Pipeline], jo
         assert (await ended(journal, job_id)).status == "succeeded"
 
 
+async def test_a_job_whose_acceptance_was_not_answered_is_made_once_it_is_asked_for_again(
+    make: Callable[..., Pipeline], journal: JobJournal, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = make(StandIn())
+    await pipeline.check_health()
+    # No listing comes by itself before the test is over.
+    monkeypatch.setattr(takeover_module, "_LEASES_BETWEEN_LISTINGS", 10**6)
+    pipeline._jobs.keeping._takeover.list_soon()
+    await pipeline._jobs.keeping._takeover.look()
+    accept = pipeline._journal.accept
+
+    async def not_answered(*arguments: Any) -> bool:
+        await accept(*arguments)
+        raise StorageUnavailable("The answer was lost.")
+
+    keyed = REQUEST.model_copy(update={"idempotency_key": "once"})
+    with monkeypatch.context() as lost:
+        lost.setattr(pipeline._journal, "accept", not_answered)
+        with pytest.raises(StorageUnavailable):
+            await pipeline.submit(keyed)
+    job = await pipeline.submit(keyed)
+    assert (await ended(journal, job.id)).status == "succeeded"
+
+
 async def test_new_requests_without_end_do_not_keep_orphans_waiting(
     make: Callable[..., Pipeline], journal: JobJournal
 ):

@@ -37,7 +37,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 @pytest.fixture(autouse=True)
 def _ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread goes on sending after its test."""
-    monkeypatch.setattr(recorders, "_SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("serve.otlp_recorder._SEND_TIMEOUT_S", 0.5)
     yield
     endpoint = os.environ.get(recorders.OTLP_ENDPOINT)
     if endpoint is not None:
@@ -49,6 +49,7 @@ def _traced(endpoint: str, patch: pytest.MonkeyPatch) -> TracerProvider:
     settings = Settings(telemetry=TelemetrySettings(otlp_endpoint=endpoint))
     for name, value in telemetry.environment(settings).items():
         patch.setenv(name, value)
+    patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
     provider = TracerProvider()
     for processor in telemetry.span_processors():
         provider.add_span_processor(processor)

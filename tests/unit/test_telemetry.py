@@ -49,6 +49,7 @@ def traced(receiver, monkeypatch):
 
     for name, value in telemetry.environment(_settings(receiver)).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
     provider = TracerProvider()
     for processor in telemetry.span_processors():
         provider.add_span_processor(processor)
