@@ -10,8 +10,8 @@ processes that grow, and slow answers one deadline after it is over. The load ge
 same cores; how late it was is in the report.
 
 A short overload goes before, as a rehearsal: it is reported, and memory is judged from after it on.
-On a CPU torch keeps some 10 MiB of compiled kernels for each size of batch, and sizes never met
-before come with the first overload.
+On a CPU torch keeps some 10 MiB of compiled kernels for each size of batch, and which of them a
+short overload meets is chance: so before all that one request comes, then two at once, three, ...
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Caller:
         side = asyncio.create_task(self._sample())
         try:
             async with self._door:
+                await self._all_sizes_of_batch()
                 rate = await self._saturation()
                 await self._offer("rehearsal", self._options.times * rate, _REHEARSAL_S)
                 pause_s = self._options.deadline_s + _USUAL_S
@@ -77,6 +78,11 @@ class Caller:
             for task in (side, *self._asking_again):
                 task.cancel()
             await asyncio.gather(side, *self._asking_again, return_exceptions=True)
+
+    async def _all_sizes_of_batch(self) -> None:
+        for wave in range(1, _CALLERS + 1):
+            bodies = (self._body(f"wave {wave}", number) for number in range(wave))
+            await asyncio.gather(*map(self._door.ask, bodies))
 
     async def _saturation(self) -> float:
         begin = self._door.now
