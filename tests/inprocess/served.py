@@ -14,6 +14,8 @@ import uvicorn
 from serve.http.native import build_app
 from serve.pipeline import Pipeline
 
+_ENDS_WITHIN_S = 5
+
 
 @dataclass
 class Served:
@@ -32,7 +34,13 @@ def served(pipeline: Pipeline) -> Iterator[Served]:
     """Serve a Pipeline on a free port of loopback until the block is left."""
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(build_app(pipeline), log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        build_app(pipeline),
+        log_level="warning",
+        lifespan="off",
+        # Whoever listens still when the tests are over is not waited for.
+        timeout_graceful_shutdown=_ENDS_WITHIN_S,
+    )
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(
