@@ -247,6 +247,8 @@ def test_on_a_phone_in_light_and_dark(service: Service, browser: Any, scheme: st
         for view in ("pictures", "operations"):
             page.click(f"a[href='#{view}']")
             page.wait_for_selector(f"#{view}:visible")
+            if view == "operations":  # filled once the service has answered
+                page.wait_for_selector("#operations .card .live-line")
             assert page.evaluate("document.documentElement.scrollWidth") == 390, view
             assert page.evaluate(TOO_SMALL) == [], view
             assert page.evaluate(FAINT) == [], view
