@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from serve.admission import check_schedule, refuse_if_full, refuse_if_late
+from serve.attachment import Attachment
 from serve.errors import IdempotencyConflict, JobConflict, Overloaded
 from serve.forecast import Forecaster
 from serve.idempotency import Idempotency, Remembered
@@ -96,12 +97,15 @@ class Acceptance:
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
 
-    async def accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
+    async def accept(
+        self, request: GenerateRequest, tenant: str, attachment: Attachment | None = None
+    ) -> RunningJob | str:
         """Write a job down, to be started now; or return the id of the one that its key stands for.
 
         Args:
             request: As it was sent.
             tenant: Who sent it.
+            attachment: Written down with it.
 
         Raises:
             KelvinError: It is not accepted.
@@ -109,24 +113,26 @@ class Acceptance:
         checked_tenant(tenant)
         if request.idempotency_key is None:
             job, start = await self._reserved(request, tenant)
-            return job if await self._is_written_down(job, start) else job.id
+            return job if await self._is_written_down(job, start, attachment) else job.id
         # Whoever sends the same again meanwhile is told of a job once it is on record.
         whose = (tenant, request.idempotency_key)
         guard = self._guards.setdefault(whose, asyncio.Lock())
         async with guard:
             try:
-                return await self._accept_once(request, tenant)
+                return await self._accept_once(request, tenant, attachment)
             except JobConflict:
                 # Another Pipeline has resolved it with other defaults, a moment earlier.
-                return await self._accept_once(request, tenant)
+                return await self._accept_once(request, tenant, attachment)
 
-    async def _accept_once(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
+    async def _accept_once(
+        self, request: GenerateRequest, tenant: str, attachment: Attachment | None
+    ) -> RunningJob | str:
         known = await self._idempotency.find(request, tenant)
         if known is None:
             job, start = await self._reserved(request, tenant)
             known = await self._remembered(request, job)
             if known.job_id == job.id:
-                return job if await self._is_written_down(job, start) else job.id
+                return job if await self._is_written_down(job, start, attachment) else job.id
         if known.job_id in self._live:
             return known.job_id
         recorded = await self._journal.read(known.job_id)
@@ -144,7 +150,7 @@ class Acceptance:
             # Its Pipeline died before it had said that it is pending: nobody would look at it.
             resolved = await self.admit(recorded.request or request, tenant=tenant)
             job, start = self._taken_in(known.job_id, resolved, tenant, request), None
-        return job if await self._is_written_down(job, start) else job.id
+        return job if await self._is_written_down(job, start, attachment) else job.id
 
     async def _reserved(
         self, request: GenerateRequest, tenant: str, known: Remembered | None = None
@@ -210,7 +216,9 @@ class Acceptance:
             if known is None or known.job_id != job.id:
                 self._drop(job)
 
-    async def _is_written_down(self, job: RunningJob, start: bytes | None) -> bool:
+    async def _is_written_down(
+        self, job: RunningJob, start: bytes | None, attachment: Attachment | None
+    ) -> bool:
         """Write a job down; drop it where another Pipeline was quicker with the same key."""
         is_new = False
         try:
@@ -218,7 +226,7 @@ class Acceptance:
                 size = job.request.width or 0, job.request.height or 0
                 await self._inputs.keep(job.id, job.tenant, start, *size)
             is_new = await self._journal.accept(
-                job.id, job.request, await self._owner(), job.tenant
+                job.id, job.request, await self._owner(), job.tenant, attachment
             )
             return is_new
         finally:

@@ -51,11 +51,10 @@ class Idempotency:
         """
         if request.idempotency_key is None:
             return None
-        key = _key(request.idempotency_key, tenant)
-        data = await self._store.get(key)
-        if data is None:
+        known = await self._read(request.idempotency_key, tenant)
+        if known is None:
             return None
-        found, digest = self._parsed(data, key)
+        found, digest = known
         if digest != _digest(request):
             raise IdempotencyConflict(
                 "Another request was sent under this idempotency key.",
@@ -64,6 +63,15 @@ class Idempotency:
                 allowed="the same request as the first time, or a new key",
             )
         return found
+
+    async def job(self, idempotency_key: str, tenant: str) -> str | None:
+        """Return the id of the job that a key stands for, on record yet or not.
+
+        Raises:
+            RecordUnreadable: Somebody else wrote its record.
+        """
+        known = await self._read(idempotency_key, tenant)
+        return None if known is None else known[0].job_id
 
     async def remember(
         self, request: GenerateRequest, job_id: str, seed: int, tenant: str = DEFAULT_TENANT
@@ -89,6 +97,12 @@ class Idempotency:
         if await self._store.put(key, data, _JSON, if_absent=True):
             return mine
         return await self.find(request, tenant) or mine
+
+    async def _read(self, idempotency_key: str, tenant: str) -> tuple[Remembered, str] | None:
+        """Return what a key stands for, and the digest of what was asked."""
+        key = _key(idempotency_key, tenant)
+        data = await self._store.get(key)
+        return None if data is None else self._parsed(data, key)
 
     def _parsed(self, data: bytes, key: str) -> tuple[Remembered, str]:
         try:

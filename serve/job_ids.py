@@ -22,6 +22,11 @@ def new_job_id() -> str:
     return f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}{secrets.token_hex(10)}"
 
 
+def first_job_id(since_ms: int) -> str:
+    """Return the lowest id of a job accepted at a time in milliseconds of Unix time, or later."""
+    return f"{max(0, since_ms) & (1 << 48) - 1:012x}{0:020x}"
+
+
 def checked(job_id: str) -> str:
     """Return the id unchanged.
 

@@ -15,6 +15,7 @@ from deployments.replica_stop import stop_signal
 from serve import telemetry
 from serve.acceptance import Acceptance
 from serve.adoption import Adoption
+from serve.attachment import Attachment
 from serve.config import Settings
 from serve.departure import Departure
 from serve.ended_jobs import EndedJobs
@@ -130,7 +131,9 @@ class JobRunner:
         """Return a request resolved, as `accept` would take it now; raises as that does."""
         return await self._acceptance.admit(request)
 
-    async def accept(self, request: GenerateRequest, tenant: str) -> RunningJob | str:
+    async def accept(
+        self, request: GenerateRequest, tenant: str, attachment: Attachment | None = None
+    ) -> RunningJob | str:
         """Return a new job, started, or the id of the one that the request's key stands for.
 
         Raises:
@@ -138,7 +141,7 @@ class JobRunner:
         """
         with telemetry.span("kelvin.accept"):
             try:
-                job = await self._acceptance.accept(request, tenant)
+                job = await self._acceptance.accept(request, tenant, attachment)
             except StorageUnavailable:
                 # What the store did not answer may stand in it, and a key lead to it.
                 self.keeping.may_have_lost_one()

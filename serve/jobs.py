@@ -3,7 +3,8 @@
 The object store is the only truth, so a job can be read through any proxy and after any restart.
 Keys, relative to the store's prefix:
 
-    jobs/{id}/request.json          the accepted request; put if absent
+    jobs/{id}/request.json          the accepted request; put if absent. What its door keeps with
+                                    the job stands below its first line: `serve.attachment`
     jobs/{id}/attempts/{n}.json     who took it over; `serve.claims`
     jobs/{id}/cancel.json           somebody wants it cancelled
     jobs/{id}/result.json           how it ended; put if absent: the one moment of truth
@@ -14,6 +15,7 @@ Keys, relative to the store's prefix:
                                     accepted it
     leases/{pipeline}.json          which Pipelines live; `serve.leases`
     listing/{tenant}/{countdown}    a tenant's jobs, newest first; `serve.job_listing`
+    listing/{tenant}.door/{countdown}    those of them that their door lists too
     idempotency/{digest}.json       which job a key stands for; `serve.idempotency`
 
 Presigned URLs are secrets that expire: they are made on reading and never stored.
@@ -28,6 +30,7 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
+from serve.attachment import Attachment, attached, with_attachment, without_attachment
 from serve.errors import JobConflict, KelvinError, RecordUnreadable, StorageUnavailable
 from serve.job_ids import checked, is_job_id, not_found, shard
 from serve.listing_keys import listing_key
@@ -65,6 +68,7 @@ class JobJournal:
         request: GenerateRequest,
         owner: str | None = None,
         tenant: str = DEFAULT_TENANT,
+        attachment: Attachment | None = None,
     ) -> bool:
         """Write a job down; once this returns, no crash loses it.
 
@@ -73,6 +77,7 @@ class JobJournal:
             request: Fully resolved, with its seed: a takeover must make the same pictures.
             owner: Lease of the Pipeline that accepts it; None: whoever finds it may take it.
             tenant: Whose it is.
+            attachment: To be kept with it. Where the job was written before, that one stays.
 
         Returns:
             True if the job is this owner's to do, False if it was accepted before.
@@ -88,10 +93,11 @@ class JobJournal:
             request=request,
             durable=self.is_durable,
         )
-        data = record.model_dump_json().encode()
+        data = with_attachment(record.model_dump_json().encode(), attachment)
+        by_door = attachment is not None and attachment.is_listed
         is_new, _ = await asyncio.gather(
             self._store.put(_request_key(job_id), data, _JSON, if_absent=True),
-            self._store.put(listing_key(job_id, tenant), _EMPTY, _JSON),
+            self._store.put(listing_key(job_id, tenant, by_door=by_door), _EMPTY, _JSON),
         )
         is_known = not is_new
         if is_known:
@@ -115,6 +121,19 @@ class JobJournal:
             return None
         owner = body.get("pipeline") if isinstance(body, dict) else None
         return owner if isinstance(owner, str) and len(owner) <= _LONGEST_OWNER else None
+
+    async def attached(self, job_id: str, tenant: str) -> bytes | None:
+        """Return what is kept with a tenant's job; None: nothing, or there is no such job.
+
+        Raises:
+            JobNotFound: The id is malformed.
+            RecordUnreadable: Somebody else, or another version, wrote it.
+        """
+        key = _request_key(job_id)
+        data = await self._store.get(key)
+        if data is None or self._parsed(data, key, job_id).tenant != tenant:
+            return None
+        return attached(data)
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Return what the store knows of a job, with fresh presigned URLs; None if unknown.
@@ -253,10 +272,10 @@ class JobJournal:
 
     def _parsed(self, data: bytes, key: str, job_id: str) -> JobRecord:
         record: JobRecord | None = None
-        with suppress(ValueError, ValidationError, KelvinError):
-            record = JobRecord.model_validate_json(data)
-        # What was copied from another job, or is no end, would decide what it must not.
         is_end = key == _result_key(job_id)
+        with suppress(ValueError, ValidationError, KelvinError):
+            record = JobRecord.model_validate_json(data if is_end else without_attachment(data))
+        # What was copied from another job, or is no end, would decide what it must not.
         if (
             record is None
             or record.id != job_id

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Literal, TypeVar
 
 from serve import telemetry
+from serve.attachment import Attachment
 from serve.jobs import JobJournal
 from serve.metrics import Metrics
 from serve.record_store import RecordStore
@@ -36,9 +37,11 @@ class TimedJournal(JobJournal):
         request: GenerateRequest,
         owner: str | None = None,
         tenant: str = DEFAULT_TENANT,
+        attachment: Attachment | None = None,
     ) -> bool:
         """Write a job down, as `JobJournal.accept`."""
-        return await self._timed("accept", super().accept(job_id, request, owner, tenant))
+        writing = super().accept(job_id, request, owner, tenant, attachment)
+        return await self._timed("accept", writing)
 
     async def publish(self, job_id: str, record: JobRecord) -> bool:
         """Publish how a job ended, as `JobJournal.publish`."""

@@ -10,18 +10,24 @@ _DIGITS = 32
 _LAST = 16**_DIGITS - 1
 
 
-def listing_prefix(tenant: str) -> str:
-    """Return what the keys of all of a tenant's jobs begin with."""
-    return f"{LISTING}{checked_tenant(tenant)}/"
+def listing_prefix(tenant: str, *, by_door: bool = False) -> str:
+    """Return what the keys of a tenant's jobs begin with.
+
+    Args:
+        tenant: Whose.
+        by_door: Those jobs that a door lists too are meant (`serve.attachment`), else the others.
+    """
+    return f"{LISTING}{checked_tenant(tenant)}{'.door' if by_door else ''}/"
 
 
-def listing_key(job_id: str, tenant: str) -> str:
+def listing_key(job_id: str, tenant: str, *, by_door: bool = False) -> str:
     """Return a job's key: of two jobs, the later one's comes first.
 
     Raises:
         JobNotFound: The id is malformed.
     """
-    return f"{listing_prefix(tenant)}{_LAST - int(checked(job_id), 16):0{_DIGITS}x}"
+    countdown = _LAST - int(checked(job_id), 16)
+    return f"{listing_prefix(tenant, by_door=by_door)}{countdown:0{_DIGITS}x}"
 
 
 def job_of(key: str) -> str | None:

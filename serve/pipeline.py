@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.handle import DeploymentHandle
 
 from serve import telemetry
+from serve.attachment import Attachment
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
 from serve.endings import last_event, outcome
@@ -164,10 +165,20 @@ class Pipeline:
         return record
 
     async def submit_once(
-        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+        self,
+        request: GenerateRequest,
+        tenant: str = DEFAULT_TENANT,
+        attachment: Attachment | None = None,
     ) -> tuple[JobRecord, bool]:
-        """Do as `submit`, and return whether the job is new: who made none has none to cancel."""
-        job = await self._jobs.accept(GenerateRequest.model_validate(request), tenant)
+        """Do as `submit`, and return whether the job is new: who made none has none to cancel.
+
+        Args:
+            request: As it is sent.
+            tenant: Whose.
+            attachment: Kept with the job if that is new; `JobJournal.attached` returns it.
+        """
+        request = GenerateRequest.model_validate(request)
+        job = await self._jobs.accept(request, tenant, attachment)
         if isinstance(job, str):
             return await self.job(job, tenant), False
         return job.record("pending", durable=self.settings.journal.enabled), True

@@ -50,7 +50,8 @@ class Removal:
         records = [key for key in await self._records.list_keys(folder) if key not in kept]
         pictures = await self._pictures.list_keys(f"{pictures_prefix(tenant)}{job_id}/")
         await delete_all(self._pictures, pictures)
-        await delete_all(self._records, [*records, listing_key(job_id, tenant)])
+        listed = [listing_key(job_id, tenant, by_door=by_door) for by_door in (False, True)]
+        await delete_all(self._records, [*records, *listed])
         # Last: while it is there, a deletion that broke off can be asked for again.
         await self._records.delete(request)
         return sum(not key.endswith(f"/{INPUT_FILE}") for key in pictures)

@@ -169,7 +169,7 @@ class Sweep:
         least_s = max(self._older_than_s, _UNREFERENCED_AFTER_S)
         keys = await self._older(self._records, "idempotency/", least_s)
         uploads = await self._older(self._pictures, UPLOADS, least_s)
-        # What a prompt was; its jobs and pictures are looked at by themselves.
+        # Names that uploads have in workflows; what a prompt was goes with its jobs.
         prompts = await self._older(self._records, COMFYUI, least_s)
         leases = await self._older(self._records, "leases/", _LEASE_AFTER_S)
         swept.idempotency_keys += len(keys)

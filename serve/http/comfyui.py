@@ -94,8 +94,7 @@ def _router(door: ComfyuiDoor, pipeline: "Pipeline") -> APIRouter:
     @router.get("/history/{prompt_id}")
     async def history_of(request: Request, prompt_id: str) -> JSONResponse:
         """Say what became of a prompt; an empty object until it is over."""
-        record = await door.records.find(prompt_id, tenant_of(request))
-        entry = None if record is None else await door.history(record)
+        entry = await door.history_of(prompt_id, tenant_of(request))
         return JSONResponse({} if entry is None else {prompt_id: entry})
 
     @router.post("/history", response_class=Response)

@@ -1,4 +1,4 @@
-"""How a ComfyUI workflow is taken: checked, read as requests, written down once all are jobs."""
+"""How a ComfyUI workflow is taken: checked, read as requests, written down with the last job."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import IdempotencyConflict, KelvinError
+from serve.attachment import Attachment
+from serve.errors import IdempotencyConflict, KelvinError, StorageUnavailable
 from serve.http.comfyui_chains import Chain, chains_of
 from serve.http.comfyui_errors import PromptError
 from serve.http.comfyui_graph import Graph, NodeError, checked_graph, chosen_of, named
 from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
-from serve.http.comfyui_prompts import (
-    ChainRecord,
-    PromptRecord,
-    PromptRecords,
-    checked_id,
-    drawn_id,
-    now_ms,
-)
+from serve.http.comfyui_prompts import PromptRecords, chain_key, checked_id, now_ms
+from serve.http.comfyui_record import ChainRecord, OtherChain, PromptRecord
 from serve.http.comfyui_requests import node_error, request_of
 from serve.lora_choice import SUFFIX
-from serve.requests import GenerateRequest
+from serve.requests import GenerateRequest, JobRecord
 
 if TYPE_CHECKING:
     from serve.pipeline import Pipeline
@@ -58,7 +54,7 @@ class PromptAcceptance:
         self._inputs = inputs
 
     async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
-        """Take a prompt, once its jobs are accepted and it is written down.
+        """Take a prompt, once it is written down and all its jobs are.
 
         Args:
             body: Of `POST /prompt`.
@@ -74,8 +70,10 @@ class PromptAcceptance:
         prompt_id = checked_id(body["prompt_id"]) if is_named else None
         prompt, extra = body["prompt"], _extra_data(body)
         digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
-        if prompt_id is not None and (known := await self._records.find(prompt_id, tenant)):
-            return _same(known, digest)
+        known = None if prompt_id is None else await self._records.find(prompt_id, tenant)
+        if known is not None and await self._records.is_accepted(_same(known, digest)):
+            await self._records.remember(known)
+            return known
         catalogue = await self._catalogue(prompt, tenant)
         graph = checked_graph(prompt, catalogue)
         chains = chains_of(graph, catalogue)
@@ -88,17 +86,9 @@ class PromptAcceptance:
         requests = await self._requests(graph, chains, extra, bool(body.get("front")))
         if not graph.outputs:
             raise graph.failed()
-        try:
-            jobs, new = await self._submitted(requests, prompt_id, tenant)
-        except NodeError as error:
-            # Found out only now: a start image, say, that is damaged.
-            types = {error.node: graph.nodes[error.node].class_type}
-            for output in list(graph.outputs):
-                graph.refuse(output, {error.node: [error.error]}, types)
-            raise graph.failed() from None
         created_ms = now_ms()
         record = PromptRecord(
-            id=prompt_id or drawn_id(jobs[0]),
+            id=prompt_id or (str(uuid.uuid4()) if len(requests) > 1 else ""),
             tenant=tenant,
             number=_number(body, created_ms),
             created_ms=created_ms,
@@ -107,22 +97,27 @@ class PromptAcceptance:
             extra_data=extra | {"create_time": created_ms},
             chains=tuple(
                 ChainRecord(
-                    job=job,
+                    job="",
                     sampler=chain.sampler,
                     encoder=chain.encoder,
                     decoder=chain.decoder,
                     outputs=chain.outputs,
                 )
-                for job, (chain, _) in zip(jobs, requests, strict=True)
+                for chain, _ in requests
             ),
             node_errors=graph.node_errors,
             warnings=tuple(dict.fromkeys(each for chain, _ in requests for each in chain.warnings)),
         )
-        written = await self._records.write(record)
-        if written.digest != digest:
-            # Another prompt was written under this id meanwhile; what both have in common is its.
-            await self._give_up([job for job in new if job not in _jobs_of(written)], tenant)
-        return _same(written, digest)
+        try:
+            written = await self._submitted(record, requests)
+        except NodeError as error:
+            # Found out only now: a start image, say, that is damaged.
+            types = {error.node: graph.nodes[error.node].class_type}
+            for output in list(graph.outputs):
+                graph.refuse(output, {error.node: [error.error]}, types)
+            raise graph.failed() from None
+        # Whoever wrote it down first and died may have said more of it.
+        return known or written
 
     async def catalogue(self, tenant: str) -> Catalogue:
         """Return all files that a tenant's workflows may name; pictures without what they mean."""
@@ -211,24 +206,64 @@ class PromptAcceptance:
         return asked in _PREVIEWS
 
     async def _submitted(
-        self, requests: list[tuple[Chain, GenerateRequest]], prompt_id: str | None, tenant: str
+        self, record: PromptRecord, requests: list[tuple[Chain, GenerateRequest]]
+    ) -> PromptRecord:
+        """Accept all jobs of a prompt, or none; return what stands of it now.
+
+        The same prompt may be on its way twice, and so may another one that begins as this does.
+
+        Args:
+            record: Of the prompt, without its jobs.
+            requests: Of all its chains.
+        """
+        jobs, new = await self._submit_others(record, requests[1:])
+        first, request = requests[0]
+        draft = record.made_by(["", *jobs])
+        try:
+            with _as_node_error(first):
+                job, is_new = await self._submit(request, record, 0, draft.attachment())
+        except (NodeError, KelvinError) as error:
+            # What the store did not answer may stand there, and be made: then with all its chains.
+            if not isinstance(error, StorageUnavailable):
+                await self._give_up(new, record.tenant)
+            raise
+        if is_new:
+            return draft.held_by(job.id)
+        written = await self._records.of_job(job.id, record.tenant)
+        if written is None or written.digest != record.digest:
+            # What both have in common stays.
+            kept = set() if written is None else {chain.job for chain in written.chains}
+            await self._give_up([job for job in new if job not in kept], record.tenant)
+            raise _conflict(record.id)
+        return written
+
+    async def _submit_others(
+        self, record: PromptRecord, requests: list[tuple[Chain, GenerateRequest]]
     ) -> tuple[list[str], list[str]]:
-        """Accept all jobs of a prompt, or none.
+        """Accept the jobs of all chains but the first, or none.
 
         Returns:
-            All, and those of them that nobody had sent before: the same prompt may be on its way
-            twice, and another one that begins as this does.
+            All, and those of them that nobody had sent before.
         """
+        attachment = OtherChain(prompt_id=record.id).attachment()
         jobs: list[str] = []
         new: list[str] = []
         try:
-            for index, (chain, request) in enumerate(requests):
-                with _as_node_error(chain):
-                    job, is_new = await self._submit(request, prompt_id, index, tenant)
-                jobs.append(job)
-                new += [job] if is_new else []
+            for index, (chain, request) in enumerate(requests, 1):
+                for attempt in range(_MOST_TRIES):
+                    with _as_node_error(chain):
+                        job, is_new = await self._submit(
+                            request, record, index, attachment, attempt
+                        )
+                    # One that is cancelled was given up, as the prompt was refused then.
+                    if job.status != "cancelled":
+                        break
+                else:
+                    raise _conflict(record.id)
+                jobs.append(job.id)
+                new += [job.id] if is_new else []
         except BaseException:
-            await self._give_up(new, tenant)
+            await self._give_up(new, record.tenant)
             raise
         return jobs, new
 
@@ -238,18 +273,20 @@ class PromptAcceptance:
                 await self._pipeline.cancel(job, tenant)
 
     async def _submit(
-        self, request: GenerateRequest, prompt_id: str | None, index: int, tenant: str
-    ) -> tuple[str, bool]:
-        if prompt_id is None:
-            return (await self._pipeline.submit(request, tenant)).id, True
-        for attempt in range(_MOST_TRIES):
-            key = f"comfyui:{prompt_id}:{index}:{attempt}"
-            keyed = request.model_copy(update={"idempotency_key": key})
-            job, is_new = await self._pipeline.submit_once(keyed, tenant)
-            # A prompt without a record whose job is cancelled was given up while it was accepted.
-            if job.status != "cancelled":
-                return job.id, is_new
-        raise _conflict(prompt_id)
+        self,
+        request: GenerateRequest,
+        record: PromptRecord,
+        index: int,
+        attachment: Attachment,
+        attempt: int = 0,
+    ) -> tuple[JobRecord, bool]:
+        if record.id:
+            key = chain_key(record.id, index, attempt)
+            request = request.model_copy(update={"idempotency_key": key})
+        try:
+            return await self._pipeline.submit_once(request, record.tenant, attachment)
+        except IdempotencyConflict:
+            raise _conflict(record.id) from None
 
 
 @contextlib.contextmanager
@@ -278,10 +315,6 @@ def _number(body: dict[str, Any], created_ms: int) -> int | float:
     if isinstance(number, int | float) and not isinstance(number, bool):
         return number
     return -created_ms if body.get("front") else created_ms
-
-
-def _jobs_of(record: PromptRecord) -> set[str]:
-    return {chain.job for chain in record.chains}
 
 
 def _same(record: PromptRecord, digest: str) -> PromptRecord:

@@ -14,7 +14,6 @@ from serve.errors import (
     JobNotFound,
     KelvinError,
     RecordUnreadable,
-    StorageUnavailable,
 )
 from serve.http.comfyui_acceptance import PromptAcceptance
 from serve.http.comfyui_files import picture_of
@@ -22,13 +21,9 @@ from serve.http.comfyui_following import Following
 from serve.http.comfyui_history import Jobs, are_over, are_waiting, history_entry
 from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
-from serve.http.comfyui_prompts import (
-    PromptRecord,
-    PromptRecords,
-    now_ms,
-    order_key,
-)
+from serve.http.comfyui_prompts import PromptRecords, now_ms
 from serve.http.comfyui_recent import RecentTexts
+from serve.http.comfyui_record import PromptRecord
 from serve.http.comfyui_sockets import Socket, Sockets
 from serve.init_image import file_format
 from serve.pictures import CONTENT_TYPES
@@ -82,7 +77,7 @@ class ComfyuiDoor:
         return PromptAcceptance(self._pipeline, self.records, self.inputs)
 
     def follow(self, record: PromptRecord) -> None:
-        """Tell a prompt's client what happens, and close the prompt in the end."""
+        """Tell a prompt's client what happens."""
         key = record.tenant, record.id
         if key in self._following:
             return
@@ -129,7 +124,7 @@ class ComfyuiDoor:
             looked_ms = now_ms()
             with contextlib.suppress(KelvinError):
                 async for record in self.records.since(tenant, since_ms, known):
-                    known.add(order_key(record))
+                    known.add(record.job)
                     if record.client == client and (tenant, record.id) not in self._told:
                         self.follow(record)
                 since_ms = max(since_ms, looked_ms - _WRITTEN_WITHIN_MS)
@@ -145,15 +140,13 @@ class ComfyuiDoor:
 
     async def open(self, tenant: str) -> list[tuple[PromptRecord, Jobs]]:
         """Return a tenant's prompts that are not over, oldest first, with their jobs."""
-        found: list[tuple[PromptRecord, Jobs]] = []
-        for record in await self.records.open(tenant):
-            jobs = await self.jobs_of(record)
-            if not are_over(jobs):
-                found.append((record, jobs))
-            elif (tenant, record.id) not in self._following:
-                # Whoever followed it has died.
-                await self.records.close(record)
-        return found
+        pending = [job.id for job in await self._pipeline.under_way(tenant)]
+        records = await self.records.of_jobs(pending, tenant)
+        found = [(record, await self.jobs_of(record)) for record in records]
+        return sorted(
+            ((record, jobs) for record, jobs in found if not are_over(jobs)),
+            key=lambda prompt: prompt[0].created_ms,
+        )
 
     async def queue(self, tenant: str) -> dict[str, list[Any]]:
         """Return what `GET /queue` says."""
@@ -167,15 +160,21 @@ class ComfyuiDoor:
         """Return how many prompts of a tenant are not over, as ComfyUI says it."""
         return _remaining(len(await self.open(tenant)))
 
+    async def history_of(self, prompt_id: str, tenant: str) -> dict[str, Any] | None:
+        """Return the entry in `/history` of a prompt; None: there is none, as yet or any more."""
+        record = await self.records.find(prompt_id, tenant)
+        if record is None or (entry := await self.history(record)) is None:
+            return None
+        return entry if await self.records.is_listed(record) else None
+
     async def history(self, record: PromptRecord) -> dict[str, Any] | None:
-        """Return a prompt's entry in `/history`; None: it is not over."""
+        """Return the entry of a prompt that is listed; None: it is not over."""
         jobs = await self.jobs_of(record)
         return history_entry(record, jobs) if are_over(jobs) else None
 
     async def forget(self, record: PromptRecord) -> None:
         """Remove a prompt from history, if it is over and so in it; its pictures stay."""
         if are_over(await self.jobs_of(record)):
-            self._recent.forget(record)
             await self.records.forget(record)
 
     async def clear(self, tenant: str) -> None:
@@ -274,15 +273,9 @@ class ComfyuiDoor:
         await telling
         del self._following[record.tenant, record.id]
         following.end()
-        if self._is_only_one:
-            # Together with the end: what goes to a client at another time goes through the proxy
-            # at the cost of a message of its own.
-            await self._told_status(record.tenant)
-        # If the store is away, whoever asks for open prompts next finds that this one is over.
-        with contextlib.suppress(StorageUnavailable):
-            await self.records.close(record)
-        if not self._is_only_one:
-            await self._told_status(record.tenant)
+        # Together with the end: what goes to a client at another time goes through the proxy at
+        # the cost of a message of its own.
+        await self._told_status(record.tenant)
 
     async def _told_status(self, tenant: str) -> None:
         # One record that cannot be read must not keep anybody from the end of their own prompt.

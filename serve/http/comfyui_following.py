@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from serve.errors import KelvinError, StorageUnavailable
 from serve.http.comfyui_history import Jobs, are_over, last_message, outputs_of
-from serve.http.comfyui_prompts import ChainRecord, PromptRecord, now_ms
+from serve.http.comfyui_prompts import now_ms
+from serve.http.comfyui_record import ChainRecord, PromptRecord
 from serve.http.comfyui_sockets import Socket, Sockets
 from serve.requests import GenerateResult, ImageRef, JobEvent
 

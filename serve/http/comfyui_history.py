@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve.http.comfyui_files import shown_images
-from serve.http.comfyui_prompts import ChainRecord, PromptRecord
+from serve.http.comfyui_record import ChainRecord, PromptRecord
 from serve.requests import GenerateResult, JobRecord
 
 Jobs = Sequence[JobRecord | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from serve.http.comfyui_prompts import PromptRecord
+from serve.http.comfyui_record import PromptRecord
 
 MOST_CHARACTERS: Final = 4 << 20  # some thousands of workflows
 
@@ -24,7 +24,7 @@ class RecentTexts:
 
     def keep(self, record: PromptRecord) -> None:
         """Keep what the pictures of a prompt's jobs carry."""
-        self.forget(record)
+        self._forget(record)
         texts = record.png_text()
         for chain in record.chains:
             self._texts[record.tenant, chain.job] = texts
@@ -37,8 +37,7 @@ class RecentTexts:
         """Return keyword -> text of a tenant's job's pictures; None: it is not known here."""
         return self._texts.get((tenant, job_id))
 
-    def forget(self, record: PromptRecord) -> None:
-        """Keep nothing of a prompt; no harm if nothing is kept."""
+    def _forget(self, record: PromptRecord) -> None:
         for chain in record.chains:
             self._characters -= _length(self._texts.pop((record.tenant, chain.job), {}))
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.attachment import Attachment
 from serve.errors import (
     JobConflict,
     JobNotFound,
@@ -18,6 +19,7 @@ from serve.errors import (
 )
 from serve.job_ids import new_job_id, shard
 from serve.jobs import JobJournal
+from serve.removal import Removal
 from serve.requests import (
     GenerateRequest,
     GenerateResult,
@@ -102,6 +104,27 @@ async def test_layout(journal, store):
     assert JobJournal.image_key(job_id, 3, "0" * 64, "webp") == (
         f"images/{job_id}/3-{'0' * 64}.webp"
     )
+
+
+async def test_what_is_kept_with_a_job_is_there_as_long_as_the_job(journal, store):
+    job_id = new_job_id()
+    workflow = json.dumps({"text": "x" * (4 << 20)}).encode()
+    await journal.accept(job_id, _REQUEST, "p", "acme", Attachment(workflow))
+    again = Attachment(b"another", is_listed=False)
+    assert not await journal.accept(job_id, _REQUEST, "p", "acme", again)
+    assert await journal.attached(job_id, "acme") == workflow
+    assert await journal.attached(job_id, "globex") is None
+    assert await journal.attached(new_job_id(), "acme") is None
+    pending = JobRecord(id=job_id, tenant="acme", status="pending", request=_REQUEST)
+    assert await journal.read(job_id) == pending
+    sizes = {entry.key: entry.size for entry in await store.list_entries("")}
+    assert [key for key, size in sizes.items() if size > 4096] == [f"jobs/{job_id}/request.json"]
+    ended = await journal.request_cancel(job_id)
+    assert await journal.read(job_id) == ended
+    assert await journal.attached(job_id, "acme") == workflow
+    await Removal(store, store).delete(job_id, "acme")
+    assert await journal.attached(job_id, "acme") is None
+    assert await store.list_keys("listing/") == []
 
 
 async def test_accepting_again_is_the_same_job(journal):

@@ -7,13 +7,18 @@ import time
 import httpx
 import pytest
 
+from serve.attachment import Attachment
 from serve.config import StorageSettings
+from serve.endings import outcome
 from serve.errors import InvalidRequest
 from serve.http.native import build_app
 from serve.job_ids import new_job_id
+from serve.job_listing import JobListing
+from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
 from serve.listing_keys import job_of, listing_key
 from serve.pipeline import Pipeline
+from serve.record_store import MemoryStore
 from serve.requests import JobRecord
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
@@ -49,7 +54,11 @@ async def test_pages_are_newest_first_and_of_one_tenant(pipeline: Pipeline, stag
     own: list[str] = []
     for number in range(5):
         request = REQUEST.model_copy(update={"seed": number})
-        own.insert(0, (await pipeline.generate(request, "acme")).id)
+        # Of every other one its door keeps a list as well.
+        door = Attachment(b"x", is_listed=number % 2 == 0)
+        job, _ = await pipeline.submit_once(request, "acme", door)
+        assert (await outcome(pipeline.events(job.id, "acme"))).images
+        own.insert(0, job.id)
         await pipeline.generate(request, "acme-2")
     stages.gate.clear()
     running = (await pipeline.submit(REQUEST, "acme")).id
@@ -91,6 +100,27 @@ async def test_deleted_swept_and_never_accepted_jobs_are_not_listed(
     assert {job_of(key) for key in await store.list_keys("listing/")} == {kept, ghost, foreign}
     await Sweep(store, store, 30 * DAY_S, time.time() + 31 * DAY_S).run()
     assert await store.list_keys("listing/") == []
+
+
+async def test_whose_another_processs_job_is_is_asked_once(monkeypatch: pytest.MonkeyPatch):
+    store = MemoryStore()
+    journal = JobJournal(store)
+    for tenant in ["globex"] * 20 + ["acme"]:
+        await journal.accept(new_job_id(), REQUEST, "elsewhere-1", tenant)
+    listing = JobListing(store, journal, {}, durable=True)
+    read, asked = store.get, []
+
+    async def counted(key: str) -> bytes | None:
+        asked.append(key)
+        return await read(key)
+
+    monkeypatch.setattr(store, "get", counted)
+    for most in (3 * 21, 3):
+        asked.clear()
+        (own,) = await listing.under_way("acme")
+        assert own.tenant == "acme"
+        assert len(asked) <= most
+    assert len(await listing.under_way("globex")) == 20
 
 
 async def test_what_is_no_page_is_refused(pipeline: Pipeline):

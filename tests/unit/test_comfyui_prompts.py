@@ -1,75 +1,135 @@
-"""ComfyUI's prompts in a store: written once each, and found again in order."""
+"""ComfyUI's prompts in a store: attached to jobs, and found again in order."""
 
 from __future__ import annotations
 
-import asyncio
-import uuid
+import itertools
 
 import pytest
 
+from serve.errors import RecordUnreadable
 from serve.http import comfyui_prompts
-from serve.http.comfyui_prompts import ChainRecord, PromptRecord, PromptRecords, order_key
+from serve.http.comfyui_prompts import PromptRecords, chain_key
+from serve.http.comfyui_record import ChainRecord, OtherChain, PromptRecord, drawn_id
+from serve.idempotency import Idempotency
+from serve.job_ids import first_job_id, new_job_id
+from serve.jobs import JobJournal
 from serve.record_store import MemoryStore
+from serve.requests import GenerateRequest
 
 _TENANT = "t"
+_MILLISECONDS = itertools.count(1)
+_REQUEST = GenerateRequest(prompt="a circle", seed=1)
 
 
-def _record(name: str, created_ms: int, digest: str = "") -> PromptRecord:
-    chain = ChainRecord(job=uuid.uuid4().hex, sampler="5", encoder="2", decoder="6", outputs={})
+def _record(
+    prompt_id: str = "", created_ms: int = 0, jobs: tuple[str, ...] = ("",)
+) -> PromptRecord:
     return PromptRecord(
-        id=name,
+        id=prompt_id,
         tenant=_TENANT,
         number=0,
         created_ms=created_ms,
-        digest=digest,
+        digest="",
         prompt={},
         extra_data={},
-        chains=(chain,),
+        chains=tuple(
+            ChainRecord(job=job, sampler="5", encoder="2", decoder="6", outputs={}) for job in jobs
+        ),
         node_errors={},
         warnings=(),
     )
 
 
-async def _since(records: PromptRecords, *asked: object) -> list[str]:
-    return [record.id async for record in records.since(_TENANT, *asked)]  # type: ignore[arg-type]
+async def _accepted(
+    store: MemoryStore, record: PromptRecord, job_id: str | None = None
+) -> PromptRecord:
+    """Write a prompt down as the door does, and return it as it is to be found."""
+    # Of jobs accepted within a millisecond none is the later one.
+    job_id = job_id or f"{next(_MILLISECONDS):012x}{new_job_id()[12:]}"
+    if record.id:
+        keyed = _REQUEST.model_copy(update={"idempotency_key": chain_key(record.id, 0)})
+        await Idempotency(store).remember(keyed, job_id, 1, _TENANT)
+    journal = JobJournal(store)
+    await journal.accept(job_id, _REQUEST, "p", _TENANT, record.attachment())
+    return record.held_by(job_id)
 
 
-@pytest.mark.parametrize("created_ms", [9, 11])
-async def test_of_two_writes_of_one_id_the_second_leaves_nothing(created_ms: int):
+async def _since(records: PromptRecords, *asked: object) -> list[int]:
+    return [record.created_ms async for record in records.since(_TENANT, *asked)]  # type: ignore[arg-type]
+
+
+async def test_a_prompt_is_found_by_its_id_and_by_each_of_its_jobs():
+    store = MemoryStore()
+    records, journal = PromptRecords(store), JobJournal(store)
+    drawn = await _accepted(store, _record())
+    assert drawn.id == drawn_id(drawn.job)
+    other, stranger = new_job_id(), new_job_id()
+    for job_id in (other, stranger):
+        attachment = OtherChain(prompt_id="order-17").attachment()
+        await journal.accept(job_id, _REQUEST, "p", _TENANT, attachment)
+    named = await _accepted(store, _record("order-17", jobs=("", other)))
+    native = new_job_id()
+    await journal.accept(native, _REQUEST, "p", _TENANT)
+    for record in (drawn, named):
+        assert await records.find(record.id, _TENANT) == record
+        assert await records.find(record.id, "another") is None
+        assert [await records.of_job(each.job, _TENANT) for each in record.chains] == [
+            record for _ in record.chains
+        ]
+        assert await records.of_job(record.job, "another") is None
+    # A job of a prompt that was refused, one of another door, and one that there is not.
+    for job_id in (stranger, native, new_job_id()):
+        assert await records.of_job(job_id, _TENANT) is None
+        assert await records.find(drawn_id(job_id), _TENANT) is None
+    # Its job's id does not name a prompt that has another one.
+    assert await records.find(drawn_id(named.job), _TENANT) is None
+    jobs = [native, other, drawn.job, stranger, named.job]
+    assert await records.of_jobs(jobs, _TENANT) == [named, drawn]
+    assert await records.newest(_TENANT, 64) == [drawn, named]
+
+
+async def test_what_is_removed_from_history_can_come_back():
     store = MemoryStore()
     records = PromptRecords(store)
-    first, second = _record("p", 10, "one"), _record("p", created_ms, "another")
-    written = await asyncio.gather(*map(records.write, (first, second)))
-    assert written == [first, first]
-    keys = await store.list_keys("comfyui/")
-    assert [key for key in keys if "/order/" in key] == [order_key(first)]
-    (job,) = (chain.job for chain in second.chains)
-    assert not [key for key in keys if job in key]
-    assert await records.of_job(job, _TENANT) is None
+    first, second = [await _accepted(store, _record(name)) for name in ("a", "b")]
     await records.forget(first)
-    assert await store.list_keys("comfyui/") == []
+    assert await records.newest(_TENANT, 64) == [second]
+    assert [await records.is_listed(each) for each in (first, second)] == [False, True]
+    assert await records.find("a", _TENANT) == first
+    for _ in range(2):
+        await records.remember(first)
+        assert await records.newest(_TENANT, 64) == [first, second]
+    assert len(await store.list_keys("listing/")) == 2
 
 
-async def test_a_key_whose_writer_died_lists_nothing():
+async def test_what_stands_in_a_job_and_is_no_prompt_is_said():
     store = MemoryStore()
     records = PromptRecords(store)
-    record, other = _record("p", 10), _record("q", 11)
-    await records.write(record)
-    await records.write(other)
-    for stray in (_record("p", 12), _record("never written", 13)):
-        await store.put(order_key(stray), b"{}", "application/json")
-    assert await records.newest(_TENANT, 64) == [record, other]
-    assert await _since(records, 0) == ["q", "p"]
+    damaged, whole = [await _accepted(store, _record(name)) for name in ("a", "b")]
+    key = f"jobs/{damaged.job}/request.json"
+    line = (await store.get(key) or b"").partition(b"\n")[0]
+    await store.put(key, line + b'\n{"id": 5}', "application/json")
+    with pytest.raises(RecordUnreadable):
+        await records.find("a", _TENANT)
+    assert await records.newest(_TENANT, 64) == [whole]
 
 
 async def test_prompts_since_a_time_are_all_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comfyui_prompts, "_LISTED_AT_ONCE", 3)
-    records = PromptRecords(MemoryStore())
-    written = [await records.write(_record(str(at), at)) for at in range(1, 21)]
-    newest_first = [record.id for record in reversed(written)]
+    store = MemoryStore()
+    records = PromptRecords(store)
+    jobs = []
+    for at in range(1, 21):
+        jobs.append(f"{at:012x}{new_job_id()[12:]}")
+        await _accepted(store, _record(created_ms=at), jobs[-1])
+    newest_first = list(range(20, 0, -1))
     assert await _since(records, 0) == newest_first
     assert await _since(records, 1) == newest_first
     assert await _since(records, 15) == newest_first[:6]
     assert await _since(records, 21) == []
-    known = {order_key(record) for record in written[16:]}
-    assert await _since(records, 15, known) == ["16", "15"]
+    assert await _since(records, 15, set(jobs[16:])) == [16, 15]
+
+
+def test_ids_since_a_time_begin_with_the_first():
+    assert first_job_id(255) == "0000000000ff" + "0" * 20
+    assert first_job_id(-5) == "0" * 32

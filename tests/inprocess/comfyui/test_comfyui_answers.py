@@ -11,6 +11,7 @@ import websockets.sync.client
 
 from serve.config import StorageSettings
 from serve.http import comfyui_prompts
+from serve.job_ids import shard
 from serve.storage import ObjectStore
 from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, history, sent, until, workflow
 from tests.inprocess.served import Served
@@ -123,8 +124,10 @@ async def test_a_damaged_record_does_not_hide_the_others(
     for prompt_id in ids:
         history(http, prompt_id)
     store = ObjectStore(storage)
-    key = next(key for key in await store.list_keys("comfyui/") if "/prompts/" in key)
-    await store.put(key, b"{}", "application/json")
+    lost_job = http.get("/v1/jobs").json()["jobs"][0]["id"]
+    key = f"jobs/{lost_job}/request.json"
+    record, _, _ = (await store.get(key) or b"").partition(b"\n")
+    await store.put(key, record + b"\n{}", "application/json")
     store.close()
     (left,) = http.get("/history").json()
     assert left in ids
@@ -159,11 +162,9 @@ async def test_a_damaged_job_does_not_hide_other_prompts(
     history(http, sent(http, workflow(), prompt_id="b"))
     store = ObjectStore(storage)
     await store.put(f"jobs/{job['id']}/result.json", b"{}", "application/json")
-    for key in await store.list_keys("comfyui/"):
-        if "/prompts/" in key:
-            # As if whoever followed them had died.
-            name = key.replace("/prompts/", "/open/").removesuffix(".json")
-            await store.put(name, b"{}", "application/json")
+    for each in http.get("/v1/jobs").json()["jobs"] + [job]:
+        # As if whoever ended it had died before it was pending no more.
+        await store.put(f"pending/{shard(each['id'])}/{each['id']}", b"{}", "application/json")
     store.close()
     assert http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
     with websockets.sync.client.connect(f"{server.url.replace('http', 'ws')}/ws") as socket:

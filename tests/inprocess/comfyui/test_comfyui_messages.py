@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import struct
@@ -22,13 +23,15 @@ from serve.comfyui_settings import ComfyuiSettings
 from serve.config import PipelineSettings, StorageSettings
 from serve.errors import RecordUnreadable, StageFailed, StorageUnavailable
 from serve.http import comfyui_door, comfyui_following
-from serve.http.comfyui_prompts import ChainRecord, PromptRecord, PromptRecords, now_ms
+from serve.http.comfyui_prompts import now_ms
+from serve.http.comfyui_record import ChainRecord, PromptRecord
+from serve.jobs import JobJournal
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
 from serve.tenants import DEFAULT_TENANT
 from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, end, received, sent, workflow
 from tests.inprocess.served import Served, served
-from tests.inprocess.stand_in_stages import StandIn, new_pipeline
+from tests.inprocess.stand_in_stages import REQUEST, StandIn, new_pipeline
 
 
 def test_the_websocket_tells_what_happens(http: httpx.Client, server: Served, stages: StandIn):
@@ -155,32 +158,29 @@ async def test_a_websocket_hears_of_its_prompt_however_many_others_came(
         "comfyui": ComfyuiSettings(),
     }
     store = ObjectStore(storage)
-    records = PromptRecords(store)
     with served(new_pipeline(stages, storage, monkeypatch, **two)) as tells:
         address = f"{tells.url.replace('http', 'ws')}/ws?clientId=a"
         async with websockets.asyncio.client.connect(address) as socket:
             await socket.recv()
             # As other processes write them, whose clocks differ a little.
-            for number in range(20):
-                await records.write(_taken_elsewhere(f"other {number}", "b", now_ms() + 1000))
-            await records.write(_taken_elsewhere("own", "a", now_ms()))
+            for _ in range(20):
+                await _taken_elsewhere(store, "b", now_ms() + 1000)
+            own = await _taken_elsewhere(store, "a", now_ms())
             async with asyncio.timeout(ENDS_WITHIN_S):
-                while json.loads(await socket.recv()) != end("own"):
+                while json.loads(await socket.recv()) != end(own):
                     pass
     store.close()
 
 
-def _taken_elsewhere(name: str, client: str, created_ms: int) -> PromptRecord:
-    """Return a prompt whose job has been deleted already."""
-    outputs = {"7": "kelvin"}
-    chain = ChainRecord(
-        job=uuid.uuid4().hex, sampler="5", encoder="2", decoder="6", outputs=outputs
-    )
-    return PromptRecord(
-        id=name,
+async def _taken_elsewhere(store: ObjectStore, client: str, accepted_ms: int) -> str:
+    """Write down a prompt that is cancelled already, and return its id."""
+    job_id = f"{accepted_ms:012x}{uuid.uuid4().hex[12:]}"
+    chain = ChainRecord(job="", sampler="5", encoder="2", decoder="6", outputs={"7": "kelvin"})
+    record = PromptRecord(
+        id="",
         tenant=DEFAULT_TENANT,
         number=0,
-        created_ms=created_ms,
+        created_ms=accepted_ms,
         digest="",
         prompt=workflow(),
         extra_data={"client_id": client},
@@ -188,6 +188,10 @@ def _taken_elsewhere(name: str, client: str, created_ms: int) -> PromptRecord:
         node_errors={},
         warnings=(),
     )
+    journal = JobJournal(store)
+    await journal.accept(job_id, REQUEST, attachment=record.attachment())
+    await journal.request_cancel(job_id)
+    return record.held_by(job_id).id
 
 
 def test_after_a_restart_other_clients_prompts_are_counted_too(
@@ -256,8 +260,9 @@ def test_a_websocket_is_for_listening(server: Served):
     with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
         socket.send(json.dumps({"type": "feature_flags", "data": {}}))
         assert json.loads(socket.recv(ENDS_WITHIN_S))["data"]["sid"] == "a" * 200
-        for large in ("x" * 100_000, b"x" * 100_000):
-            socket.send(large)
+        with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+            for large in ("x" * 100_000, b"x" * 100_000):
+                socket.send(large)  # the second one may find it closed
         with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
             socket.recv(ENDS_WITHIN_S)
     assert closed.value.rcvd is not None

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +16,15 @@ from PIL import Image
 
 from serve.comfyui_settings import ComfyuiSettings
 from serve.config import StorageSettings
-from serve.errors import StageFailed
+from serve.errors import StageFailed, StorageUnavailable
+from serve.job_ids import new_job_id
+from serve.journal_settings import JournalSettings
+from serve.listing_keys import listing_key
 from serve.pictures import read_request
+from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
+from serve.tenants import DEFAULT_TENANT
 from tests.inprocess.comfyui.caller import history, png, sent, until, uploaded, workflow
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
@@ -124,6 +130,12 @@ def test_a_prompt_id_is_one_prompt_however_often_it_is_sent(http: httpx.Client, 
         assert sent(http, workflow(), prompt_id="order-17") == "order-17"
     history(http, "order-17")
     assert sent(http, workflow(), prompt_id="order-17") == "order-17"
+    assert http.post("/history", json={"delete": ["order-17"]}).status_code == 200
+    assert http.get("/history/order-17").json() == {}
+    # Who sends it again wants to hear of it.
+    assert sent(http, workflow(), prompt_id="order-17") == "order-17"
+    assert list(http.get("/history").json()) == ["order-17"]
+    assert history(http, "order-17")["status"]["completed"]
     assert len(stages.denoised) == 1
     other = workflow()
     other["5"]["inputs"]["seed"] = 2
@@ -152,6 +164,99 @@ def test_another_process_answers_for_what_it_never_saw(
     assert http.get(f"/history/{prompt_id}").json() == {}
     assert http.get("/history").json() == {}
     assert http.get("/view", params=image).status_code == 200
+
+
+async def test_a_prompt_takes_no_write_beside_its_jobs(
+    http: httpx.Client, pipeline: Pipeline, storage: StorageSettings
+):
+    def asked() -> None:
+        history(http, sent(http, workflow()))
+        history(http, sent(http, workflow("two_chains"), prompt_id="p"))
+
+    await asyncio.to_thread(asked)
+    store = ObjectStore(storage)
+    keys = Counter(key.rpartition("/")[0] for key in await store.list_keys(""))
+    store.close()
+    expected = {"idempotency": 2, "leases": 1, "listing/default": 1, "listing/default.door": 2}
+    for job in (await pipeline.jobs()).jobs:
+        expected |= {f"jobs/{job.id}": 2, f"images/{job.id}": 1}
+    assert keys == expected
+
+
+async def test_a_prompt_whose_pipeline_died_before_its_job_was_pending_is_made(
+    http: httpx.Client,
+    server: Served,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server.call(stages.gate.clear)
+    await asyncio.to_thread(sent, http, workflow(), prompt_id="p")
+    store = ObjectStore(storage)
+    await store.delete((await store.list_keys("pending/"))[0])
+    store.close()
+
+    def sent_again() -> None:
+        other = new_pipeline(StandIn(), storage, monkeypatch, comfyui=ComfyuiSettings())
+        with served(other) as elsewhere, httpx.Client(base_url=elsewhere.url) as away:
+            assert away.get("/queue").json() == {"queue_running": [], "queue_pending": []}
+            assert sent(away, workflow(), prompt_id="p") == "p"
+            assert history(away, "p")["status"]["completed"]
+
+    await asyncio.to_thread(sent_again)
+    server.call(stages.gate.set)
+    assert (await asyncio.to_thread(history, http, "p"))["status"]["completed"]
+
+
+def test_a_prompt_that_may_be_on_record_keeps_all_its_chains(
+    http: httpx.Client,
+    server: Served,
+    pipeline: Pipeline,
+    stages: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server.call(stages.gate.clear)
+    real, lost = pipeline.submit_once, iter([False, True])
+
+    async def answer_lost(*asked: Any) -> Any:
+        answer = await real(*asked)
+        if next(lost, False):
+            raise StorageUnavailable("The store is away.")
+        return answer
+
+    monkeypatch.setattr(pipeline, "submit_once", answer_lost)
+    body = {"prompt": workflow("two_chains"), "prompt_id": "p"}
+    assert http.post("/prompt", json=body).status_code == 503
+    server.call(stages.gate.set)
+    entry = history(http, "p")
+    assert entry["status"]["completed"]
+    assert set(entry["outputs"]) == {"12", "13", "22"}
+    assert http.post("/prompt", json=body).status_code == 200
+    assert len(stages.denoised) == 2
+
+
+def test_without_a_journal_prompts_live_as_long_as_their_process(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    sections: dict[str, Any] = {
+        "journal": JournalSettings(enabled=False),
+        "comfyui": ComfyuiSettings(checkpoints={"sd3.5_large.safetensors": "m"}),
+    }
+    with (
+        served(new_pipeline(stages, storage, monkeypatch, **sections)) as running,
+        httpx.Client(base_url=running.url) as http,
+    ):
+        running.call(stages.gate.clear)
+        ids = [sent(http, workflow("two_chains")), sent(http, workflow(), prompt_id="p")]
+        assert until(lambda: len(http.get("/queue").json()["queue_running"]) == 2)
+        running.call(stages.gate.set)
+        entries = [history(http, prompt_id) for prompt_id in ids]
+        assert [entry["status"]["completed"] for entry in entries] == [True, True]
+        assert list(http.get("/history").json()) == ids
+        assert sent(http, workflow(), prompt_id="p") == "p"
+        assert http.post("/history", json={"clear": True}).status_code == 200
+        assert http.get("/history").json() == {}
+        assert http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
 
 
 def test_interrupt_and_the_queue_cancel(http: httpx.Client, server: Served, stages: StandIn):
@@ -246,11 +351,10 @@ async def test_history_is_cleared_behind_keys_that_lead_nowhere(
 ):
     await asyncio.to_thread(lambda: history(http, sent(http, workflow(), prompt_id="p")))
     store = ObjectStore(storage)
-    (key,) = [key for key in await store.list_keys("comfyui/") if "/order/" in key]
-    folder = key.rpartition("/")[0]
-    for number in range(20):
+    for _ in range(20):
         # Whoever wrote it died before it wrote more.
-        await store.put(f"{folder}/{number:013d}-{number:064x}", b"{}", "application/json")
+        key = listing_key(new_job_id(), DEFAULT_TENANT, by_door=True)
+        await store.put(key, b"{}", "application/json")
     answer = await asyncio.to_thread(http.post, "/history", json={"clear": True})
     assert answer.status_code == 200
     assert (await asyncio.to_thread(http.get, "/history/p")).json() == {}
@@ -269,7 +373,8 @@ async def test_old_prompts_are_swept_and_young_ones_stay(
     assert young.comfyui_records == 0
     assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json()
     old = await Sweep(store, store, 30 * day_s, time.time() + 31 * day_s).run()
-    assert old.comfyui_records >= 3
-    assert await store.list_keys("comfyui/") == []
+    assert (old.comfyui_records, old.jobs) == (1, 1)
+    for left in ("comfyui/", "jobs/", "listing/"):
+        assert await store.list_keys(left) == []
     assert (await asyncio.to_thread(http.get, f"/history/{prompt_id}")).json() == {}
     store.close()
