@@ -47,6 +47,9 @@ class PoolBoard:
         self.loads = LoadBoard(settings)
         self._joined_share = settings.joined_share
         self._guard = threading.Lock()
+        # Who is told to be gone in one thread must not be reported as there by another meanwhile:
+        # nobody would take it out again.
+        self._membership = threading.Lock()
         self.outside = WaitingOutside()
         self.sizes = WorkSizes()
         self.clock = clock
@@ -62,8 +65,11 @@ class PoolBoard:
 
     def heard(self, state: ReplicaState) -> None:
         """Take what a replica just told of itself, unless it is on its way out."""
-        if self.has_replicas_told and state.id not in self._seen:
-            return
+        with self._membership:
+            if not self.has_replicas_told or state.id in self._seen:
+                self._heard(state)
+
+    def _heard(self, state: ReplicaState) -> None:
         if state.step_s is not None and self._steps_s.get(state.id) != state.step_s:
             with self._guard:
                 self._steps_s[state.id] = state.step_s
@@ -124,20 +130,25 @@ class PoolBoard:
             }
             for name in old:
                 del self._slow[name]
-        for at, load in old.values():
-            if load.id in self._seen:
-                self.loads.report(replace(load, speed=1.0, throttled=False, age_s=now - at), now)
+        with self._membership:
+            for at, load in old.values():
+                if load.id in self._seen:
+                    told = replace(load, speed=1.0, throttled=False, age_s=now - at)
+                    self.loads.report(told, now)
 
     def keep(self, ids: Sequence[str]) -> None:
         """Have exactly these replicas; who is new is taken to be idle until it tells."""
         now = self.clock()
-        self.loads.keep(ids)
-        for name in ids:
-            if name not in self._seen:
-                self.loads.report(ReplicaLoad(id=name, backlog_s=0.0, age_s=0.0), now)
-        if ids:
-            self.outside.replica_came()
-        self._seen = frozenset(ids)
+        with self._membership:
+            self.loads.keep(ids)
+            for name in ids:
+                if name not in self._seen:
+                    self.loads.report(ReplicaLoad(id=name, backlog_s=0.0, age_s=0.0), now)
+            if ids:
+                self.outside.replica_came()
+            elif self._seen:
+                self.outside.replicas_went(now)
+            self._seen = frozenset(ids)
         with self._guard:
             self._shared = {name: self._shared[name] for name in ids if name in self._shared}
         if ids:  # of a pool that is empty for now, its speed stays known

@@ -21,6 +21,7 @@ class WaitingOutside:
         self._waiting: dict[int, float] = {}
         self._since: float | None = None  # something waited, and no replica came
         self._last = float("-inf")
+        self._emptied_at = float("-inf")
 
     def came(self, key: int, cool_s: float, now: float) -> None:
         """Note that work waits.
@@ -44,6 +45,15 @@ class WaitingOutside:
     def replica_came(self) -> None:
         """Note that the pool has a replica."""
         self._since = None
+
+    def replicas_went(self, now: float) -> None:
+        """Note that the pool has lost its last replica; whoever is sent there now knows that."""
+        self._since = None
+        self._emptied_at = now
+
+    def has_lost(self, since: float) -> bool:
+        """Return whether the pool has lost its last replica after a time."""
+        return self._emptied_at > since
 
     @property
     def cool_s(self) -> float:

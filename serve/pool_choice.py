@@ -61,20 +61,26 @@ class PoolChoice:
         finally:
             board.outside.went(id(payload))
 
-    def is_vain(self, pool: str) -> bool:
-        """Whether a pool has had no replica for far too long while another of its stage has.
+    def is_vain(self, pool: str, waited_s: float = 0.0) -> bool:
+        """Whether what has waited so long at a pool without replicas is better sent anew.
 
-        What waits there is better sent anew: to the other, as long as this one does not start.
+        So it is while another pool of the stage has replicas, and this one's were lost after it was
+        sent there, or have not come for far too long. Serve's router tells nobody of calls that it
+        takes back from a dead replica, and keeps them until the pool has another one.
         """
         board = self._boards[pool]
         if len(board.loads):
             return False
+        now = board.clock()
         for pools in self._pools.values():
             own = next((each for each in pools if each.name == pool), None)
             if own is not None:
-                waited_s = board.outside.waited_s(board.clock())
+                late_s = _LATE_START * own.start_s
+                is_vain = max(
+                    waited_s, board.outside.waited_s(now)
+                ) > late_s or board.outside.has_lost(since=now - waited_s)
                 others = (each for each in pools if each is not own)
-                return waited_s > _LATE_START * own.start_s and any(
+                return is_vain and any(
                     len(self._boards[each.name].loads) or self._is_unheard_of(each)
                     for each in others
                 )

@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -61,7 +62,7 @@ _LOOK_AGAIN_S = 1.0
 
 
 class WaitedInVain(StageUnavailable):
-    """A pool had no replica for far too long, while others of its stage may have."""
+    """A pool has no replica, and another one of its stage may have."""
 
 
 class Choice(Protocol):
@@ -75,8 +76,8 @@ class Choice(Protocol):
     ) -> AbstractContextManager[str]:
         """Yield the name of one of the stage's pools, for a call with that first argument."""
 
-    def is_vain(self, pool: str) -> bool:
-        """Whether a pool has had no replica for far too long while another of its stage has."""
+    def is_vain(self, pool: str, waited_s: float) -> bool:
+        """Whether what has waited so long at a pool without replicas is better sent anew."""
 
     def is_asleep(self, stage: Stage) -> bool:
         """Whether a stage has no replica, as far as is known here, and starts on demand."""
@@ -126,7 +127,7 @@ class Stages:
                 suspicion.began()
                 encoded: tuple[PromptEmbedding, ...] = await _answer(
                     self.pools["text"][pool].encode.remote(jobs, **_beside(suspicion)),
-                    lambda: self._choice.is_vain(pool),
+                    partial(self._choice.is_vain, pool),
                 )
             if encoded:
                 self._choice.heard(pool, encoded[0].load)
@@ -147,7 +148,7 @@ class Stages:
                 suspicion.began()
                 encoded: EncodedImage = await _answer(
                     self.pools["decode"][pool].encode.remote(pixels, **_beside(suspicion)),
-                    lambda: self._choice.is_vain(pool),
+                    partial(self._choice.is_vain, pool),
                 )
             self._choice.heard(pool, encoded.load)
             return encoded
@@ -174,7 +175,7 @@ class Stages:
             with self._choice.sending("denoise", sent, sent) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
-                    async for events in _items(stream, lambda: self._choice.is_vain(pool)):
+                    async for events in _items(stream, partial(self._choice.is_vain, pool)):
                         suspicion.began()
                         for event in events:
                             if isinstance(event, Handover):
@@ -209,7 +210,7 @@ class Stages:
                 suspicion.began()
                 pixels: Pixels = await _answer(
                     self.pools["decode"][pool].decode.remote(latents, **_beside(suspicion)),
-                    lambda: self._choice.is_vain(pool),
+                    partial(self._choice.is_vain, pool),
                 )
             self._choice.heard(pool, pixels.load)
             height, width, _ = pixels.pixels.shape
@@ -316,8 +317,8 @@ def _asked_to_stop() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _answer(response: Any, is_vain: Callable[[], bool]) -> Any:
-    """Wait for a call, and be told about once a second whether that is vain.
+async def _answer(response: Any, is_vain: Callable[[float], bool]) -> Any:
+    """Wait for a call, and ask about once a second whether that is vain by now.
 
     Raises:
         WaitedInVain: It is.
@@ -330,7 +331,7 @@ async def _answer(response: Any, is_vain: Callable[[], bool]) -> Any:
 
 
 async def _items(
-    stream: Any, is_vain: Callable[[], bool]
+    stream: Any, is_vain: Callable[[float], bool]
 ) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
     """Yield items; while none has come, as `_answer` waits."""
     items = aiter(stream)
@@ -342,12 +343,13 @@ async def _items(
         yield item
 
 
-async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[], bool]) -> _Result:
+async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[float], bool]) -> _Result:
+    began = monotonic()
     task = asyncio.ensure_future(awaited)
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_AGAIN_S))[0]:
-            if is_vain():
-                raise WaitedInVain("The pool has no replica, and none has come for long.")
+            if is_vain(monotonic() - began):
+                raise WaitedInVain("The pool has no replica, and another one may have.")
         return task.result()
     finally:
         task.cancel()

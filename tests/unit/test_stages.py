@@ -111,7 +111,7 @@ class FakeChoice:
     def pool(self, stage: Stage, job: DenoiseJob | None = None) -> str:
         return self.names.pop(0) if self.names else "only"
 
-    def is_vain(self, pool: str) -> bool:
+    def is_vain(self, pool: str, waited_s: float) -> bool:
         return pool in self.vain
 
     def is_asleep(self, stage: Stage) -> bool:
