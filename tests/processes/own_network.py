@@ -188,11 +188,19 @@ def forwarded(listener: socket.socket, port: int) -> Iterator[None]:
         while True:
             try:
                 incoming, _ = listener.accept()
-                outgoing = socket.create_connection(("127.0.0.1", port))
             except OSError:
                 return
-            for pair in ((incoming, outgoing), (outgoing, incoming)):
-                threading.Thread(target=_carry, args=pair, daemon=True).start()
+            # One that cannot be carried on must not end the others, nor be waited for by them.
+            threading.Thread(target=carry_on, args=(incoming,), daemon=True).start()
+
+    def carry_on(incoming: socket.socket) -> None:
+        try:
+            outgoing = socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            incoming.close()
+            return
+        threading.Thread(target=_carry, args=(incoming, outgoing), daemon=True).start()
+        _carry(outgoing, incoming)
 
     threading.Thread(target=serve, daemon=True).start()
     try:
