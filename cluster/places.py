@@ -30,6 +30,16 @@ _BELIEVED = 10  # so many who come are believed in to begin with
 _LEAST_SHARE = 0.02
 
 
+def room_beside(whole: float, expected_s: float) -> float:
+    """Return how much of some room is open to who was not told to come now.
+
+    Args:
+        whole: Seconds of work.
+        expected_s: That those bring who were.
+    """
+    return whole - min(RESERVED * whole, expected_s)
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     due: float
@@ -62,11 +72,16 @@ class Places:
 
     def room(self, whole: float, key: bytes, now: float) -> float:
         """Return how much of some room is open to somebody."""
-        if self.is_turn(key, now) or not self._places:
+        if self.is_turn(key, now):
             return whole
+        return room_beside(whole, self.expected_s(now))
+
+    def expected_s(self, now: float) -> float:
+        """Return how much work those bring who were told to come about now, as many as come."""
+        if not self._places:
+            return 0.0
         about_now = range(int(now - _ABOUT_S), int(now + _ABOUT_S) + 1)
-        expected_s = self._share * sum(self._work_s.get(second, 0.0) for second in about_now)
-        return whole - min(RESERVED * whole, expected_s)
+        return self._share * sum(self._work_s.get(second, 0.0) for second in about_now)
 
     def came(self, key: bytes) -> None:
         """Note that somebody found room; it does no harm if they had no place."""
@@ -74,7 +89,9 @@ class Places:
             self._drop(key)
             self._learn(1.0)
 
-    def promise(self, key: bytes, wait_s: float, work_s: float, now: float) -> float:
+    def promise(
+        self, key: bytes, wait_s: float, work_s: float, now: float, *, is_first: bool = False
+    ) -> float:
         """Give somebody a place and return the seconds until it is their turn.
 
         Whoever has one keeps it; whoever came in their turn and found no room after all is first.
@@ -84,16 +101,18 @@ class Places:
             wait_s: Until there is room, were nobody else expected.
             work_s: What they will keep the service busy with.
             now: Seconds.
+            is_first: They came in their turn, and it was noted that they did.
         """
         self._forget(now)
         wait_s = min(max(wait_s, 1.0), LONGEST_S)
         place = self._places.get(key)
         if place is not None and place.due - _EARLY_S > now:
             return place.due - now
-        if place is None:
+        if place is not None:
+            self._drop(key)
+        if place is None and not is_first:
             due = self._first_free(now + wait_s, now + LONGEST_S, work_s)
         else:
-            self._drop(key)
             due = now + wait_s
         if len(self._places) < _MOST:
             gone_at = due + _GRACE_S + _GRACE_SHARE * (due - now)
@@ -120,9 +139,9 @@ class Places:
     def _drop(self, key: bytes) -> None:
         place = self._places.pop(key)
         second = int(place.due)
-        self._work_s[second] -= place.work_s
-        if self._work_s[second] <= 1e-9:
-            del self._work_s[second]
+        left_s = self._work_s.pop(second, 0.0) - place.work_s
+        if left_s > 1e-9:
+            self._work_s[second] = left_s
 
     def _learn(self, came: float) -> None:
         self._learnt_of = min(self._learnt_of + 1, _MEAN_OF)

@@ -16,6 +16,7 @@ from serve.init_image import upright_size, with_own_size
 from serve.inputs import Inputs
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
+from serve.outside_line import line_outside
 from serve.requests import GenerateRequest
 from serve.room_halves import HALF, RoomHalves
 from serve.running import RunningJob
@@ -192,7 +193,8 @@ class Acceptance:
         forecast = None if model is None else self._forecaster.of(model, resolved, tenant)
         if model is not None and forecast is not None:
             # Who was told to come again is known by sending the same.
-            refuse_if_late(model, resolved, forecast, self._forecaster.places, _key(sent, tenant))
+            places, key = self._forecaster.places, _key(sent, tenant)
+            refuse_if_late(model, resolved, forecast, places, key, line_outside())
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
         if model is not None and forecast is not None:

@@ -13,6 +13,7 @@ from deployments.sd3.sigmas import make_sigmas
 from serve.config import PoolSettings
 from serve.errors import DeadlineExceeded, Overloaded, StageUnavailable
 from serve.forecast import Forecast
+from serve.outside_line import OutsideLine
 from serve.requests import GenerateRequest
 from serve.running import RunningJob
 from serve.served_models import ServedModel, ServedModels
@@ -83,7 +84,12 @@ def refuse_if_full(
 
 
 def refuse_if_late(
-    model: ServedModel, request: GenerateRequest, forecast: Forecast, places: Places, key: bytes
+    model: ServedModel,
+    request: GenerateRequest,
+    forecast: Forecast,
+    places: Places,
+    key: bytes,
+    outside: OutsideLine | None = None,
 ) -> None:
     """Refuse a request that would not be done before its deadline.
 
@@ -96,6 +102,7 @@ def refuse_if_late(
         forecast: Of it.
         places: Of those who were told to come again, before others.
         key: Of the request among those.
+        outside: The line that its front door keeps, where it does.
 
     Raises:
         DeadlineExceeded: It could not be met even with nothing else to do.
@@ -105,7 +112,10 @@ def refuse_if_late(
     deadline_s, estimate, now = request.deadline_s, forecast.estimate, forecast.at
     if deadline_s is None or estimate is None:
         return
-    if estimate.at_most_s <= (room_s := places.room(deadline_s, key, now)):
+    room_s = places.room(deadline_s, key, now)
+    if outside is not None:
+        room_s = min(room_s, outside.room(deadline_s))
+    if estimate.at_most_s <= room_s:
         places.came(key)
         return
     if (down := model.outlook.down()) is not None:
@@ -126,13 +136,16 @@ def refuse_if_late(
             allowed="more seconds, a smaller request, or no deadline",
         )
     if not forecast.is_idle:
+        wait_s, busy_s = estimate.wait_s(room_s), estimate.busy_s
         raise Overloaded(
             f"The request would be done in about {estimate.expected_s:.2g} s, and surely in "
             f"{estimate.at_most_s:.2g} s.",
             field="deadline_s",
             value=deadline_s,
             allowed="more seconds, or later; Retry-After says when",
-            retry_after_s=places.promise(key, estimate.wait_s(room_s), estimate.busy_s, now),
+            retry_after_s=places.promise(key, wait_s, busy_s, now)
+            if outside is None
+            else outside.refuse(wait_s, busy_s),
         )
 
 

@@ -12,6 +12,7 @@ from serve.errors import InvalidRequest
 from serve.http.body import read_bytes, read_json
 from serve.http.document import DocumentedApp
 from serve.http.doors import add_doors
+from serve.http.early_refusal import StandsInLine
 from serve.http.errors import install_error_handlers
 from serve.http.gate import Gate, is_known, key_counts, tenant_of
 from serve.http.head import HeadAsGet
@@ -135,6 +136,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     install_error_handlers(app)
     keys = KeyRing(key_store(pipeline.settings))
     app.add_middleware(HeadAsGet)
+    app.add_middleware(StandsInLine)
     app.add_middleware(Traced)
     app.add_middleware(
         Gate,

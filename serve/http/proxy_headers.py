@@ -38,7 +38,10 @@ class ReadableHeaders:
 
 def middlewares() -> list[Middleware]:
     """Return what stands in front of Serve's proxies."""
-    return [Middleware(ReadableHeaders)]
+    from serve.http.early_refusal import EarlyRefusal
+
+    # The last one is the first to see a request.
+    return [Middleware(EarlyRefusal), Middleware(ReadableHeaders)]
 
 
 def _is_readable(name: bytes, value: bytes) -> bool:
