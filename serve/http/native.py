@@ -132,6 +132,9 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         title="Kelvin",
         version=importlib.metadata.version("kelvin-serve"),
         description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
+        # `Traced` makes the one span. FastAPI would add five, below the client's `traceparent` and
+        # not below Serve's proxy: a second trace where the client sent none.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
     keys = KeyRing(key_store(pipeline.settings))

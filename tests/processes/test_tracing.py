@@ -92,6 +92,14 @@ def test_the_callers_trace_reaches_every_stage(spans):
             assert "POST /v1/jobs" in ancestors(span)
 
 
+def test_a_caller_that_does_not_trace_has_one_trace_too(seen):
+    every = [ReceivedSpan(**span) for span in seen["spans"]]
+    traces = {span.trace_id for span in every if span.name == "generate_content kelvin-pico"}
+    [own] = traces - set(seen["ids"])
+    root, _ = tree([span for span in every if span.trace_id == own])
+    assert root.name == "proxy_http_request pipeline POST /v1/jobs"
+
+
 def test_batches_and_requests_are_linked(spans):
     denoised = {span.span_id for span in spans if span.name == "kelvin.denoise.replica"}
     batches = [span for span in spans if span.name == "kelvin.denoise.batch"]

@@ -31,6 +31,7 @@ _REQUEST = GenerateRequest(
 _TRACED = 3  # requests, of which the test takes the one that a busy machine disturbed least
 _PICTURES = 2 * (1 + _TRACED)
 _SPANS = {"client", "generate_content kelvin-pico", "kelvin.store", "kelvin.journal.publish"}
+_DOOR = "proxy_http_request pipeline POST /v1/jobs"
 _DEPLOYMENTS = {"pipeline", "text-encoder", "denoiser", "vae-decoder"}
 _STAGES = ("text", "denoise", "decode", "store")
 _CARD = {"temperature_c": 60, "limit_c": 85, "power_w": 300, "clocks_event_reasons": 4}
@@ -86,6 +87,7 @@ def main(data_dir: str) -> None:
                         {span.name for span in spans if span.trace_id == trace_id} >= _SPANS
                         for trace_id in ids
                     )
+                    and sum(span.name == _DOOR for span in spans) == 1 + _TRACED
                 )
             )
             received = receiver.wait_for_metric("kelvin.images")
