@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from serve import telemetry
 _LATENT_PIXELS = 8
 # Companies change with every forward where a policy shares the card out in turn.
 _MOST_OPEN = 64
+_MOST_WAITING = 1024
 
 
 @dataclass
@@ -82,6 +84,7 @@ class BatchSpans:
         self._guard = threading.Lock()
         self._spans: dict[str, Span] = {}  # of requests that are here, by traceparent
         self._companies: dict[frozenset[int], _Company] = {}
+        self._waiting: deque[tuple[Forward, int]] = deque()  # and when it ended, in Unix ns
 
     @contextmanager
     def of(self, job: DenoiseJob) -> Iterator[Span]:
@@ -109,15 +112,24 @@ class BatchSpans:
                     self._left(key)
 
     def ran(self, forward: Forward) -> None:
-        """Take note of a forward that has just ended; from any thread."""
+        """Take note of a forward that has just ended; from any thread.
+
+        Which company it was of is found out when one of them leaves, and no step waits for that.
+        """
         if not self._spans:
             return
-        now_ns = time.time_ns()
-        with self._guard:
+        self._waiting.append((forward, time.time_ns()))
+        if len(self._waiting) > _MOST_WAITING:
+            with self._guard:
+                self._look_at_waiting()
+
+    def _look_at_waiting(self) -> None:
+        while self._waiting:
+            forward, now_ns = self._waiting.popleft()
             # Who was given up while the forward ran is no longer here.
             traced = [each for each in forward.members if each.traceparent in self._spans]
             if not traced:
-                return
+                continue
             key = frozenset(member.key for member in forward.members)
             company = self._companies.get(key)
             if company is None:
@@ -132,6 +144,7 @@ class BatchSpans:
             company.took(forward, traced, now_ns)
 
     def _left(self, traceparent: str) -> None:
+        self._look_at_waiting()
         for key in [key for key, each in self._companies.items() if traceparent in each.parts]:
             self._close(key)
         del self._spans[traceparent]

@@ -76,6 +76,11 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def has_key(text: str) -> bool:
+    """Return whether `without_keys` would change a text."""
+    return _STRAY.search(text) is not None
+
+
 def without_keys(text: str) -> str:
     """Return a text in which every key is blotted out."""
     return _STRAY.sub(f"{_PREFIX}***", text)

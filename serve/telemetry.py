@@ -15,26 +15,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serve.config import Settings
-from serve.errors import KelvinError
 from serve.metrics import Metrics
 from serve.otlp_complaints import quieten
 from serve.recorders import OTLP_ENDPOINT
 from serve.requests import GenerateRequest
+from serve.span_block import Attribute, SpanBlock, mark_failed, tracer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 __all__ = [
+    "Attribute",
     "Metrics",
     "environment",
     "generate_span",
@@ -48,8 +49,6 @@ __all__ = [
 
 _log = logging.getLogger("ray.serve")
 _SEND_TIMEOUT_S = 5.0
-
-Attribute = str | bool | int | float
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -99,7 +98,6 @@ def traceparent() -> str | None:
     return traceparent_of(trace.get_current_span())
 
 
-@contextmanager
 def span(
     name: str,
     attributes: Mapping[str, Attribute | None] | None = None,
@@ -107,7 +105,7 @@ def span(
     parent: str | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     is_current: bool = True,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Run a block as a span below the current one, or below one of another process.
 
     Args:
@@ -119,8 +117,7 @@ def span(
             generator, which may be closed in another context than it was begun in.
     """
     context = None if parent is None else _context(parent)
-    with _span(name, attributes or {}, context, kind, is_current=is_current) as current:
-        yield current
+    return SpanBlock(name, context, kind, _known(attributes or {}), is_current=is_current)
 
 
 def past_span(
@@ -143,7 +140,7 @@ def past_span(
         attributes: As of `span`.
     """
     contexts = [trace.get_current_span(_context(parent)).get_span_context() for parent, _ in links]
-    span = trace.get_tracer("kelvin").start_span(
+    span = tracer().start_span(
         name,
         context=_context(links[0][0]),
         attributes=_known(attributes),
@@ -154,8 +151,7 @@ def past_span(
     return span
 
 
-@contextmanager
-def generate_span(job_id: str, request: GenerateRequest) -> Iterator[Span]:
+def generate_span(job_id: str, request: GenerateRequest) -> AbstractContextManager[Span]:
     """Run a block as the span of one whole request.
 
     Args:
@@ -183,42 +179,7 @@ def generate_span(job_id: str, request: GenerateRequest) -> Iterator[Span]:
         "kelvin.priority": request.priority,
         "kelvin.deadline_s": request.deadline_s,
     }
-    with _span(f"generate_content {model}", attributes) as current:
-        yield current
-
-
-@contextmanager
-def _span(
-    name: str,
-    attributes: Mapping[str, Attribute | None],
-    context: Context | None = None,
-    kind: SpanKind = SpanKind.INTERNAL,
-    *,
-    is_current: bool = True,
-) -> Iterator[Span]:
-    span = trace.get_tracer("kelvin").start_span(name, context, kind, _known(attributes))
-    try:
-        # The exception itself is not recorded: its text may quote what a caller sent.
-        with (
-            trace.use_span(span, record_exception=False, set_status_on_exception=False)
-            if is_current
-            else nullcontext()
-        ):
-            yield span
-    except GeneratorExit:
-        raise  # whoever read has enough
-    except BaseException as error:
-        mark_failed(span, error)
-        raise
-    finally:
-        span.end()
-
-
-def mark_failed(span: Span, error: BaseException) -> None:
-    """Mark a span as failed, by the error's code or class and never by its text."""
-    kind = error.code if isinstance(error, KelvinError) else type(error).__name__
-    span.set_attribute("error.type", kind)
-    span.set_status(Status(StatusCode.ERROR))
+    return SpanBlock(f"generate_content {model}", attributes=_known(attributes))
 
 
 def _signed(seed: int) -> int:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
-from serve.keys import without_keys
+from serve.keys import has_key, without_keys
 
 
 class WithoutKeys(SpanExporter):
@@ -28,7 +28,7 @@ class WithoutKeys(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans."""
-        return self._exporter.export([_clean(span) for span in spans])
+        return self._exporter.export([_clean(span) if _has_key(span) else span for span in spans])
 
     def shutdown(self) -> None:
         """End."""
@@ -37,6 +37,19 @@ class WithoutKeys(SpanExporter):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what waits."""
         return self._exporter.force_flush(timeout_millis)
+
+
+def _has_key(span: ReadableSpan) -> bool:
+    values = [span.name, span.status.description, *(span.attributes or {}).values()]
+    for event in span.events:
+        values += event.attributes.values() if event.attributes else ()
+    return any(map(_holds_key, values))
+
+
+def _holds_key(value: Any) -> bool:
+    if isinstance(value, str):
+        return has_key(value)
+    return isinstance(value, tuple) and any(map(_holds_key, value))
 
 
 def _clean(span: ReadableSpan) -> ReadableSpan:

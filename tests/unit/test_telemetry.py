@@ -53,7 +53,7 @@ def traced(receiver, monkeypatch):
     provider = TracerProvider()
     for processor in telemetry.span_processors():
         provider.add_span_processor(processor)
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     yield receiver
     provider.shutdown()
 
