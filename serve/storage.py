@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.s3_client import s3_client
-from serve.storage_answers import contents_of, etag_of
+from serve.storage_answers import contents_of, etag_of, no_store
 from serve.storage_errors import error_code, explain, is_about_credentials
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class ObjectStore:
             True if this call wrote the object, False if `if_absent` found one.
         """
         condition: _Condition = {"IfNoneMatch": "*"} if if_absent else {}
-        etag = await self._run(lambda: self._put(key, data, content_type, condition))
+        full = self._full(key)
+        etag = await self._run(lambda: self._put(full, data, content_type, condition))
         return etag is not None
 
     async def swap(self, key: str, data: bytes, content_type: str, etag: str | None) -> str | None:
@@ -104,7 +105,8 @@ class ObjectStore:
             The ETag of what was written, or None: it is another object by now, or gone, or there.
         """
         condition: _Condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        return await self._run(lambda: self._put(key, data, content_type, condition))
+        full = self._full(key)
+        return await self._run(lambda: self._put(full, data, content_type, condition))
 
     async def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None if there is none."""
@@ -113,11 +115,13 @@ class ObjectStore:
 
     async def get_with_etag(self, key: str) -> tuple[bytes, str] | None:
         """Return an object's bytes and the ETag they have, or None if there is none."""
-        return await self._run(lambda: self._get(key))
+        full = self._full(key)
+        return await self._run(lambda: self._get(full))
 
     async def exists(self, key: str) -> bool:
         """Return whether an object of this key exists."""
-        return await self._run(lambda: self._exists(key))
+        full = self._full(key)
+        return await self._run(lambda: self._exists(full))
 
     async def delete(self, key: str) -> None:
         """Remove an object; none is no error."""
@@ -211,8 +215,7 @@ class ObjectStore:
             if client is not None:
                 client.close()
 
-    def _put(self, key: str, data: bytes, content_type: str, condition: _Condition) -> str | None:
-        full = self._full(key)
+    def _put(self, full: str, data: bytes, content_type: str, condition: _Condition) -> str | None:
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         nonce = uuid.uuid4().hex
         tries = self.settings.max_attempts
@@ -250,8 +253,7 @@ class ObjectStore:
         head = self._s3().head_object(Bucket=self.settings.bucket, Key=full)
         return head["ETag"] if head["Metadata"].get(_WRITER) == nonce else None
 
-    def _get(self, key: str) -> tuple[bytes, str] | None:
-        full = self._full(key)
+    def _get(self, full: str) -> tuple[bytes, str] | None:
         try:
             answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full)
             return answer["Body"].read(), etag_of(answer, self.settings.endpoint_url)
@@ -260,10 +262,9 @@ class ObjectStore:
                 return None
             raise
 
-    def _exists(self, key: str) -> bool:
+    def _exists(self, full: str) -> bool:
         # GET of one byte, not HEAD: the answer to HEAD has no body, so a missing bucket would look
         # like a missing key.
-        full = self._full(key)
         try:
             answer = self._s3().get_object(Bucket=self.settings.bucket, Key=full, Range="bytes=0-0")
             answer["Body"].close()
@@ -326,6 +327,8 @@ class ObjectStore:
             if is_about_credentials(error):
                 self._forget_credentials()
             raise self._explained(error) from None
+        except (KeyError, ValueError):  # a date, a size or a length that is none, an unnamed object
+            raise no_store(self.settings.endpoint_url) from None
 
     def _forget_credentials(self) -> None:
         """Let the next call read credentials anew: a client keeps those that it was made with.

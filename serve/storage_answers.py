@@ -25,7 +25,7 @@ def etag_of(answer: Mapping[str, Any], endpoint_url: str | None) -> str:
     """
     etag = answer.get("ETag")
     if not etag:
-        raise _no_store(endpoint_url)
+        raise no_store(endpoint_url)
     return str(etag)
 
 
@@ -40,15 +40,20 @@ def contents_of(page: Mapping[str, Any], endpoint_url: str | None) -> Sequence[A
         StorageUnavailable: It is no listing: that names its bucket.
     """
     if "Name" not in page:
-        raise _no_store(endpoint_url)
+        raise no_store(endpoint_url)
     contents: Sequence[Any] = page.get("Contents", ())
     return contents
 
 
-def _no_store(endpoint_url: str | None) -> StorageUnavailable:
+def no_store(endpoint_url: str | None) -> StorageUnavailable:
+    """Return what is said of an answer that no object store gives.
+
+    Args:
+        endpoint_url: Of the store.
+    """
     where = host_of(endpoint_url)
     return StorageUnavailable(
-        f"{where} answered 200, but not as an object store does.",
+        f"{where} answered, but not as an object store does.",
         field="storage.endpoint_url",
         value=where,
         allowed="an S3 endpoint with no login page or cache of a proxy in between",

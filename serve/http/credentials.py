@@ -61,7 +61,8 @@ def _of_path(scope: Scope) -> str | None:
     if not inner.startswith(_PATH_PREFIX):
         return None
     key, slash, rest = inner.removeprefix(_PATH_PREFIX).partition("/")
-    scope["path"] = f"{root}/{rest}"
+    # No route ends with a slash; being sent on to the one without, the client would lose its key.
+    scope["path"] = f"{root}/{rest.rstrip('/')}"
     if scope.get("raw_path") is not None:
         # Made anew: there the prefix and the key may be percent-encoded in any way.
         scope["raw_path"] = quote(scope["path"]).encode()

@@ -101,6 +101,7 @@ async def test_a_key_is_taken_wherever_a_client_can_put_it(pipeline: Pipeline, k
             await http.get("/v1/models", headers={"authorization": f"bearer  {key} "}),
             await http.get("/v1/models", auth=("anybody", key)),
             await http.get(f"/k/{key}/v1/models"),
+            await http.get(f"/k/{key}/v1/models/"),
         ):
             assert answer.status_code == 200
         posted = await http.post(f"/k/{key}/v1/generate", json=JOB)

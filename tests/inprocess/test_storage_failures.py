@@ -16,6 +16,7 @@ from tests.inprocess.faulty_server import (
     answering,
     ignoring_conditions,
     losing_first_answers,
+    read_message,
     serving,
     silent,
 )
@@ -210,6 +211,36 @@ async def test_who_answers_200_to_everything_has_stored_nothing_and_knows_nothin
         ):
             with pytest.raises(StorageUnavailable):
                 await call()
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["<Key>a</Key><LastModified>yesterday</LastModified>", "<Key>a</Key><Size>big</Size>", ""],
+)
+async def test_a_listing_that_makes_no_sense_is_no_stores(storage, entry):
+    body = f"<ListBucketResult><Name>kelvin</Name><Contents>{entry}</Contents></ListBucketResult>"
+    with serving(answering(200, body)) as url:
+        store = ObjectStore(storage.model_copy(update={"endpoint_url": url, "max_attempts": 1}))
+        with pytest.raises(StorageUnavailable, match="not as an object store"):
+            await store.list_keys("pending/")
+        with pytest.raises(StorageUnavailable, match="not as an object store"):
+            await store.list_some("pending/", "", 5)
+        store.close()
+
+
+async def test_an_object_of_no_length_that_is_a_number_is_no_stores(storage):
+    def handle(connection: socket.socket, _: int) -> None:
+        read_message(connection)
+        connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: abc\r\n\r\n{}')
+        connection.close()
+
+    with serving(handle) as url:
+        store = ObjectStore(storage.model_copy(update={"endpoint_url": url, "max_attempts": 1}))
+        with pytest.raises(StorageUnavailable, match="not as an object store"):
+            await store.get("x")
+        with pytest.raises(ValueError, match="malformed key"):
+            await store.get("../x")
         store.close()
 
 
