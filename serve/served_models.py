@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -24,6 +25,7 @@ from serve.fair_share import FairShare
 from serve.further_models import ModelFacts
 from serve.loras import LoraLibrary
 from serve.model_applications import ModelState, application_of, model_states
+from serve.model_watch import ModelWatch
 from serve.models import model_not_found
 from serve.outlook import Outlook
 from serve.pool_choice import PoolChoice
@@ -88,8 +90,7 @@ class ServedModels:
         self.own = self._served(own, handles)
         self._further: dict[str, ServedModel] = {}
         self._closed: dict[str, float] = {}  # until when, unless closed again
-        self._states: dict[str, ModelState] = {}
-        self._asked_at = float("-inf")
+        self._watch = ModelWatch(partial(model_states, identity.application))
         self._guard = asyncio.Lock()
 
     async def find(self, name: str | None) -> ServedModel:
@@ -134,7 +135,7 @@ class ServedModels:
     def reopen(self, name: str) -> None:
         """Undo `close`, and ask Serve anew."""
         self._closed.pop(name, None)
-        self._asked_at = float("-inf")
+        self._watch.forget()
 
     async def further(self) -> dict[str, tuple[ModelState, ServedModel | None]]:
         """Return each further model's state, and what serves it where it is loaded."""
@@ -164,7 +165,7 @@ class ServedModels:
 
     def _names(self) -> list[str]:
         now = time.monotonic()
-        loaded = (name for name, state in self._states.items() if state.state == "loaded")
+        loaded = (name for name, state in self._watch.states.items() if state.state == "loaded")
         return [
             self.own.facts.spec.name,
             *sorted(name for name in loaded if self._closed.get(name, 0.0) <= now),
@@ -230,19 +231,13 @@ class ServedModels:
         if not self._identity.application:
             return {}
         async with self._guard:
-            if time.monotonic() - self._asked_at > max_age_s:
-                try:
-                    self._states = await asyncio.to_thread(model_states, self._identity.application)
-                except Exception:
-                    # Serve's controller is away; what was met works on without it.
-                    _log.exception("which models there are cannot be asked")
-                self._asked_at = time.monotonic()
-                for name in [name for name in self._further if not self._is_current(name)]:
-                    self._drop(name)
-        return self._states
+            states = await self._watch.newest(max_age_s)
+            for name in [name for name in self._further if not self._is_current(name)]:
+                self._drop(name)
+        return states
 
     def _is_current(self, name: str) -> bool:
-        state = self._states.get(name)
+        state = self._watch.states.get(name)
         if state is None or state.state in ("unloading", "failed"):
             return False
         # Deployed anew, with other pools perhaps: the old ones serve until the new ones do.
