@@ -19,7 +19,7 @@ from loadtest.gpu_readings import GpuReadings
 from loadtest.peer_arms import Arm, ArmBuilder
 from loadtest.peer_kelvin import KelvinArm
 from loadtest.peer_settings import Cell
-from loadtest.results import Results
+from loadtest.results import STDERR, Results
 from loadtest.stage_memory import GIB
 
 _WARM_UP_STEPS = 2
@@ -114,6 +114,7 @@ def measure_cell(
 def built(builder: ArmBuilder, name: str, cell: Cell, rounds: Rounds, device: torch.device) -> Run:
     """Build an arm and warm it up: one picture alone and all of a round at once, in few steps."""
     began = time.monotonic()
+    STDERR.print(f"{cell.name}, {name}: loading")
     arm = builder.build(name)
     forget_garbage(device)
     before = _allocated(device)
@@ -121,11 +122,14 @@ def built(builder: ArmBuilder, name: str, cell: Cell, rounds: Rounds, device: to
         torch.cuda.reset_peak_memory_stats(device)
     loaded_s = time.monotonic() - began
     known: dict[str, Any] = {"loaded_s": loaded_s}
+    STDERR.print(f"{cell.name}, {name}: loaded in {loaded_s:.1f} s; compiling and warming up")
     if isinstance(arm, KelvinArm):
         known |= arm.prepare()
     arm.make([cell.ask(-1, _WARM_UP_STEPS)])
+    STDERR.print(f"{cell.name}, {name}: one alone after {time.monotonic() - began:.1f} s")
     arm.make([cell.ask(-2 - each, _WARM_UP_STEPS) for each in range(rounds.pictures)])
     known["warm_up_s"] = time.monotonic() - began - loaded_s
+    STDERR.print(f"{cell.name}, {name}: ready after {time.monotonic() - began:.1f} s")
     run = Run(arm, known, held=_allocated(device) - before)
     run.peak = _peak(device) - before
     return run

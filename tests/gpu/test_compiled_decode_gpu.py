@@ -1,5 +1,7 @@
 """SD3.5's VAE compiled on a card: the same picture, within its plan."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,16 @@ def decoder() -> VaeDecoder:
     return random_decoder(device, choose_precision("bf16", device), REAL["vae"], generator)
 
 
-def test_it_is_the_plain_picture_and_stays_within_its_plan(decoder):
+def test_it_is_as_near_the_truth_as_the_plain_one_and_stays_within_its_plan(decoder):
     sides = ((64, 64), (128, 96))
     generator = torch.Generator().manual_seed(1)
     given = {side: torch.randn(decoder.channels, *side, generator=generator) for side in sides}
+    device = torch.device("cuda")
+    exact = VaeDecoder(
+        copy.deepcopy(decoder.model).float(), device, choose_precision("fp32", device)
+    )
+    truth = {side: exact.decode(latents).astype(np.int16) for side, latents in given.items()}
+    del exact
     plain = {side: decoder.decode(latents) for side, latents in given.items()}
     for side in sides:
         prepared = decoder.prepare(*side)
@@ -38,4 +46,6 @@ def test_it_is_the_plain_picture_and_stays_within_its_plan(decoder):
         picture = decoder.decode(latents)
         peak = torch.cuda.max_memory_allocated() - others
         assert peak <= plan.device_bytes + decoder.resident_bytes
-        assert np.abs(picture.astype(np.int16) - plain[side]).mean() <= 1
+        # Two ways of rounding to bf16: with random weights each errs by about a grey level.
+        error, plain_error = (np.abs(each - truth[side]).mean() for each in (picture, plain[side]))
+        assert 0 < error <= 1.2 * plain_error
