@@ -214,6 +214,26 @@ def test_no_span_carries_a_key() -> None:
     assert key[10:30] not in told.to_json()
 
 
+@pytest.mark.parametrize("place", ["name", "attribute", "in a list", "status", "event"])
+def test_a_key_is_found_wherever_in_a_span_it_is(place: str) -> None:
+    key, _ = new_key("acme", ("generate",))
+    sent = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(WithoutKeys(sent)))
+    with provider.get_tracer("ray").start_as_current_span(key if place == "name" else "x") as span:
+        if place == "attribute":
+            span.set_attribute("at", f"/k/{key}")
+        elif place == "in a list":
+            span.set_attribute("at", ["x", f"/k/{key}"])
+        elif place == "status":
+            span.set_status(Status(StatusCode.ERROR, key))
+        elif place == "event":
+            span.add_event("seen", {"at": key})
+    (told,) = sent.get_finished_spans()
+    assert "kelvin_***" in told.to_json()
+    assert key[10:30] not in told.to_json()
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     code = main([*arguments, "--json"])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
