@@ -20,7 +20,7 @@ from serve.outside_line import line_outside
 from serve.requests import GenerateRequest
 from serve.room_halves import HALF, RoomHalves
 from serve.running import RunningJob
-from serve.served_models import ServedModels
+from serve.served_models import ServedModel, ServedModels
 from serve.tenant_book import TenantBook
 from serve.tenants import checked_tenant
 from serve.uploads import Uploads
@@ -89,11 +89,20 @@ class Acceptance:
         live = [job for job in self._live.values() if not job.is_given_up]
         try:
             refuse_if_full(self._models, model, resolved, live, tenant=tenant)
-            beside = self._halves.beside(live, is_orphan=is_orphan)
+            is_halved = is_orphan or any(
+                _share_a_pool(model, self._models.met(name)) for name in self._halves.waited_for
+            )
+            beside = self._halves.beside(live, is_orphan=is_orphan) if is_halved else None
             if beside is not None:
                 refuse_if_full(self._models, model, resolved, beside, HALF)
         except Overloaded as full:
             full.retry_after_s = self._book.until_one_ends(live)
+            if is_orphan:
+                self._halves.waited_for.add(model.facts.spec.name)
+            elif (outside := line_outside()) is not None:
+                full.retry_after_s = outside.refuse(
+                    full.retry_after_s, self._book.between_ends(live)
+                )
             raise
         await self._uploads.refuse_if_full(resolved, [job.request for job in live])
         return resolved
@@ -234,6 +243,13 @@ class Acceptance:
         finally:
             if not is_new:
                 self._drop(job)
+
+
+def _share_a_pool(model: ServedModel, other: ServedModel | None) -> bool:
+    return other is not None and any(
+        pools.keys() & other.stages.pools[stage].keys()
+        for stage, pools in model.stages.pools.items()
+    )
 
 
 def _key(request: GenerateRequest, tenant: str) -> bytes:

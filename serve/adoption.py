@@ -68,15 +68,11 @@ class Adoption:
         self._halves.adopted.intersection_update(self._live)
         if len(self._halves.adopted) >= self._at_once:
             raise Overloaded("As many orphans as may be are under way.")
-        try:
-            return await self._admit(request)
-        except Overloaded:
-            self._halves.orphans_wait = True
-            raise
+        return await self._admit(request)
 
     def none_waits(self) -> None:
         """Say that every orphan found room, or went elsewhere."""
-        self._halves.orphans_wait = False
+        self._halves.waited_for.clear()
 
     def adopt(self, job_id: str, resolved: GenerateRequest, tenant: str) -> None:
         """Start an orphan of a tenant."""

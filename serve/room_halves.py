@@ -2,7 +2,8 @@
 
 New requests come faster than orphans are looked for, so under a load that never ends they would
 take every place that is left, and what was promised earlier would wait for ever. So while an orphan
-waits, new requests take up half of the room at most; orphans never take up more than theirs.
+waits, new requests for its model, and for models that share a pool with it, take up half of the
+room at most; orphans never take up more than theirs.
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ class RoomHalves:
 
     Attributes:
         adopted: Ids of jobs that were orphans.
-        orphans_wait: Whether some find no room.
+        waited_for: Names of models for which an orphan finds no room.
     """
 
     def __init__(self) -> None:
         self.adopted: set[str] = set()
-        self.orphans_wait = False
+        self.waited_for: set[str] = set()
 
-    def beside(self, live: Iterable[RunningJob], *, is_orphan: bool) -> list[RunningJob] | None:
-        """Return the jobs with which one shares a half; None: it may take any place.
+    def beside(self, live: Iterable[RunningJob], *, is_orphan: bool) -> list[RunningJob]:
+        """Return the jobs with which one shares a half.
 
         Args:
             live: Jobs of this process.
             is_orphan: Whether it is a dead Pipeline's; else it is a new request.
         """
-        if not is_orphan and not self.orphans_wait:
-            return None
         return [job for job in live if (job.id in self.adopted) == is_orphan]

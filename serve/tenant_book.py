@@ -173,6 +173,16 @@ class TenantBook:
         """Return what every tenant has used."""
         return [self.usage(tenant) for tenant in sorted(self._usage)]
 
+    def between_ends(self, jobs: Collection[RunningJob]) -> float:
+        """Return the seconds from one job's end to the next one's, if all take as usual.
+
+        Little's law: as many jobs end in the time that each of them takes as there are.
+
+        Args:
+            jobs: Under way.
+        """
+        return self._job_s.get(None, 0.0) / max(len(jobs), 1)
+
     def until_one_ends(self, jobs: Collection[RunningJob], tenant: str | None = None) -> float:
         """Return the seconds after which the first of these jobs ends, if they take as usual.
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     # Else each proxy would load what reads keys from a store.
     from serve.http.gate import App, Message, Receive, Send
 
-_ROUTES: Final = ("/v1/generate", "/v1/jobs")
+_ROUTES: Final = ("/v1/generate", "/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img")
 # A larger body is no larger a job, but for its picture, which makes it unlike others anyway.
 _LARGEST_BYTES = 16 * 1024
 # Who sends a body slowly is dealt with where slow bodies are.
@@ -55,7 +55,6 @@ _MATTERS_NOT: Final = (
     b"x-request-id",
 )
 _VARIES: Final = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")
-_FREE_FIELDS: Final = {"prompt": str, "negative_prompt": str, "seed": int}
 
 
 class EarlyRefusal:
@@ -167,13 +166,19 @@ def ask_of(scope: Any, body: bytes) -> Ask | None:
         if name.lower() not in _MATTERS_NOT
     )
     ends = [end is not None and is_loopback_host(end[0] or "") for end in _ends(scope)]
-    path, _, route = scope["path"].rpartition("/v1/")
+    route = next(route for route in _ROUTES if scope["path"].endswith(route))
+    path = scope["path"].removesuffix(route)
     caller = _digest(repr((path, told, ends)).encode())
-    for field, kind in _FREE_FIELDS.items():
-        if isinstance(asked.get(field), kind):
-            del asked[field]
+    asked = {name: value for name, value in asked.items() if not _is_free(name, value)}
     rest = json.dumps([route, asked], sort_keys=True).encode()
     return Ask(caller, _digest(caller + rest), _digest(caller + route.encode() + b" " + body))
+
+
+def _is_free(name: str, value: Any) -> bool:
+    """Return whether a field says nothing of how much work it is, nor whose."""
+    if name == "seed":
+        return isinstance(value, int)
+    return name.startswith(("prompt", "negative_prompt")) and isinstance(value, str)
 
 
 def _ends(scope: Any) -> tuple[Any, Any]:
@@ -218,9 +223,8 @@ def _from(begun: Message, receive: Receive) -> Receive:
 
 async def _refuse(wait_s: float, scope: Any, receive: Receive, send: Send) -> None:
     error = Overloaded(
-        "The request would be done too late: others like it have just been refused.",
-        field="deadline_s",
-        allowed="more seconds, or later; Retry-After says when",
+        "Too much work is waiting: a request like this one has just been refused.",
+        allowed="later; Retry-After says when",
         retry_after_s=wait_s,
     )
     response = error_response(error, scope)

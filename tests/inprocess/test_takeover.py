@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from serve.lease_store import LeaseStore
 from serve.pipeline import Pipeline
 from serve.relapses import Relapses
 from serve.requests import JobRecord
+from serve.running import RunningJob
+from serve.served_models import ServedModel
 from serve.storage import ObjectStore
 from tests.inprocess.polling import until
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
@@ -114,12 +118,14 @@ async def test_a_living_pipelines_jobs_are_its_own(
     job_id = (await owner.submit(REQUEST.model_copy(update={"num_images": 3}))).id
     idle = StandIn()
     other = make(idle)
-    await other.check_health()
+    # Before the other one begins, or its next listing would be waited for.
     await journal.accept(orphan := new_job_id(), REQUEST, "gone-1")
+    await other.check_health()
     assert (await ended(journal, orphan)).status == "succeeded"
     # Longer than a lease nobody touches what has an owner.
     until_s = asyncio.get_running_loop().time() + 1.5 * LEASE_S
     while asyncio.get_running_loop().time() < until_s:
+        other._jobs.keeping._takeover.list_soon()
         await other._jobs.keeping._takeover.look()
         await asyncio.sleep(0.1)
     assert [job.job_id for job in idle.denoised] == [orphan]
@@ -331,6 +337,41 @@ async def test_new_requests_without_end_do_not_keep_orphans_waiting(
     stages.gate.set()
     for job_id in (orphan, *new):
         assert (await ended(journal, job_id)).status == "succeeded"
+
+
+async def test_an_orphan_that_waits_halves_the_room_of_models_that_share_its_pools_alone(
+    make: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = make(StandIn())
+    models, acceptance = pipeline._jobs._models, pipeline._jobs._acceptance
+    pools = {
+        stage: {f"{name}-apart": handle for name, handle in handles.items()}
+        for stage, handles in models.own.stages.pools.items()
+    }
+
+    def named(name: str) -> ServedModel:
+        spec = models.own.facts.spec.model_copy(update={"name": name})
+        return replace(models.own, facts=replace(models.own.facts, spec=spec))
+
+    apart = replace(named("apart"), stages=SimpleNamespace(pools=pools))  # type: ignore[arg-type]
+    further = {"apart": apart, "beside": named("beside")}
+
+    async def find(name: str) -> ServedModel:
+        return further[name]
+
+    monkeypatch.setattr(models, "_further", further)
+    monkeypatch.setattr(models, "find", find)
+    for name in further:
+        # Two of the three that may be.
+        made = REQUEST.model_copy(update={"model": name, "num_images": 2})
+        pipeline._live[name] = RunningJob(new_job_id(), made)
+    asked = {name: REQUEST.model_copy(update={"model": name}) for name in further}
+    for request in asked.values():
+        await acceptance.admit(request)
+    acceptance._halves.waited_for.add(models.own.facts.spec.name)
+    await acceptance.admit(asked["apart"])
+    with pytest.raises(Overloaded):
+        await acceptance.admit(asked["beside"])
 
 
 async def test_what_killed_pipeline_after_pipeline_goes_on_slowly_and_one_at_a_time(
