@@ -90,7 +90,8 @@ class LoadShedder:
             if caller is not None:
                 caller.tries_at = now + said.busy_s * len(self._callers) / _TRIED
             return None
-        return self.places.promise(ask.key, said.wait_s - (now - at), said.busy_s, now)
+        wait_s = said.wait_s - (now - at)
+        return self.places.promise(ask.key, wait_s, said.busy_s, now, whose=ask.caller)
 
     def refused(self, ask: Ask, said: Refusal, now: float, *, is_first: bool) -> float:
         """Note that the service refused one, and return after how many seconds to come again.
@@ -104,7 +105,9 @@ class LoadShedder:
         _renew(self._refused, ask.kind, (now, said))
         known = self._callers.get(ask.caller)
         _renew(self._callers, ask.caller, _Caller(now, known.tries_at if known else now))
-        return self.places.promise(ask.key, said.wait_s, said.busy_s, now, is_first=is_first)
+        return self.places.promise(
+            ask.key, said.wait_s, said.busy_s, now, whose=ask.caller, is_first=is_first
+        )
 
     def accepted(self, ask: Ask) -> None:
         """Note that the service took one."""

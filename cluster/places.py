@@ -5,7 +5,8 @@ second" is true for one in ten. Here each one who is refused gets a time: the fi
 not so many are expected already as can be served in it. Who comes back when told may use the last
 part of the room, which is closed to others, as far as somebody is expected about now ("trunk
 reservation" of telephony: Akinpelu, AT&T Bell Laboratories Technical Journal 63, 1984). The service
-stays busy all the same.
+stays busy all the same. Whoever asks for little is not told to wait for all that another asks for:
+no longer than if each one in the line had asked for as much.
 
 Many never come back. How many do is learnt, and only those are expected.
 
@@ -14,6 +15,7 @@ Pure: whoever calls says what time it is.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -42,9 +44,17 @@ def room_beside(whole: float, expected_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
+    whose: bytes
     due: float
     gone_at: float
     work_s: float
+    a_second_s: float  # of the work in each second from then on
+
+
+@dataclass(slots=True)
+class _Taken:
+    places: int = 0
+    work_s: float = 0.0
 
 
 class Places:
@@ -52,7 +62,8 @@ class Places:
 
     def __init__(self) -> None:
         self._places: OrderedDict[bytes, _Place] = OrderedDict()
-        self._work_s: dict[int, float] = {}  # by the second in which it is due
+        self._work_s: dict[int, float] = {}  # by the second in which it is done
+        self._taken: dict[bytes, _Taken] = {}  # by whose they are
         self._share = 1.0
         self._learnt_of = _BELIEVED
 
@@ -90,17 +101,25 @@ class Places:
             self._learn(1.0)
 
     def promise(
-        self, key: bytes, wait_s: float, work_s: float, now: float, *, is_first: bool = False
+        self,
+        key: bytes,
+        wait_s: float,
+        work_s: float,
+        now: float,
+        *,
+        whose: bytes = b"",
+        is_first: bool = False,
     ) -> float:
         """Give somebody a place and return the seconds until it is their turn.
 
         Whoever has one keeps it; whoever came in their turn and found no room after all is first.
 
         Args:
-            key: Who, or what they ask for.
+            key: What is asked for, and by whom.
             wait_s: Until there is room, were nobody else expected.
             work_s: What they will keep the service busy with.
             now: Seconds.
+            whose: Of those who share the line in equal parts.
             is_first: They came in their turn, and it was noted that they did.
         """
         self._forget(now)
@@ -110,22 +129,39 @@ class Places:
             return place.due - now
         if place is not None:
             self._drop(key)
+        due, latest = now + wait_s, now + LONGEST_S
         if place is None and not is_first:
-            due = self._first_free(now + wait_s, now + LONGEST_S, work_s)
-        else:
-            due = now + wait_s
-        if len(self._places) < _MOST:
+            latest = min(latest, due + self._fair_s(whose, work_s))
+            due = self._first_free(due, latest, work_s)
+        taken = self._taken.get(whose) or _Taken()
+        # Nobody takes up more than they leave free.
+        if taken.places + len(self._places) < _MOST:
             gone_at = due + _GRACE_S + _GRACE_SHARE * (due - now)
-            self._places[key] = _Place(due, gone_at, work_s)
-            self._work_s[int(due)] = self._work_s.get(int(due), 0.0) + work_s
+            place = _Place(whose, due, gone_at, min(work_s, LONGEST_S), _BUSY / self._share)
+            self._places[key] = place
+            self._taken[whose] = taken
+            taken.places += 1
+            taken.work_s += place.work_s
+            self._count(place, 1.0)
         return due - now
 
+    def _fair_s(self, whose: bytes, work_s: float) -> float:
+        """Return how long somebody waits for others at most who get as much done as they do."""
+        own = self._taken.get(whose)
+        others = len(self._taken) - (own is not None)
+        if not others:
+            return math.inf
+        own_s = 0.0 if own is None else own.work_s
+        return self._share * (own_s + others * (own_s + work_s)) / _BUSY
+
     def _first_free(self, earliest: float, latest: float, work_s: float) -> float:
+        # What takes longer than a second goes on in the next ones.
+        needed_s = min(work_s * self._share, _BUSY)
         for second in range(int(earliest), int(latest)):
             expected_s = self._work_s.get(second, 0.0) * self._share
-            if not expected_s or expected_s + work_s * self._share <= _BUSY:
+            if not expected_s or expected_s + needed_s <= _BUSY:
                 # One after the other within the second as well.
-                return max(earliest, second + expected_s / _BUSY)
+                return min(latest, max(earliest, second + expected_s / _BUSY))
         return latest
 
     def _forget(self, now: float) -> None:
@@ -138,10 +174,21 @@ class Places:
 
     def _drop(self, key: bytes) -> None:
         place = self._places.pop(key)
-        second = int(place.due)
-        left_s = self._work_s.pop(second, 0.0) - place.work_s
-        if left_s > 1e-9:
-            self._work_s[second] = left_s
+        self._count(place, -1.0)
+        taken = self._taken[place.whose]
+        taken.places -= 1
+        taken.work_s -= place.work_s
+        if not taken.places:
+            del self._taken[place.whose]
+
+    def _count(self, place: _Place, sign: float) -> None:
+        second, left_s = int(place.due), place.work_s
+        while left_s > 0:
+            part_s = min(left_s, place.a_second_s)
+            work_s = self._work_s.pop(second, 0.0) + sign * part_s
+            if work_s > 1e-9:
+                self._work_s[second] = work_s
+            second, left_s = second + 1, left_s - part_s
 
     def _learn(self, came: float) -> None:
         self._learnt_of = min(self._learnt_of + 1, _MEAN_OF)

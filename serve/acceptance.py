@@ -203,7 +203,7 @@ class Acceptance:
         if model is not None and forecast is not None:
             # Who was told to come again is known by sending the same.
             places, key = self._forecaster.places, _key(sent, tenant)
-            refuse_if_late(model, resolved, forecast, places, key, line_outside())
+            refuse_if_late(model, resolved, forecast, places, key, tenant, line_outside())
         self._book.take(tenant, resolved.num_images, self._live.values())
         job = RunningJob(job_id, resolved, tenant=tenant)
         if model is not None and forecast is not None:

@@ -89,6 +89,7 @@ def refuse_if_late(
     forecast: Forecast,
     places: Places,
     key: bytes,
+    tenant: str,
     outside: OutsideLine | None = None,
 ) -> None:
     """Refuse a request that would not be done before its deadline.
@@ -102,6 +103,7 @@ def refuse_if_late(
         forecast: Of it.
         places: Of those who were told to come again, before others.
         key: Of the request among those.
+        tenant: Whose it is.
         outside: The line that its front door keeps, where it does.
 
     Raises:
@@ -143,7 +145,7 @@ def refuse_if_late(
             field="deadline_s",
             value=deadline_s,
             allowed="more seconds, or later; Retry-After says when",
-            retry_after_s=places.promise(key, wait_s, busy_s, now)
+            retry_after_s=places.promise(key, wait_s, busy_s, now, whose=tenant.encode())
             if outside is None
             else outside.refuse(wait_s, busy_s),
         )

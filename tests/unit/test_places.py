@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 
 import pytest
@@ -73,11 +74,44 @@ def test_a_turn_comes_when_it_was_told(calls):
         told[key] = now + seconds
 
 
-def test_it_holds_so_many_and_no_more():
+def test_each_second_is_promised_once_however_long_a_request_takes():
+    places = Places()
+    told = [places.promise(str(number).encode(), 3.0, 2.5, 0.0) for number in range(20)]
+    between = [later - sooner for sooner, later in itertools.pairwise(told)]
+    assert all(2.5 <= seconds <= 5.0 for seconds in between)
+    for number in range(20):
+        places.came(str(number).encode())
+    assert places.promise(b"x", 3.0, 2.5, 0.0) == 3.0, "nothing is left of them"
+
+
+def test_who_asks_for_little_does_not_stand_behind_all_that_another_asks_for():
+    places = Places()
+    flood = [places.promise(b"a%d" % number, 1.0, 0.2, 0.0, whose=b"a") for number in range(400)]
+    assert max(flood) > 90.0
+    mine = [places.promise(b"b%d" % number, 1.0, 0.2, 0.0, whose=b"b") for number in range(4)]
+    assert mine[0] <= 1.5
+    assert mine == sorted(mine)
+    assert mine[-1] <= 3.0, "as long as if both had asked for as much"
+    assert places.promise(b"x", 1.0, 0.2, 0.0, whose=b"a") >= max(flood)
+
+
+def test_many_who_ask_for_one_each_are_told_as_many_times():
+    places = Places()
+    told = [
+        places.promise(b"%d" % number, 1.0, 0.2, 0.0, whose=b"%d" % number) for number in range(400)
+    ]
+    assert max(told) > 90.0
+
+
+def test_it_holds_so_many_and_no_more_and_one_alone_leaves_half_of_them_free():
     places = Places()
     for number in range(10_100):
-        assert 1.0 <= places.promise(str(number).encode(), 1.0, 0.001, 0.0) < 15.0
+        assert 1.0 <= places.promise(b"a%d" % number, 1.0, 0.001, 0.0, whose=b"a") < 15.0
+    assert len(places) == 5_000
+    for number in range(10_100):
+        places.promise(b"%d" % number, 1.0, 0.001, 0.0, whose=b"%d" % number)
     assert len(places) == 10_000
+    assert len(places._taken) == 5_001, "of those who have none nothing is kept"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
