@@ -208,6 +208,11 @@ class PipelineSettings(Section):
     stage_retries: int = Field(
         2, ge=0, description="tries after a stage replica was lost; crashes have their own rule"
     )
+    early_refusal: bool = Field(
+        True,
+        description="false: Serve's proxy refuses nothing by itself, and under overload every "
+        "request reaches a Pipeline",
+    )
 
 
 class EmbeddedStoreSettings(Section):

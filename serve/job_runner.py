@@ -29,6 +29,7 @@ from serve.job_keeping import JobKeeping, lease_store
 from serve.journal_record import TimedJournal
 from serve.model_applications import is_deleted
 from serve.models import ModelSpec
+from serve.outside_line import line_outside
 from serve.pipeline_gauges import PipelineGauges
 from serve.production import PipelineIdentity
 from serve.record_store import RecordStore
@@ -139,12 +140,16 @@ class JobRunner:
         Raises:
             KelvinError: The request is not accepted.
         """
+        if (line := line_outside()) is not None and line.refused:
+            self._metrics.refused("overloaded", line.refused, by="proxy")
         with telemetry.span("kelvin.accept"):
             try:
                 job = await self._acceptance.accept(request, tenant, attachment)
-            except StorageUnavailable:
-                # What the store did not answer may stand in it, and a key lead to it.
-                self.keeping.may_have_lost_one()
+            except KelvinError as error:
+                self._metrics.refused(error.code)
+                if isinstance(error, StorageUnavailable):
+                    # What the store did not answer may stand in it, and a key lead to it.
+                    self.keeping.may_have_lost_one()
                 raise
         if isinstance(job, RunningJob):
             self._start(job)

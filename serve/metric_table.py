@@ -77,6 +77,15 @@ _ALL = (
     ),
     MetricSpec("kelvin_jobs_total", "counter", "{job}", "Jobs ended.", ("status",)),
     MetricSpec(
+        "kelvin_requests_refused_total",
+        "counter",
+        "{request}",
+        "Requests that a Pipeline did not accept, by the error's code; or the proxy in front, which"
+        " says so with the next request that it lets through.",
+        ("code", "by"),
+        is_rare=True,
+    ),
+    MetricSpec(
         "kelvin_job_seconds",
         "histogram",
         "s",

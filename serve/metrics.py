@@ -82,6 +82,12 @@ class Metrics:
         if seconds is not None:
             self._record("kelvin_job_seconds", seconds, status=status)
 
+    def refused(
+        self, code: str, requests: int = 1, *, by: Literal["pipeline", "proxy"] = "pipeline"
+    ) -> None:
+        """Count requests that were not accepted, by their error's code."""
+        self._add("kelvin_requests_refused_total", requests, code=code, by=by)
+
     def journal_written(self, record: Literal["accept", "publish"], seconds: float) -> None:
         """Count one record of a job, written to the journal in so many seconds."""
         self._record("kelvin_journal_write_seconds", seconds, record=record)

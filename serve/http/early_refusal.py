@@ -5,8 +5,9 @@ all of it Serve's: calls between processes, for the request, its body and its an
 many requests take most of two cores so, and what was accepted comes late. So `EarlyRefusal` stands
 in front of the proxy. It sees what the Pipeline refuses, tells requests that differ in nothing but
 prompt and seed the same (`cluster.load_shedder`), and keeps the line of those who were told to come
-again; `StandsInLine` is its counterpart in the Pipeline's app. A door of Ray Serve without it works
-as well, at Serve's price.
+again; `StandsInLine` is its counterpart in the Pipeline's app. Without either (the proxies know
+nothing of settings, so `pipeline.early_refusal` takes away the latter) all works as well, at
+Serve's price.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic_core import from_json
 
 from cluster.load_shedder import Ask, LoadShedder
-from serve.errors import Overloaded
-from serve.http.credentials import header
+from serve.errors import KelvinError, Overloaded
+from serve.http.credentials import cookie_key, header
 from serve.http.errors import error_response
-from serve.loopback import is_loopback_host
+from serve.http.origin import is_of_this_machine
 from serve.outside_line import (
     LINE_HEADER,
     OutsideLine,
@@ -34,27 +35,22 @@ from serve.outside_line import (
     refusal_to_header,
     standing_in,
 )
+from serve.requests import GenerateRequest
 
 if TYPE_CHECKING:
     # Else each proxy would load what reads keys from a store.
     from serve.http.gate import App, Message, Receive, Send
 
-_ROUTES: Final = ("/v1/generate", "/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img")
+_OWN_ROUTES: Final = ("/v1/generate", "/v1/jobs")
+_ROUTES: Final = (*_OWN_ROUTES, "/v1/images/generations", "/sdapi/v1/txt2img")
 # A larger body is no larger a job, but for its picture, which makes it unlike others anyway.
 _LARGEST_BYTES = 16 * 1024
 # Who sends a body slowly is dealt with where slow bodies are.
 _ARRIVES_WITHIN_S = 0.1
-# On these the Pipeline's answer does not depend, on those only in that there are any.
-_MATTERS_NOT: Final = (
-    b"accept",
-    b"baggage",
-    b"content-length",
-    b"traceparent",
-    b"tracestate",
-    b"user-agent",
-    b"x-request-id",
-)
-_VARIES: Final = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")
+_LONGEST_NUMBER = 20
+# Of a header, all that says who comes in and whether the body is read; others anybody may make up
+# anew for each request, and what stands between client and proxy does.
+_MATTERS: Final = (b"authorization", b"content-type", b"host", b"origin", b"sec-fetch-site")
 
 
 class EarlyRefusal:
@@ -69,14 +65,17 @@ class EarlyRefusal:
         self._app = app
         self._clock = clock
         self._shedder = LoadShedder()
+        self._refused = 0  # of which no Pipeline knows yet
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on and see what becomes of it."""
+        if "headers" in scope:
+            # Only this proxy says it.
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if not _is_line(*pair)]}
         size = _body_bytes(scope)
         if size is None:
             await self._app(scope, receive, send)
             return
-        scope = {**scope, "headers": [pair for pair in scope["headers"] if not _is_line(*pair)]}
         begun = await _begin(receive)
         body = b"" if begun is None else begun.get("body", b"")
         ask = ask_of(scope, body) if len(body) == size else None
@@ -89,19 +88,21 @@ class EarlyRefusal:
         is_turn = self._shedder.takes_turn(ask, now)
         wait_s = None if is_turn else self._shedder.told(ask, now)
         if wait_s is not None:
+            self._refused += 1
             await _refuse(wait_s, scope, receive, send)
             return
-        line = OutsideLine(is_turn, self._shedder.places.expected_s(now))
+        line = OutsideLine(is_turn, self._shedder.places.expected_s(now), self._refused)
+        self._refused = 0
         scope["headers"].append((LINE_HEADER, line.to_header().encode()))
 
         async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = self._heard(message, ask, is_turn)
+                message = self._heard(message, ask, is_turn, line)
             await send(message)
 
         await self._app(scope, receive, answered)
 
-    def _heard(self, start: Message, ask: Ask, is_turn: bool) -> Message:
+    def _heard(self, start: Message, ask: Ask, is_turn: bool, line: OutsideLine) -> Message:
         """Take note of an answer, and return it as it is sent on."""
         headers = start.get("headers", ())
         said = header({"headers": headers}, LINE_HEADER)
@@ -109,6 +110,8 @@ class EarlyRefusal:
         if refusal is None:
             if start["status"] < 400:
                 self._shedder.accepted(ask)
+            else:
+                self._refused += line.refused  # whether anybody has read it is not known
             return start
         wait_s = self._shedder.refused(ask, refusal, self._clock(), is_first=is_turn)
         kept = [pair for pair in headers if pair[0].lower() not in _REWRITTEN]
@@ -160,29 +163,36 @@ def ask_of(scope: Any, body: bytes) -> Ask | None:
         return None
     if header(scope, b"idempotency-key") is not None:
         return None
-    told = sorted(
-        (name.lower(), b"" if name.lower() in _VARIES else value)
-        for name, value in scope["headers"]
-        if name.lower() not in _MATTERS_NOT
-    )
-    ends = [end is not None and is_loopback_host(end[0] or "") for end in _ends(scope)]
     route = next(route for route in _ROUTES if scope["path"].endswith(route))
+    if not _is_sound(asked, route):
+        return None
     path = scope["path"].removesuffix(route)
-    caller = _digest(repr((path, told, ends)).encode())
+    said = [header(scope, name) for name in _MATTERS]
+    whose = (path, said, cookie_key(scope), is_of_this_machine(scope))
+    caller = _digest(repr(whose).encode())
     asked = {name: value for name, value in asked.items() if not _is_free(name, value)}
     rest = json.dumps([route, asked], sort_keys=True).encode()
     return Ask(caller, _digest(caller + rest), _digest(caller + route.encode() + b" " + body))
 
 
+def _is_sound(asked: dict[str, Any], route: str) -> bool:
+    """Return whether a request may be refused for want of room: it is not wrong anyway."""
+    if route not in _OWN_ROUTES:
+        return isinstance(asked.get("prompt"), str)
+    try:
+        GenerateRequest.model_validate(asked)
+    except KelvinError:
+        return False
+    return True
+
+
 def _is_free(name: str, value: Any) -> bool:
     """Return whether a field says nothing of how much work it is, nor whose."""
     if name == "seed":
-        return isinstance(value, int)
-    return name.startswith(("prompt", "negative_prompt")) and isinstance(value, str)
-
-
-def _ends(scope: Any) -> tuple[Any, Any]:
-    return scope.get("server"), scope.get("client")
+        return type(value) is int
+    # The web UI's prompts name LoRAs, in angle brackets.
+    is_text = isinstance(value, str) and "<" not in value
+    return is_text and name.startswith(("prompt", "negative_prompt"))
 
 
 def _body_bytes(scope: Any) -> int | None:
@@ -192,9 +202,9 @@ def _body_bytes(scope: Any) -> int | None:
     if not scope["path"].endswith(_ROUTES):
         return None
     size = header(scope, b"content-length") or ""
-    if not (size.isascii() and size.isdigit()) or int(size[:20]) > _LARGEST_BYTES:
+    if not (size.isascii() and size.isdigit()) or len(size) > _LONGEST_NUMBER:
         return None
-    return int(size)
+    return int(size) if int(size) <= _LARGEST_BYTES else None
 
 
 def _is_line(name: bytes, _: bytes) -> bool:

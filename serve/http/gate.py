@@ -19,7 +19,7 @@ from serve.http.credentials import Scope, cookie_key, header, presented_key
 from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
 from serve.http.key_watch import still_counts, until_revoked
-from serve.http.origin import refuse_foreign_host, refuse_foreign_page
+from serve.http.origin import is_of_this_machine, refuse_foreign_host, refuse_foreign_page
 from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom
 from serve.key_ring import KeyRing
@@ -39,9 +39,6 @@ ADMIN: Final = frozenset({"/v1/status"})
 """What tells of other tenants or of the machines."""
 _READING = ("GET", "HEAD")
 _DENIAL = "websocket.http.response"  # of ASGI: a handshake may be answered like any request
-
-# Set by proxies: who sends them is not on this machine, wherever the connection comes from.
-_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -116,12 +113,7 @@ class Gate:
         if self._http.open_to_all:
             return True
         # Serve may listen elsewhere than these settings say: each connection is looked at.
-        ends = (scope.get("server"), scope.get("client"))
-        return (
-            is_loopback_host(self._http.host)
-            and all(end is not None and is_loopback_host(end[0] or "") for end in ends)
-            and all(header(scope, name) is None for name in _FORWARDED)
-        )
+        return is_loopback_host(self._http.host) and is_of_this_machine(scope)
 
     async def _refuse(self, error: KelvinError, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and _DENIAL not in (scope.get("extensions") or {}):

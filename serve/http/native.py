@@ -139,7 +139,8 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
     install_error_handlers(app)
     keys = KeyRing(key_store(pipeline.settings))
     app.add_middleware(HeadAsGet)
-    app.add_middleware(StandsInLine)
+    if pipeline.settings.pipeline.early_refusal:
+        app.add_middleware(StandsInLine)
     app.add_middleware(Traced)
     app.add_middleware(
         Gate,

@@ -1,4 +1,4 @@
-"""Whether a browser sends a request for a page of somebody else.
+"""Where a request comes from: this machine, or a browser with a page of somebody else.
 
 A page on the web can make its visitor's browser post to 127.0.0.1 and to the local network. Two
 things give it away: the Origin header, which browsers set and pages cannot, and, where the page's
@@ -17,6 +17,16 @@ from serve.loopback import is_loopback_host
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Set by proxies: who sends them is not on this machine, wherever the connection comes from.
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
+
+
+def is_of_this_machine(scope: Scope) -> bool:
+    """Return whether a request was sent on this machine to this machine, not through a proxy."""
+    ends = (scope.get("server"), scope.get("client"))
+    return all(end is not None and is_loopback_host(end[0] or "") for end in ends) and all(
+        header(scope, name) is None for name in _FORWARDED
+    )
 
 
 def refuse_foreign_page(scope: Scope, allowed_hosts: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from serve import admission
-from serve.config import StorageSettings
+from serve.config import PipelineSettings, StorageSettings
 from serve.http.early_refusal import EarlyRefusal
 from serve.http.native import build_app
 from serve.keys import new_key
@@ -27,9 +28,11 @@ class Door:
         self._app = build_app(world.pipeline)
         self.app = EarlyRefusal(self.count, clock=lambda: world.now)
         self.came_through = 0
+        self.lines: list[bytes] = []
 
     async def count(self, scope: Any, receive: Any, send: Any) -> None:
         self.came_through += 1
+        self.lines += [value for name, value in scope["headers"] if name == b"x-kelvin-line"]
         await self._app(scope, receive, send)
 
 
@@ -72,7 +75,9 @@ async def test_it_tells_equal_requests_what_the_pipeline_said(flooded: World):
         assert 3 <= waits[0] < waits[-1], "each has a place of its own"
         for answer in (behind, *early):
             assert answer.status_code == 429
-            assert answer.json()["error"]["code"] == "overloaded"
+            error = answer.json()["error"]
+            assert error["code"] == "overloaded"
+            assert error.keys() == behind.json()["error"].keys()
             assert "x-kelvin-line" not in answer.headers
         assert early[0].headers["x-request-id"]
         named = await post(http, "20", **{"x-request-id": "mine"})
@@ -94,6 +99,119 @@ async def test_what_differs_reaches_the_pipeline(flooded: World):
         assert (await http.post("/v1/jobs", content=b"[" * 9000)).status_code == 400
         assert (await http.get("/v1/jobs")).status_code == 200
         assert door.came_through == 10
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (401, {"cookie": "kelvin_key=wrong"}),
+        (401, {"authorization": "Basic ="}),
+        (401, {"via": "1.1 elsewhere"}),
+        (401, {"x-forwarded-for": "127.0.0.1"}),
+        (403, {"host": "elsewhere.example"}),
+        (403, {"sec-fetch-site": "cross-site"}),
+        (415, {"content-type": "text/plain"}),
+    ],
+)
+async def test_who_may_not_come_in_is_told_so_however_full_it_is(
+    flooded: World, status: int, headers: dict[str, str]
+):
+    async with front_door(flooded) as (_, http):
+        for prompt in ("0", "1", "2"):
+            assert (await post(http, prompt)).status_code == 429
+        for prompt in ("3", "4", "5"):
+            assert (await post(http, prompt, **headers)).status_code == status
+        wrong = await http.post("/k/wrong/v1/jobs", json=body("6"))
+        assert (wrong.status_code, "wrong" in wrong.text.split("message")[0]) == (401, False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prompt": ""}, {"prompt": "a" * 10_001}, {"seed": -1}, {"seed": True}, {"prompt": 5}]
+)
+async def test_what_is_wrong_is_told_so_however_full_it_is(flooded: World, wrong: dict[str, Any]):
+    async with front_door(flooded) as (_, http):
+        for prompt in ("0", "1", "2"):
+            assert (await post(http, prompt)).status_code == 429
+        assert (await http.post("/v1/jobs", json=body("3") | wrong)).status_code == 400
+        without_prompt = {"num_inference_steps": STEPS, "deadline_s": DEADLINE_S}
+        assert (await http.post("/v1/jobs", json=without_prompt)).status_code == 400
+
+
+async def test_a_header_made_up_anew_for_each_request_lets_nobody_through(flooded: World):
+    async with front_door(flooded) as (door, http):
+        for number in range(20):
+            made_up = {"x-amzn-trace-id": str(number), f"x-{number}": "a", "cookie": f"c={number}"}
+            more = {"seed": number, "prompt_2": str(number)}
+            assert (await post(http, str(number), more, **made_up)).status_code == 429
+        assert door.came_through == 2
+
+
+async def test_nobody_says_by_themselves_where_they_stand_in_line(flooded: World):
+    forged = {"x-kelvin-line": "1 0 0"}
+
+    async def in_parts() -> AsyncIterator[bytes]:
+        yield json.dumps(body("chunked")).encode()
+
+    async with front_door(flooded) as (door, http):
+        large: dict[str, Any] = {"negative_prompt": "b" * 9000, "negative_prompt_2": "b" * 9000}
+        for path, sent in (
+            ("/v1/jobs", {"content": in_parts()}),
+            ("/v1/jobs", {"json": body("large", **large)}),
+            ("/v1/jobs", {"json": {"prompt": ""}}),
+            ("/v1/jobs/", {"json": body("slash")}),
+            ("/v1/images/generations", {"json": {"prompt": 5}}),
+        ):
+            answer = await http.post(path, headers=forged, **sent)
+            assert "x-kelvin-line" not in answer.headers
+        await http.get("/v1/jobs", headers=forged)
+        assert (door.came_through, door.lines) == (6, [])
+        await post(http, "small", **forged)
+        assert door.lines == [b"0 0.0000 0"]
+
+
+@pytest.mark.parametrize("length", [b"0" * 5000 + b"5", b"-1", b"\xb2", b"5, 5"])
+async def test_a_length_that_is_no_number_is_left_to_who_reads_the_body(length: bytes):
+    passed_on = []
+
+    async def behind(scope: Any, _: Any, __: Any) -> None:
+        passed_on.append(scope)
+
+    headers = [(b"content-length", length)]
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": headers}
+    await EarlyRefusal(behind)(scope, None, None)  # type: ignore[arg-type]
+    assert len(passed_on) == 1
+
+
+async def test_what_is_refused_in_front_is_counted_where_all_is(
+    flooded: World, monkeypatch: pytest.MonkeyPatch
+):
+    counted: list[tuple[str, float, dict[str, str]]] = []
+    monkeypatch.setattr(
+        "serve.recorders.Recorders.record",
+        lambda _, spec, value, labels: counted.append((spec.name, value, dict(labels))),
+    )
+    async with front_door(flooded) as (_, http):
+        for number in range(20):
+            assert (await post(http, str(number))).status_code == 429
+        assert (await post(http, "a", authorization="Basic =")).status_code == 401
+        assert (await post(http, "a", {"deadline_s": 1000.0})).status_code == 202
+        assert (await post(http, "b", {"deadline_s": 1000.0})).status_code == 202
+    by_proxy = [value for name, value, labels in counted if labels.get("by") == "proxy"]
+    by_pipeline = [value for name, value, labels in counted if labels.get("by") == "pipeline"]
+    assert (by_proxy, by_pipeline) == ([18], [1, 1])
+    codes = {labels["code"] for name, _, labels in counted if name.endswith("refused_total")}
+    assert codes == {"overloaded"}
+
+
+async def test_it_can_be_switched_off(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch):
+    off = PipelineSettings(early_refusal=False)
+    world = await World(storage, monkeypatch, pipeline=off).seen_one()
+    await world.flood(10)
+    async with front_door(world) as (door, http):
+        for number in range(10):
+            assert (await post(http, str(number))).status_code == 429
+        assert door.came_through == 10
+    await world.end()
 
 
 async def test_the_job_of_a_known_key_is_found_however_full_it_is(flooded: World):
@@ -127,7 +245,7 @@ async def test_who_was_refused_in_front_and_comes_when_told_goes_before_others(
 
 async def test_a_line_that_is_none_is_not_believed(flooded: World):
     async with front_door(flooded) as (_, http):
-        for said in ("", "1", "nan 0", "0 -5", "1 1e999", "1 2 3"):
+        for said in ("", "1", "1 2", "nan 0 0", "0 -5 0", "1 1e999 0", "1 2 3 4"):
             direct = httpx.AsyncClient(
                 transport=httpx.ASGITransport(build_app(flooded.pipeline)),
                 base_url="http://127.0.0.1",
@@ -136,7 +254,7 @@ async def test_a_line_that_is_none_is_not_believed(flooded: World):
                 answer = await post(direct, "0", **{"x-kelvin-line": said})
                 assert answer.status_code == 429
                 assert "x-kelvin-line" not in answer.headers
-        assert (await post(http, "1", **{"x-kelvin-line": "1 0"})).status_code == 429
+        assert (await post(http, "1", **{"x-kelvin-line": "1 0 0"})).status_code == 429
 
 
 @pytest.mark.parametrize("comes_at_once", [True, False])
