@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 RESERVED = 0.25  # of a deadline at most, for those who were told to come about now
 _ABOUT_S = 5.0
@@ -53,7 +53,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Taken:
-    places: int = 0
+    keys: dict[bytes, None] = field(default_factory=dict)  # the first one first
     work_s: float = 0.0
 
 
@@ -123,6 +123,7 @@ class Places:
             is_first: They came in their turn, and it was noted that they did.
         """
         self._forget(now)
+        self._forget_own(whose, now)
         wait_s = min(max(wait_s, 1.0), LONGEST_S)
         place = self._places.get(key)
         if place is not None and place.due - _EARLY_S > now:
@@ -135,12 +136,12 @@ class Places:
             due = self._first_free(due, latest, work_s)
         taken = self._taken.get(whose) or _Taken()
         # Nobody takes up more than they leave free.
-        if taken.places + len(self._places) < _MOST:
+        if len(taken.keys) + len(self._places) < _MOST:
             gone_at = due + _GRACE_S + _GRACE_SHARE * (due - now)
             place = _Place(whose, due, gone_at, min(work_s, LONGEST_S), _BUSY / self._share)
             self._places[key] = place
             self._taken[whose] = taken
-            taken.places += 1
+            taken.keys[key] = None
             taken.work_s += place.work_s
             self._count(place, 1.0)
         return due - now
@@ -172,13 +173,22 @@ class Places:
             self._drop(key)
             self._learn(0.0)
 
+    def _forget_own(self, whose: bytes, now: float) -> None:
+        # Others' before them may be for later, and what did not come counts no more.
+        while (taken := self._taken.get(whose)) is not None:
+            key = next(iter(taken.keys))
+            if self._places[key].gone_at >= now:
+                return
+            self._drop(key)
+            self._learn(0.0)
+
     def _drop(self, key: bytes) -> None:
         place = self._places.pop(key)
         self._count(place, -1.0)
         taken = self._taken[place.whose]
-        taken.places -= 1
+        del taken.keys[key]
         taken.work_s -= place.work_s
-        if not taken.places:
+        if not taken.keys:
             del self._taken[place.whose]
 
     def _count(self, place: _Place, sign: float) -> None:

@@ -103,6 +103,17 @@ def test_many_who_ask_for_one_each_are_told_as_many_times():
     assert max(told) > 90.0
 
 
+def test_who_did_not_come_is_forgotten_though_others_before_them_are_expected_yet():
+    places = Places()
+    places.promise(b"long", 200.0, 0.2, 0.0, whose=b"a")
+    for second in range(100):
+        told = places.promise(b"%d" % second, 1.0, 0.2, float(second), whose=b"b")
+        assert told < 5.0, "none of those who did not come stands in the way"
+    assert len(places) < 12
+    assert places.share_who_come < 0.3
+    assert places.is_turn(b"long", 200.0)
+
+
 def test_it_holds_so_many_and_no_more_and_one_alone_leaves_half_of_them_free():
     places = Places()
     for number in range(10_100):
