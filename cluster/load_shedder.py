@@ -21,6 +21,7 @@ from cluster.places import Places
 
 HOLDS_S = 1.0  # after a refusal equal requests are refused; what the service says renews it
 _TRIED = 2.0  # times as many as get done
+_IF_UNKNOWN_S = 0.2  # each keeps a service busy that has not got anything done yet
 _MOST = 10_000
 
 _Entry = TypeVar("_Entry")
@@ -47,7 +48,7 @@ class Refusal:
 
     Attributes:
         wait_s: Seconds until there will be room for it.
-        busy_s: Seconds that it would have kept the service busy.
+        busy_s: Seconds that it would have kept the service busy; 0: the service does not know.
     """
 
     wait_s: float
@@ -102,6 +103,7 @@ class LoadShedder:
             now: Seconds.
             is_first: It had come in its turn.
         """
+        said = Refusal(said.wait_s, said.busy_s or _IF_UNKNOWN_S)
         _renew(self._refused, ask.kind, (now, said))
         known = self._callers.get(ask.caller)
         _renew(self._callers, ask.caller, _Caller(now, known.tries_at if known else now))

@@ -120,6 +120,14 @@ def test_who_comes_when_told_is_let_through_and_if_there_is_no_room_after_all_is
     assert not shedder.takes_turn(mine, now + 1.0), "it has come"
 
 
+def test_a_service_that_has_not_done_anything_yet_is_spared_too():
+    shedder = LoadShedder()
+    shedder.refused(ask("a", 0), Refusal(1.0, 0.0), 0.0, is_first=False)
+    told = [shedder.told(ask("a", number), number / 1000) for number in range(1, 1000)]
+    assert 5 <= told.count(None) <= 15
+    assert max(wait_s for wait_s in told if wait_s is not None) > 100.0
+
+
 @pytest.mark.parametrize("callers", [1, 3])
 def test_it_remembers_so_many_and_no_more(callers: int):
     shedder = LoadShedder()
