@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +57,17 @@ def processes(root: int | None = None) -> list[Process]:
     return found
 
 
-def cpu_seconds(root: int) -> float:
-    """Return the processor time of a process and its descendants so far, of those that live."""
-    ticks = 0
+def cpu_seconds(root: int) -> dict[str, float]:
+    """Return the processor time so far of a process and its descendants that live, by name."""
+    seconds: dict[str, float] = defaultdict(float)
     for pid in (root, *_descendants(root)):
         try:
             after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            name = _name(Path(f"/proc/{pid}/cmdline").read_bytes())
         except OSError:
             continue  # it ended meanwhile
-        ticks += int(after[11]) + int(after[12])
-    return ticks / _TICKS_A_SECOND
+        seconds[name] += (int(after[11]) + int(after[12])) / _TICKS_A_SECOND
+    return dict(seconds)
 
 
 def _descendants(root: int) -> Iterator[int]:
