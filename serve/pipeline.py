@@ -181,6 +181,7 @@ class Pipeline:
         job = await self._jobs.accept(request, tenant, attachment)
         if isinstance(job, str):
             return await self.job(job, tenant), False
+        await job.has_begun()
         return job.record("pending", durable=self.settings.journal.enabled), True
 
     async def check(self, request: GenerateRequest) -> GenerateRequest:

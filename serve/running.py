@@ -104,6 +104,14 @@ class RunningJob:
         loop = asyncio.get_running_loop()
         self._life = loop.create_task(life, name=f"job-{self.id}", context=detached_context())
 
+    async def has_begun(self) -> None:
+        """Return once its work has had its first turn: to answer who sent it takes time of its own.
+
+        Then a stage is being asked meanwhile.
+        """
+        for _ in ("life", "work"):  # a task each
+            await asyncio.sleep(0)
+
     async def work(self, making: Coroutine[Any, Any, _Result]) -> _Result:
         """Do the part of the job that `cancel` stops.
 

@@ -19,9 +19,8 @@ _MOST_HEARD = 64 << 10  # characters or bytes; the server in front takes 16 MiB
 # RFC 6455's registry
 _TOO_SLOW = 1013  # "try again later"
 _TOO_BIG = 1009
-# Each way through Serve's proxy costs 2 ms of processor time; nobody sees progress that often.
-_GATHERED_FOR_S = 0.04
-_CAN_WAIT = ("progress", "executing")
+# Each way through Serve's proxy costs 2 ms of processor time; nobody sees progress more often.
+_GATHERED_FOR_S = 0.1
 _PREVIEW = 1
 _JPEG: Final = 1
 _PNG: Final = 2
@@ -45,9 +44,9 @@ class Socket:
         self._has_sent = asyncio.Event()
 
     def send(self, event: str, data: dict[str, Any]) -> None:
-        """Send a message: `{"type": ..., "data": ...}`; progress may wait a moment for more."""
+        """Send a message: `{"type": ..., "data": ...}`; all but a prompt's end wait for more."""
         self._put(json.dumps({"type": event, "data": data}))
-        if event not in _CAN_WAIT or data.get("node") is None:
+        if event == "executing" and data["node"] is None:
             self._in_haste.set()
 
     def send_preview(self, picture: bytes) -> None:
@@ -67,6 +66,7 @@ class Socket:
         try:
             async with asyncio.timeout(_READS_WITHIN_S):
                 while not self._has_room(frame):
+                    self._in_haste.set()
                     self._has_sent.clear()
                     await self._has_sent.wait()
         except TimeoutError:
@@ -121,7 +121,7 @@ class Socket:
         return None
 
     async def _send_all(self, websocket: WebSocket) -> None:
-        while (message := await self._waiting.get()) is not None:
+        while (message := await self._next()) is not None:
             if isinstance(message, _Newest):
                 preview, self._preview = self._preview, None
                 await websocket.send_bytes(preview or b"")
@@ -132,10 +132,16 @@ class Socket:
                 self._bytes_waiting[str] -= len(message)
                 await websocket.send_text(message)
             self._has_sent.set()
-            if self._waiting.empty():
-                self._in_haste.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._in_haste.wait(), _GATHERED_FOR_S)
+
+    async def _next(self) -> str | bytes | _Newest | None:
+        """Return what is to be sent next; once all is sent, what comes waits a moment for more."""
+        if not self._waiting.empty():
+            return self._waiting.get_nowait()
+        self._in_haste.clear()
+        message = await self._waiting.get()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._in_haste.wait(), _GATHERED_FOR_S)
+        return message
 
 
 class Sockets:

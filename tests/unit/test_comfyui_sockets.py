@@ -44,7 +44,7 @@ class Client:
 
 async def served(client: Client, socket: Socket) -> asyncio.Task[None]:
     task = asyncio.create_task(socket.serve(client))  # type: ignore[arg-type]
-    socket.send("status", {})
+    socket.send("executing", {"node": None})
     await client.sending.wait()
     return task
 
@@ -176,22 +176,23 @@ async def test_who_goes_while_something_is_sent_is_no_error():
     assert complaints == []
 
 
-async def test_progress_waits_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):
+async def test_messages_wait_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 3600.0)
     client, socket = Client(), Socket()
     client.reads.set()
     task = await served(client, socket)
+    socket.send("execution_start", {"node": "0"})
     socket.send("progress", {"node": "5", "value": 1})
     socket.send("executing", {"node": "6"})
     for _ in range(50):
         await asyncio.sleep(0)
-    assert len(client.heard) == 1  # the status, which came first
+    assert len(client.heard) == 1  # the end of the prompt before
     socket.send("executing", {"node": None})
     async with asyncio.timeout(10):
-        while len(client.heard) < 4:
+        while len(client.heard) < 5:
             await asyncio.sleep(0)
-    assert [json.loads(each)["data"].get("node", "-") for each in client.heard] == [
-        *("-", "5", "6", None)
+    assert [json.loads(each)["data"]["node"] for each in client.heard] == [
+        *(None, "0", "5", "6", None)
     ]
     task.cancel()
 
