@@ -14,6 +14,7 @@ the journal, among the jobs that doors list; who removes one from history moves 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -56,10 +57,10 @@ class PromptRecords:
     async def find(self, prompt_id: str, tenant: str) -> PromptRecord | None:
         """Return a tenant's prompt; None: there is none of that id."""
         drawn = prompt_id.replace("-", "")
-        record = await self.of_job(drawn, tenant) if is_job_id(drawn) else None
+        record = await self._held_by(drawn, tenant) if is_job_id(drawn) else None
         if record is None or record.id != prompt_id:
             keyed = await self._keys.job(chain_key(prompt_id, 0), tenant)
-            record = None if keyed is None else await self.of_job(keyed, tenant)
+            record = None if keyed is None else await self._held_by(keyed, tenant)
         return record if record is not None and record.id == prompt_id else None
 
     async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
@@ -171,21 +172,16 @@ class PromptRecords:
             _log.warning("%s %s", error.message, error.value)
             return None, 0
 
+    async def _held_by(self, job_id: str, tenant: str) -> PromptRecord | None:
+        """Return the prompt that a tenant's job is the first chain of; None: it is of none."""
+        attached = _read(job_id, tenant, await self._journal.attached(job_id, tenant))
+        return attached if isinstance(attached, PromptRecord) else None
+
     async def _prompt(self, job_id: str, tenant: str, data: bytes | None) -> PromptRecord | None:
         """Return a job's prompt, given what is attached to the job."""
-        if data is None:
-            return None
-        try:
-            attached = _ATTACHED.validate_json(data)
-        except ValidationError:
-            raise RecordUnreadable(
-                "The record of a prompt cannot be read.",
-                field="prompt_id",
-                value=job_id,
-                allowed="a bucket or prefix of Kelvin's own",
-            ) from None
-        if isinstance(attached, PromptRecord):
-            return attached.held_by(job_id)
+        attached = _read(job_id, tenant, data)
+        if not isinstance(attached, OtherChain):
+            return attached
         whole = await self.find(attached.prompt_id, tenant)
         # Of a prompt that was refused such jobs are left, cancelled.
         is_its = whole is not None and any(chain.job == job_id for chain in whole.chains)
@@ -225,6 +221,30 @@ def checked_id(prompt_id: object) -> str:
 def now_ms() -> int:
     """Return milliseconds of Unix time, as ComfyUI stamps its messages."""
     return time.time_ns() // 1_000_000
+
+
+def _read(job_id: str, tenant: str, data: bytes | None) -> PromptRecord | OtherChain | None:
+    """Return what is attached to a tenant's job.
+
+    Raises:
+        RecordUnreadable: Somebody else, or another version, wrote it.
+    """
+    if data is None:
+        return None
+    attached: PromptRecord | OtherChain | None = None
+    with contextlib.suppress(ValidationError):
+        attached = _ATTACHED.validate_json(data)
+    if isinstance(attached, OtherChain):
+        return attached
+    # Another tenant's would be answered with that one's jobs.
+    if attached is None or attached.tenant != tenant:
+        raise RecordUnreadable(
+            "The record of a prompt cannot be read.",
+            field="prompt_id",
+            value=job_id,
+            allowed="a bucket or prefix of Kelvin's own",
+        )
+    return attached.held_by(job_id)
 
 
 def _jobs_of(keys: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve.attachment import Attachment
 
@@ -46,7 +46,7 @@ class PromptRecord(BaseModel):
     digest: str
     prompt: dict[str, Any]
     extra_data: dict[str, Any]
-    chains: tuple[ChainRecord, ...]
+    chains: tuple[ChainRecord, ...] = Field(min_length=1)
     node_errors: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -77,8 +77,9 @@ class PromptRecord(BaseModel):
         return client if isinstance(client, str) else None
 
     def class_type(self, node: str) -> str:
-        """Return the class of one of its nodes."""
-        return str(self.prompt[node]["class_type"])
+        """Return the class of one of its nodes; empty: somebody has meddled with the record."""
+        found = self.prompt.get(node)
+        return str(found.get("class_type")) if isinstance(found, dict) else ""
 
     def png_text(self) -> dict[str, str]:
         """Return the text chunks that ComfyUI writes into a picture: nodes.py, SaveImage."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
 
 from serve.errors import RecordUnreadable
 from serve.http import comfyui_prompts
+from serve.http.comfyui_history import history_entry
 from serve.http.comfyui_prompts import PromptRecords, chain_key
 from serve.http.comfyui_record import ChainRecord, OtherChain, PromptRecord, drawn_id
 from serve.idempotency import Idempotency
@@ -112,6 +114,36 @@ async def test_what_stands_in_a_job_and_is_no_prompt_is_said():
     with pytest.raises(RecordUnreadable):
         await records.find("a", _TENANT)
     assert await records.newest(_TENANT, 64) == [whole]
+
+
+@pytest.mark.parametrize(
+    "meddled",
+    [
+        b'{"prompt_id": "a"}',  # it leads to itself
+        _record("a").model_copy(update={"chains": ()}).model_dump_json().encode(),
+        _record("a").model_copy(update={"tenant": "another"}).model_dump_json().encode(),
+    ],
+    ids=["circle", "no chain", "another tenant"],
+)
+async def test_what_somebody_has_put_into_a_job_hides_no_other_prompt(meddled: bytes):
+    store = MemoryStore()
+    records = PromptRecords(store)
+    damaged, whole = [await _accepted(store, _record(name)) for name in ("a", "b")]
+    key = f"jobs/{damaged.job}/request.json"
+    line = (await store.get(key) or b"").partition(b"\n")[0]
+    await store.put(key, line + b"\n" + meddled, "application/json")
+    assert await records.newest(_TENANT, 64) == [whole]
+    assert await records.of_jobs([damaged.job, whole.job], _TENANT) == [whole]
+    for asked in (records.find("a", _TENANT), records.of_job(damaged.job, _TENANT)):
+        with contextlib.suppress(RecordUnreadable):
+            assert await asked is None
+
+
+def test_a_record_whose_nodes_are_gone_has_an_entry_all_the_same():
+    record = _record("a").model_copy(update={"prompt": {"5": 1}})
+    chain = record.chains[0].model_copy(update={"outputs": {"7": "kelvin"}})
+    entry = history_entry(record.model_copy(update={"chains": (chain,)}), [None])
+    assert entry["status"]["status_str"] == "error"
 
 
 async def test_prompts_since_a_time_are_all_found(monkeypatch: pytest.MonkeyPatch):
