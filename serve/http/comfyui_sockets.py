@@ -139,8 +139,10 @@ class Socket:
             return self._waiting.get_nowait()
         self._in_haste.clear()
         message = await self._waiting.get()
+        # Not wait_for: cancelled just when the wait ends, Python 3.11's goes on, to a client gone.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._in_haste.wait(), _GATHERED_FOR_S)
+            async with asyncio.timeout(_GATHERED_FOR_S):
+                await self._in_haste.wait()
         return message
 
 

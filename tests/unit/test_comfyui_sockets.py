@@ -176,6 +176,30 @@ async def test_who_goes_while_something_is_sent_is_no_error():
     assert complaints == []
 
 
+async def test_who_goes_while_a_message_waits_for_more_is_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 3600.0)
+    client, socket, goes = Client(), Socket(), asyncio.Event()
+    client.reads.set()
+
+    async def receive() -> dict[str, str]:
+        await goes.wait()
+        return {"type": "websocket.disconnect"}
+
+    client.receive = receive  # type: ignore[method-assign]
+    task = await served(client, socket)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    socket.send("progress", {"node": "5", "value": 1})
+    for _ in range(50):
+        await asyncio.sleep(0)
+    goes.set()
+    async with asyncio.timeout(10):
+        await task
+    assert len(client.heard) == 1  # what came before
+
+
 async def test_messages_wait_for_more_and_an_end_for_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 3600.0)
     client, socket = Client(), Socket()
