@@ -325,7 +325,7 @@ def _same(record: PromptRecord, digest: str) -> PromptRecord:
 
 def _conflict(prompt_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
-        "Another prompt was sent under this prompt_id.",
+        "Another prompt was sent under this prompt_id, or a job of it has been deleted.",
         field="prompt_id",
         value=prompt_id,
         allowed="the same prompt as the first time, or a new prompt_id",

@@ -147,6 +147,17 @@ def test_a_prompt_id_is_one_prompt_however_often_it_is_sent(http: httpx.Client, 
         assert http.post("/prompt", json={"prompt": other, "prompt_id": wrong}).status_code == 400
 
 
+def test_a_prompt_whose_job_was_deleted_is_told_so(http: httpx.Client):
+    prompt_id = sent(http, workflow(), prompt_id="p")
+    history(http, prompt_id)
+    (job,) = http.get("/v1/jobs").json()["jobs"]
+    assert http.delete(f"/v1/jobs/{job['id']}", params={"purge": "true"}).status_code == 200
+    assert http.get("/history/p").json() == {} == http.get("/history").json()
+    answer = http.post("/prompt", json={"prompt": workflow(), "prompt_id": "p"})
+    assert answer.status_code == 409
+    assert "deleted" in answer.json()["error"]["message"]
+
+
 def test_another_process_answers_for_what_it_never_saw(
     http: httpx.Client,
     stages: StandIn,
