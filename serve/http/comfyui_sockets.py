@@ -21,6 +21,7 @@ _TOO_SLOW = 1013  # "try again later"
 _TOO_BIG = 1009
 # Each way through Serve's proxy costs 2 ms of processor time; nobody sees progress more often.
 _GATHERED_FOR_S = 0.1
+_MOST_GATHERED = 100  # before what waits for more fills the room of who reads too slowly
 _PREVIEW = 1
 _JPEG: Final = 1
 _PNG: Final = 2
@@ -95,6 +96,8 @@ class Socket:
         if not self._is_given_up:
             self._bytes_waiting[type(message)] += len(message)
             self._waiting.put_nowait(message)
+        if self._waiting.qsize() >= _MOST_GATHERED:
+            self._in_haste.set()
 
     def _has_room(self, message: str | bytes) -> bool:
         waiting = self._bytes_waiting[type(message)]

@@ -221,6 +221,25 @@ async def test_messages_wait_for_more_and_an_end_for_nothing(monkeypatch: pytest
     task.cancel()
 
 
+async def test_who_reads_at_once_hears_all_of_a_burst(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 3600.0)
+    client, socket = Client(), Socket()
+    client.reads.set()
+    task = await served(client, socket)
+    while socket._waiting.qsize():
+        await asyncio.sleep(0)
+    # A prompt of 64 chains that is over already is told in less time than messages wait.
+    for value in range(3000):
+        socket.send("progress", {"node": "5", "value": value})
+        await asyncio.sleep(0)
+    socket.send("executing", {"node": None})
+    async with asyncio.timeout(10):
+        while len(client.heard) < 3002 and not task.done():
+            await asyncio.sleep(0)
+    assert len(client.heard) == 3002
+    task.cancel()
+
+
 async def test_progress_comes_by_itself_in_the_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comfyui_sockets, "_GATHERED_FOR_S", 0.01)
     client, socket = Client(), Socket()
