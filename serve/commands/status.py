@@ -13,6 +13,7 @@ from serve.client import Kelvin
 from serve.client_errors import UnexpectedAnswer
 from serve.commands.output import EXIT_OK, console, write_json
 from serve.commands.status_tables import StatusView, checked_status
+from serve.commands.stopping import stoppable
 from serve.errors import InvalidRequest, KelvinError
 
 _SHORTEST_S, _LONGEST_S = 0.2, 3600.0
@@ -45,7 +46,9 @@ def status(url: str, *, once: bool, refresh_s: Any, as_json: bool, api_key: str 
             out.print(StatusView(body))
             return EXIT_OK
         shown: RenderableType = StatusView(body, fits_height=True)
-        with Live(shown, console=out, screen=True, auto_refresh=False) as live:
+        # Of its own: scripts start what runs beside them with SIGINT ignored, and SIGTERM would
+        # leave the terminal on the other screen.
+        with stoppable(), Live(shown, console=out, screen=True, auto_refresh=False) as live:
             try:
                 while True:
                     live.update(shown, refresh=True)

@@ -136,9 +136,13 @@ def test_on_a_terminal_it_goes_on_through_an_outage_until_interrupted(kelvin: Fa
     down = {"error": {"type": "StageUnavailable", "message": "Away for a while."}}
     kelvin.on("GET", "/v1/status", sends(200, STATUS), sends(503, down), sends(200, later))
     ours, theirs = pty.openpty()
+    # As a script starts it that goes on beside it.
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
     command = [sys.executable, "-m", "serve", "status", "--url", kelvin.url, "--refresh", "0.2"]
     environment = {**os.environ, "COLUMNS": "120", "LINES": "30", "TERM": "xterm"}
-    with subprocess.Popen(command, stderr=theirs, stdin=theirs, env=environment) as running:
+    with subprocess.Popen(
+        [*ignoring, *command], stderr=theirs, stdin=theirs, env=environment
+    ) as running:
         os.close(theirs)
         try:
             seen = _until(ours, b"later")
