@@ -17,7 +17,7 @@ from serve.errors import Overloaded, RecordUnreadable, StorageUnavailable
 from serve.job_ids import new_job_id, shard
 from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
-from serve.lease_store import LeaseStore
+from serve.lease_store import Lease, LeaseStore
 from serve.pipeline import Pipeline
 from serve.relapses import Relapses
 from serve.requests import JobRecord
@@ -49,6 +49,13 @@ def make(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[
         return new_pipeline(stages, storage, monkeypatch, journal=settings)
 
     return make
+
+
+async def renew(leases: LeaseStore, lease: Lease) -> None:
+    """Be a living Pipeline, as far as others see."""
+    while True:
+        lease = await leases.renew(lease, {}) or lease
+        await asyncio.sleep(LEASE_S / 10)
 
 
 def stop(pipeline: Pipeline) -> None:
@@ -146,10 +153,13 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
     leases = LeaseStore(store)
     name = await custody.holding()
     claims = pipeline._jobs.keeping._claims
-    # Another Pipeline, which sees this one's lease unchanged, and begins with the first job.
+    # Another Pipeline, which sees this one's lease unchanged, and begins with the first job. It
+    # lives, or else that job would be taken back from it.
+    other = await leases.take("other", 1, {})
+    living = asyncio.create_task(renew(leases, other))
     async with custody._busy:
         assert await leases.end(name, (await leases.etags())[name])
-        assert await claims.take(taken, await claims.newest(taken), "other-1")
+        assert await claims.take(taken, await claims.newest(taken), other.name)
         assert not await leases.end(name, "gone"), "ended once"
     await until(lambda: custody.name != name and custody.is_held)
     # Before that it could still finish first, which would be no harm, and no test.
@@ -161,6 +171,7 @@ async def test_who_lost_the_lease_gives_up_what_others_took_and_keeps_the_rest(
     record = JobRecord(id=taken, status="failed", request=REQUEST, error={"error": {}})
     assert await journal.publish(taken, record)
     assert (await following)[-1].event == "failed"
+    living.cancel()
 
 
 async def test_what_was_given_up_comes_back_when_its_taker_dies(
