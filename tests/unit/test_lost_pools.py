@@ -10,31 +10,16 @@ import threading
 from typing import Any
 
 import pytest
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from cluster.pool_state import ReplicaState
 from cluster.process_boards import PoolBoard, board_of
 from cluster.routing import RoutingSettings
-from cluster.serve_routing import KelvinRouter
 from serve.config import load_settings
 from serve.pool_choice import PoolChoice
+from tests.unit.pool_routers import Replica, router_of
 
 _numbers = itertools.count()
 START_S = 3.0
-
-
-class Replica:
-    """Serve's wrapper of a replica, as far as routers use it."""
-
-    node_id = availability_zone = "here"
-    multiplexed_model_ids: tuple[str, ...] = ()
-    max_ongoing_requests = 16
-
-    def __init__(self, pool: str, name: str) -> None:
-        self.replica_id = ReplicaID(name, DeploymentID(pool, "app"))
-
-    async def get_queue_len(self, *, deadline_s: float) -> int:
-        return 0
 
 
 class Clock:
@@ -47,27 +32,22 @@ class Clock:
         return self.now
 
 
-def router_of(pool: str) -> KelvinRouter:
-    router = KelvinRouter(
-        deployment_id=DeploymentID(pool, "app"),
-        handle_source=DeploymentHandleSource.REPLICA,
-        use_replica_queue_len_cache=True,
-    )
-    router.initialize_state(pipelines=1)
-    return router
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
-def two_pools(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[PoolChoice, str, str]:
-    """Return the choice between two pools of decoders; nobody has told yet who is in them."""
+def two_pools(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, others_speed: float = 0.01
+) -> tuple[PoolChoice, str, str]:
+    """Return the choice between two pools of decoders; nobody has told yet who is in them.
+
+    By default the other one is chosen only where nothing else is left: a start is sooner.
+    """
     first, second = (f"decode-{next(_numbers)}" for _ in range(2))
     pools: list[dict[str, Any]] = [
         {"name": first, "start_s": START_S, "kind_speed": 1.0},
-        {"name": second, "start_s": START_S, "kind_speed": 0.01},
+        {"name": second, "start_s": START_S, "kind_speed": others_speed},
     ]
     for name in (first, second):
         monkeypatch.setattr(board_of(name), "clock", clock)
@@ -77,7 +57,7 @@ def two_pools(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[PoolChoice
 async def test_what_was_sent_to_a_node_that_is_lost_goes_on_elsewhere_whatever_was_told_meanwhile(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
-    choice, lost, other = two_pools(clock, monkeypatch)
+    choice, lost, other = two_pools(clock, monkeypatch, others_speed=0.5)
     router = router_of(lost)
     replica: Any = Replica(lost, "a")
     router.update_replicas([replica])
@@ -101,6 +81,23 @@ async def test_what_was_sent_to_a_node_that_is_lost_goes_on_elsewhere_whatever_w
         assert choice.pool("decode") == other
     board_of(lost).keep(["c"])
     assert not choice.is_vain(lost, 3616.0)
+
+
+async def test_what_a_lost_pool_held_goes_on_at_once_and_not_after_the_time_of_a_start(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    choice, lost, other = two_pools(clock, monkeypatch)
+    router = router_of(lost)
+    replica: Any = Replica(lost, "a")
+    router.update_replicas([replica])
+    board_of(other).keep(["b"])
+    with choice.sending("decode", object()) as pool:
+        assert pool == lost
+        clock.now += START_S / 4
+        router.on_replica_actor_died(replica.replica_id)
+        clock.now += START_S / 4
+        assert choice.is_vain(lost, START_S / 2)
+        assert not choice.is_vain(lost, START_S / 8), "sent after the loss"
 
 
 def test_what_is_sent_to_an_empty_pool_waits_as_long_as_a_start_may_take(

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.serve._private.common import (
-    DeploymentHandleSource,
-    DeploymentID,
-    ReplicaID,
     RequestMetadata,
 )
 from ray.serve._private.request_router.common import PendingRequest
@@ -26,6 +23,7 @@ from cluster.work_keys import lora_key
 from deployments.payloads import DenoiseJob, Latents, LoraUse, PromptEmbedding, Stamp
 from serve.config import load_settings
 from serve.pool_choice import PoolChoice
+from tests.unit.pool_routers import Replica, router_of
 
 _numbers = itertools.count()
 STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)
@@ -33,28 +31,9 @@ PROMPT = PromptEmbedding(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), 
 JOB = DenoiseJob("1", 0, 16, 16, 10, 1.0, "euler", "normal", 3.0, 0, PROMPT, None)
 
 
-class Replica:
-    """Serve's wrapper of a replica, as far as routers use it."""
-
-    node_id = availability_zone = "here"
-    multiplexed_model_ids: tuple[str, ...] = ()
-    max_ongoing_requests = 16
-
-    def __init__(self, pool: str, name: str) -> None:
-        self.replica_id = ReplicaID(name, DeploymentID(pool, "app"))
-
-    async def get_queue_len(self, *, deadline_s: float) -> int:
-        return 0
-
-
 def new_router(*names: str) -> tuple[KelvinRouter, PoolBoard, list[Any]]:
     pool = f"pool-{next(_numbers)}"
-    router = KelvinRouter(
-        deployment_id=DeploymentID(pool, "app"),
-        handle_source=DeploymentHandleSource.REPLICA,
-        use_replica_queue_len_cache=True,
-    )
-    router.initialize_state(pipelines=1)
+    router = router_of(pool)
     replicas = [Replica(pool, name) for name in names]
     router.update_replicas(replicas)
     return router, board_of(pool), replicas

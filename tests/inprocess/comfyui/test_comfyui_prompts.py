@@ -147,12 +147,15 @@ def test_a_prompt_id_is_one_prompt_however_often_it_is_sent(http: httpx.Client, 
         assert http.post("/prompt", json={"prompt": other, "prompt_id": wrong}).status_code == 400
 
 
-def test_a_prompt_whose_job_was_deleted_is_told_so(http: httpx.Client):
+async def test_a_prompt_whose_job_was_deleted_leaves_no_list_and_is_told_so(
+    http: httpx.Client, storage: StorageSettings
+):
     prompt_id = sent(http, workflow(), prompt_id="p")
     history(http, prompt_id)
     (job,) = http.get("/v1/jobs").json()["jobs"]
     assert http.delete(f"/v1/jobs/{job['id']}", params={"purge": "true"}).status_code == 200
     assert http.get("/history/p").json() == {} == http.get("/history").json()
+    assert await ObjectStore(storage).list_keys("listing/") == []
     answer = http.post("/prompt", json={"prompt": workflow(), "prompt_id": "p"})
     assert answer.status_code == 409
     assert "deleted" in answer.json()["error"]["message"]
