@@ -8,7 +8,7 @@ whoever waits for a result in one call takes the job along when they go.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
@@ -79,6 +79,8 @@ class Pipeline:
         self._metrics = telemetry.Metrics()
         self._journal = TimedJournal(records, self._store, self._metrics)
         self._removal = Removal(records, self._store)
+        # Doors that answer for several jobs at once are told; each is awaited with id and tenant.
+        self.before_deletion: list[Callable[[str, str], Awaitable[None]]] = []
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
         self._uploads = Uploads(self._store, spool_of(settings))
@@ -311,6 +313,8 @@ class Pipeline:
                 raise
             await self._removal.delete(job_id, tenant)
             return half.model_copy(update={"status": "cancelled"})
+        for told in self.before_deletion:
+            await told(job_id, tenant)
         self._ended.forget(job_id)
         record = await self._journal.request_cancel(job_id)
         live = self._live.get(job_id)

@@ -55,6 +55,7 @@ class ComfyuiDoor:
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._recent = RecentTexts()
+        pipeline.before_deletion.append(self.hand_on)
 
     @property
     def records(self) -> PromptRecords:
@@ -181,6 +182,17 @@ class ComfyuiDoor:
         """Remove all prompts of a tenant that are over from history."""
         async for record in self.records.since(tenant, 0):
             await self.forget(record)
+
+    async def hand_on(self, job_id: str, tenant: str) -> None:
+        """Keep a prompt of whose jobs one is about to be deleted, as long as others are left."""
+        try:
+            record = await self.records.of_job(job_id, tenant)
+        except RecordUnreadable:
+            return  # which is no reason to keep the job
+        if record is not None and len(record.chains) > 1 and record.job == job_id:
+            jobs = await self.jobs_of(record)
+            left = (job.id for job in jobs if job is not None and job.id != job_id)
+            await self.records.hand_on(record, next(left, None))
 
     async def cancel(self, record: PromptRecord) -> None:
         """Cancel what of a prompt has not ended."""

@@ -3,7 +3,8 @@
 A prompt's record, its workflow and which job makes what, is attached to the job of its first chain
 (`serve.attachment`), which is accepted last. So it costs no write, who finds it finds jobs that are
 all accepted, and it outlives a Pipeline as they do. To the jobs of other chains the prompt_id is
-attached.
+attached. Where the first chain's job is deleted before the others, the record is handed on to one
+of them: `serve.http.comfyui_heirs`.
 
 A prompt_id is the first chain's job's id as a UUID; or it came with the prompt, or was drawn for
 several chains, and then all its jobs are accepted under idempotency keys made of it. Who was not
@@ -23,6 +24,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from pydantic import TypeAdapter, ValidationError
 
 from serve.errors import InvalidRequest, RecordUnreadable
+from serve.http.comfyui_heirs import Heirs
 from serve.http.comfyui_record import OtherChain, PromptRecord
 from serve.idempotency import Idempotency
 from serve.job_ids import first_job_id, is_job_id
@@ -53,6 +55,7 @@ class PromptRecords:
         self._store = store
         self._journal = JobJournal(store)
         self._keys = Idempotency(store)
+        self._heirs = Heirs(store)
 
     async def find(self, prompt_id: str, tenant: str) -> PromptRecord | None:
         """Return a tenant's prompt; None: there is none of that id."""
@@ -60,7 +63,9 @@ class PromptRecords:
         record = await self._held_by(drawn, tenant) if is_job_id(drawn) else None
         if record is None or record.id != prompt_id:
             keyed = await self._keys.job(chain_key(prompt_id, 0), tenant)
-            record = None if keyed is None else await self._held_by(keyed, tenant)
+            if keyed is not None:
+                record = await self._held_by(keyed, tenant)
+                record = record or await self._heirs.find(prompt_id, tenant)
         return record if record is not None and record.id == prompt_id else None
 
     async def of_job(self, job_id: str, tenant: str) -> PromptRecord | None:
@@ -152,6 +157,21 @@ class PromptRecords:
     async def forget(self, record: PromptRecord) -> None:
         """Remove a prompt from history; its pictures stay, and their workflow in them."""
         await self._list(record, by_door=False)
+
+    async def hand_on(self, record: PromptRecord, heir: str | None) -> None:
+        """Keep a prompt though the job that it is attached to is about to be deleted.
+
+        Args:
+            record: As it was found.
+            heir: Job of another chain, that is left; None: none is, and the prompt goes too.
+        """
+        if heir is None:
+            await self._heirs.drop(record)
+            return
+        handed_on = record.led_by(heir)
+        await self._heirs.keep(handed_on)
+        if await self.is_listed(record):
+            await self._list(handed_on, by_door=True)
 
     async def _list(self, record: PromptRecord, *, by_door: bool) -> None:
         # Not at once: among all jobs it is to be found at any time.

@@ -52,7 +52,7 @@ class PromptRecord(BaseModel):
 
     @property
     def job(self) -> str:
-        """Id of the job that it is attached to."""
+        """Id of the job that it is attached to, or was handed on to."""
         return self.chains[0].job
 
     def made_by(self, jobs: Sequence[str]) -> PromptRecord:
@@ -65,6 +65,11 @@ class PromptRecord(BaseModel):
         """Return it as it is once it is attached to its first chain's job."""
         made = self.made_by([job_id, *(chain.job for chain in self.chains[1:])])
         return made.model_copy(update={"id": self.id or drawn_id(job_id)})
+
+    def led_by(self, job_id: str) -> PromptRecord:
+        """Return it with the chain of this job before the others."""
+        chains = sorted(self.chains, key=lambda chain: chain.job != job_id)
+        return self.model_copy(update={"chains": tuple(chains)})
 
     def attachment(self) -> Attachment:
         """Return it as it is attached to the job of its first chain."""

@@ -25,6 +25,7 @@ class StandIn:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.settings = Settings()
+        self.before_deletion: list[Any] = []
         self.error = error
 
     async def generate(self, request: Any, tenant: str) -> Any:

@@ -1,0 +1,75 @@
+"""What stays of a prompt whose jobs are deleted, and of one that was removed from history."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from serve.config import StorageSettings
+from serve.storage import ObjectStore
+from tests.inprocess.comfyui.caller import history, sent, until, workflow
+from tests.inprocess.served import Served
+from tests.inprocess.stand_in_stages import StandIn
+
+
+def _jobs_by_output(http: httpx.Client, prompt_id: str) -> dict[str, str]:
+    """Return the job of each output node: it stands in its pictures' names."""
+    jobs = [job["id"] for job in http.get("/v1/jobs").json()["jobs"]]
+    outputs = history(http, prompt_id)["outputs"]
+    return {
+        node: next(job for job in jobs if job in shown["images"][0]["filename"])
+        for node, shown in outputs.items()
+    }
+
+
+def _purge(http: httpx.Client, job_id: str) -> None:
+    answer = http.delete(f"/v1/jobs/{job_id}", params={"purge": "true"})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("named", [{}, {"prompt_id": "p"}], ids=["drawn", "named"])
+@pytest.mark.parametrize("purged", ["12", "22"], ids=["first chain", "other chain"])
+async def test_a_prompt_stays_as_long_as_one_of_its_jobs_does(
+    http: httpx.Client, storage: StorageSettings, purged: str, named: dict[str, str]
+):
+    def check() -> None:
+        sent(http, workflow(), prompt_id="before")
+        history(http, "before")
+        prompt_id = sent(http, workflow("two_chains"), **named)
+        jobs = _jobs_by_output(http, prompt_id)
+        kept = ({"12", "13", "22"} - {purged}) if purged == "22" else {"22"}
+        (image,) = history(http, prompt_id)["outputs"][min(kept)]["images"]
+        picture = http.get("/view", params=image).content
+        _purge(http, jobs[purged])
+        entry = history(http, prompt_id)
+        assert set(entry["outputs"]) == kept
+        assert list(http.get("/history").json()) == ["before", prompt_id]
+        assert http.get("/view", params=image).content == picture, "its workflow is in it"
+        # As of a whole one.
+        assert sent(http, workflow("two_chains"), prompt_id=prompt_id) == prompt_id
+        assert http.post("/prompt", json={"prompt": workflow(), "prompt_id": prompt_id}).is_error
+        assert http.post("/history", json={"delete": [prompt_id]}).status_code == 200
+        assert list(http.get("/history").json()) == ["before"]
+        _purge(http, jobs[min(kept)])
+        assert http.get(f"/history/{prompt_id}").json() == {}
+
+    await asyncio.to_thread(check)
+    left = await ObjectStore(storage).list_keys("comfyui/")
+    assert left == [], "the workflow, its prompts in it, goes with the last job"
+
+
+def test_a_prompt_goes_on_though_the_job_of_its_first_chain_is_purged(
+    http: httpx.Client, server: Served, stages: StandIn
+):
+    server.call(stages.gate.clear)
+    prompt_id = sent(http, workflow("two_chains"))
+    until(lambda: http.get("/queue").json()["queue_running"])
+    newest, _ = http.get("/v1/jobs").json()["jobs"]
+    # The job of the first chain is accepted last.
+    _purge(http, newest["id"])
+    (item,) = http.get("/queue").json()["queue_running"]
+    assert item[1] == prompt_id
+    server.call(stages.gate.set)
+    assert set(history(http, prompt_id)["outputs"]) == {"22"}
