@@ -108,7 +108,11 @@ class Acceptance:
         return resolved
 
     async def accept(
-        self, request: GenerateRequest, tenant: str, attachment: Attachment | None = None
+        self,
+        request: GenerateRequest,
+        tenant: str,
+        attachment: Attachment | None = None,
+        instead_of: str | None = None,
     ) -> RunningJob | str:
         """Write a job down, to be started now; or return the id of the one that its key stands for.
 
@@ -116,6 +120,7 @@ class Acceptance:
             request: As it was sent.
             tenant: Who sent it.
             attachment: Written down with it.
+            instead_of: A job that is not wanted any more: its key may stand for a new one.
 
         Raises:
             KelvinError: It is not accepted.
@@ -129,18 +134,22 @@ class Acceptance:
         guard = self._guards.setdefault(whose, asyncio.Lock())
         async with guard:
             try:
-                return await self._accept_once(request, tenant, attachment)
+                return await self._accept_once(request, tenant, attachment, instead_of)
             except JobConflict:
                 # Another Pipeline has resolved it with other defaults, a moment earlier.
-                return await self._accept_once(request, tenant, attachment)
+                return await self._accept_once(request, tenant, attachment, instead_of)
 
     async def _accept_once(
-        self, request: GenerateRequest, tenant: str, attachment: Attachment | None
+        self,
+        request: GenerateRequest,
+        tenant: str,
+        attachment: Attachment | None,
+        instead_of: str | None,
     ) -> RunningJob | str:
-        known = await self._idempotency.find(request, tenant)
+        known = await self._idempotency.find(request, tenant, instead_of)
         if known is None:
             job, start = await self._reserved(request, tenant)
-            known = await self._remembered(request, job)
+            known = await self._remembered(request, job, instead_of)
             if known.job_id == job.id:
                 return job if await self._is_written_down(job, start, attachment) else job.id
         if known.job_id in self._live:
@@ -216,12 +225,14 @@ class Acceptance:
         job.forget_work()
         self._book.give_back(job.tenant, job.request.num_images)
 
-    async def _remembered(self, request: GenerateRequest, job: RunningJob) -> Remembered:
+    async def _remembered(
+        self, request: GenerateRequest, job: RunningJob, instead_of: str | None
+    ) -> Remembered:
         """Let a request's key stand for a job; drop that where the key stands for another one."""
         known = None
         try:
             seed = job.request.seed or 0
-            known = await self._idempotency.remember(request, job.id, seed, job.tenant)
+            known = await self._idempotency.remember(request, job.id, seed, job.tenant, instead_of)
             return known
         finally:
             if known is None or known.job_id != job.id:

@@ -1,7 +1,8 @@
 """Idempotency keys: who sends the same request twice under one key gets one job.
 
     idempotency/{sha256 of tenant and key}.json    put if absent: the job's id, its seed and a
-                                                   digest of what was asked
+                                                   digest of what was asked. Swapped where a door
+                                                   wants another job instead of one that it names
 
 It is written before the job is, so that two who send at the same time, to two Pipelines, agree on
 the id; who finds a key without its job accepts the job under that id. Of keys only digests are
@@ -41,9 +42,17 @@ class Idempotency:
         self._store = store
 
     async def find(
-        self, request: GenerateRequest, tenant: str = DEFAULT_TENANT
+        self,
+        request: GenerateRequest,
+        tenant: str = DEFAULT_TENANT,
+        instead_of: str | None = None,
     ) -> Remembered | None:
         """Return what a request's key stands for; None: it has none, or a new one.
+
+        Args:
+            request: As it was sent, with its key.
+            tenant: Whose keys are meant.
+            instead_of: A key that stands for this job is as good as new.
 
         Raises:
             IdempotencyConflict: Another request was sent under this key.
@@ -52,7 +61,7 @@ class Idempotency:
         if request.idempotency_key is None:
             return None
         known = await self._read(request.idempotency_key, tenant)
-        if known is None:
+        if known is None or known[0].job_id == instead_of:
             return None
         found, digest = known
         if digest != _digest(request):
@@ -74,7 +83,12 @@ class Idempotency:
         return None if known is None else known[0].job_id
 
     async def remember(
-        self, request: GenerateRequest, job_id: str, seed: int, tenant: str = DEFAULT_TENANT
+        self,
+        request: GenerateRequest,
+        job_id: str,
+        seed: int,
+        tenant: str = DEFAULT_TENANT,
+        instead_of: str | None = None,
     ) -> Remembered:
         """Let a request's key stand for a job, unless it stands for one already.
 
@@ -83,9 +97,10 @@ class Idempotency:
             job_id: For it, if it is new.
             seed: Drawn for it, if it is new.
             tenant: Whose keys are meant: others' mean other jobs.
+            instead_of: The job that the key may stand for so far.
 
         Returns:
-            What the key stands for now and for ever.
+            What the key stands for from now on.
 
         Raises:
             IdempotencyConflict: Another request was sent under this key.
@@ -94,7 +109,13 @@ class Idempotency:
         body = {"id": job_id, "seed": seed, "request_sha256": _digest(request)}
         data = json.dumps(body).encode()
         key = _key(request.idempotency_key or "", tenant)
-        if await self._store.put(key, data, _JSON, if_absent=True):
+        before = None if instead_of is None else await self._store.get_with_etag(key)
+        if before is None:
+            if await self._store.put(key, data, _JSON, if_absent=True):
+                return mine
+        elif self._parsed(before[0], key)[0].job_id == instead_of and (
+            await self._store.swap(key, data, _JSON, before[1]) is not None
+        ):
             return mine
         return await self.find(request, tenant) or mine
 

@@ -133,7 +133,11 @@ class JobRunner:
         return await self._acceptance.admit(request)
 
     async def accept(
-        self, request: GenerateRequest, tenant: str, attachment: Attachment | None = None
+        self,
+        request: GenerateRequest,
+        tenant: str,
+        attachment: Attachment | None = None,
+        instead_of: str | None = None,
     ) -> RunningJob | str:
         """Return a new job, started, or the id of the one that the request's key stands for.
 
@@ -144,7 +148,7 @@ class JobRunner:
             self._metrics.refused("overloaded", line.refused, by="proxy")
         with telemetry.span("kelvin.accept"):
             try:
-                job = await self._acceptance.accept(request, tenant, attachment)
+                job = await self._acceptance.accept(request, tenant, attachment, instead_of)
             except KelvinError as error:
                 self._metrics.refused(error.code)
                 if isinstance(error, StorageUnavailable):

@@ -171,6 +171,7 @@ class Pipeline:
         request: GenerateRequest,
         tenant: str = DEFAULT_TENANT,
         attachment: Attachment | None = None,
+        instead_of: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """Do as `submit`, and return whether the job is new: who made none has none to cancel.
 
@@ -178,9 +179,11 @@ class Pipeline:
             request: As it is sent.
             tenant: Whose.
             attachment: Kept with the job if that is new; `JobJournal.attached` returns it.
+            instead_of: A job that is not wanted any more: the request's key may stand for it, and
+                stands for a new one then.
         """
         request = GenerateRequest.model_validate(request)
-        job = await self._jobs.accept(request, tenant, attachment)
+        job = await self._jobs.accept(request, tenant, attachment, instead_of)
         if isinstance(job, str):
             return await self.job(job, tenant), False
         await job.has_begun()

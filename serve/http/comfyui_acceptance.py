@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from serve.attachment import Attachment
@@ -15,10 +15,11 @@ from serve.errors import IdempotencyConflict, KelvinError, StorageUnavailable
 from serve.http.comfyui_chains import Chain, chains_of
 from serve.http.comfyui_errors import PromptError
 from serve.http.comfyui_graph import Graph, NodeError, checked_graph, chosen_of, named
+from serve.http.comfyui_history import Jobs, are_over
 from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
 from serve.http.comfyui_prompts import PromptRecords, chain_key, checked_id, now_ms
-from serve.http.comfyui_record import ChainRecord, OtherChain, PromptRecord
+from serve.http.comfyui_record import ChainRecord, OtherChain, PromptRecord, drawn_id
 from serve.http.comfyui_requests import node_error, request_of
 from serve.lora_choice import SUFFIX
 from serve.requests import GenerateRequest, JobRecord
@@ -46,12 +47,20 @@ class PromptAcceptance:
         pipeline: That makes their pictures.
         records: Where they are written down.
         inputs: Pictures that they may start from.
+        jobs_of: Returns a prompt's jobs as they are.
     """
 
-    def __init__(self, pipeline: Pipeline, records: PromptRecords, inputs: InputPictures) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        records: PromptRecords,
+        inputs: InputPictures,
+        jobs_of: Callable[[PromptRecord], Awaitable[Jobs]],
+    ) -> None:
         self._pipeline = pipeline
         self._records = records
         self._inputs = inputs
+        self._jobs_of = jobs_of
 
     async def accept(self, body: dict[str, Any], tenant: str) -> PromptRecord:
         """Take a prompt, once it is written down and all its jobs are.
@@ -71,9 +80,12 @@ class PromptAcceptance:
         prompt, extra = body["prompt"], _extra_data(body)
         digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
         known = None if prompt_id is None else await self._records.find(prompt_id, tenant)
+        unwanted: dict[str, str] = {}
         if known is not None and await self._records.is_accepted(_same(known, digest)):
-            await self._records.remember(known)
-            return known
+            if await self._is_wanted(known):
+                await self._records.remember(known)
+                return known
+            unwanted, known = _unwanted(known), None
         catalogue = await self._catalogue(prompt, tenant)
         graph = checked_graph(prompt, catalogue)
         chains = chains_of(graph, catalogue)
@@ -109,7 +121,7 @@ class PromptAcceptance:
             warnings=tuple(dict.fromkeys(each for chain, _ in requests for each in chain.warnings)),
         )
         try:
-            written = await self._submitted(record, requests)
+            written = await self._submitted(record, requests, unwanted)
         except NodeError as error:
             # Found out only now: a start image, say, that is damaged.
             types = {error.node: graph.nodes[error.node].class_type}
@@ -118,6 +130,16 @@ class PromptAcceptance:
             raise graph.failed() from None
         # Whoever wrote it down first and died may have said more of it.
         return known or written
+
+    async def _is_wanted(self, record: PromptRecord) -> bool:
+        """Return whether a prompt is what its prompt_id stands for, or is to be made anew.
+
+        It is made anew where it was given up, or failed, and nobody can see that any more.
+        """
+        if await self._records.is_listed(record):
+            return True
+        jobs = await self._jobs_of(record)
+        return not are_over(jobs) or all(job is not None and job.result for job in jobs)
 
     async def catalogue(self, tenant: str) -> Catalogue:
         """Return all files that a tenant's workflows may name; pictures without what they mean."""
@@ -206,7 +228,10 @@ class PromptAcceptance:
         return asked in _PREVIEWS
 
     async def _submitted(
-        self, record: PromptRecord, requests: list[tuple[Chain, GenerateRequest]]
+        self,
+        record: PromptRecord,
+        requests: list[tuple[Chain, GenerateRequest]],
+        unwanted: Mapping[str, str],
     ) -> PromptRecord:
         """Accept all jobs of a prompt, or none; return what stands of it now.
 
@@ -215,13 +240,16 @@ class PromptAcceptance:
         Args:
             record: Of the prompt, without its jobs.
             requests: Of all its chains.
+            unwanted: KSampler -> job that is not to be taken for the chain's, though it was.
         """
-        jobs, new = await self._submit_others(record, requests[1:])
+        jobs, new = await self._submit_others(record, requests[1:], unwanted)
         first, request = requests[0]
         draft = record.made_by(["", *jobs])
         try:
             with _as_node_error(first):
-                job, is_new = await self._submit(request, record, 0, draft.attachment())
+                job, is_new = await self._submit(
+                    request, record, 0, draft.attachment(), unwanted.get(first.sampler)
+                )
         except (NodeError, KelvinError) as error:
             # What the store did not answer may stand there, and be made: then with all its chains.
             if not isinstance(error, StorageUnavailable):
@@ -238,7 +266,10 @@ class PromptAcceptance:
         return written
 
     async def _submit_others(
-        self, record: PromptRecord, requests: list[tuple[Chain, GenerateRequest]]
+        self,
+        record: PromptRecord,
+        requests: list[tuple[Chain, GenerateRequest]],
+        unwanted: Mapping[str, str],
     ) -> tuple[list[str], list[str]]:
         """Accept the jobs of all chains but the first, or none.
 
@@ -250,14 +281,16 @@ class PromptAcceptance:
         new: list[str] = []
         try:
             for index, (chain, request) in enumerate(requests, 1):
-                for attempt in range(_MOST_TRIES):
+                instead_of = unwanted.get(chain.sampler)
+                for _ in range(_MOST_TRIES):
                     with _as_node_error(chain):
                         job, is_new = await self._submit(
-                            request, record, index, attachment, attempt
+                            request, record, index, attachment, instead_of
                         )
                     # One that is cancelled was given up, as the prompt was refused then.
                     if job.status != "cancelled":
                         break
+                    instead_of = job.id
                 else:
                     raise _conflict(record.id)
                 jobs.append(job.id)
@@ -278,13 +311,13 @@ class PromptAcceptance:
         record: PromptRecord,
         index: int,
         attachment: Attachment,
-        attempt: int = 0,
+        instead_of: str | None,
     ) -> tuple[JobRecord, bool]:
         if record.id:
-            key = chain_key(record.id, index, attempt)
+            key = chain_key(record.id, index)
             request = request.model_copy(update={"idempotency_key": key})
         try:
-            return await self._pipeline.submit_once(request, record.tenant, attachment)
+            return await self._pipeline.submit_once(request, record.tenant, attachment, instead_of)
         except IdempotencyConflict:
             raise _conflict(record.id) from None
 
@@ -321,6 +354,18 @@ def _same(record: PromptRecord, digest: str) -> PromptRecord:
     if record.digest != digest:
         raise _conflict(record.id)
     return record
+
+
+def _unwanted(record: PromptRecord) -> dict[str, str]:
+    """Return KSampler -> job of a prompt that is to be made anew."""
+    if record.id == drawn_id(record.job):
+        raise IdempotencyConflict(
+            "The prompt was given up or failed, and was removed from history.",
+            field="prompt_id",
+            value=record.id,
+            allowed="another prompt_id, or none: this one was drawn from its job's",
+        )
+    return {chain.sampler: chain.job for chain in record.chains}
 
 
 def _conflict(prompt_id: str) -> IdempotencyConflict:

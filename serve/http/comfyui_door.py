@@ -40,6 +40,8 @@ _CLOCKS_DIFFER_MS = 5_000
 _WRITTEN_WITHIN_MS = 60_000  # of a prompt's time, however slow the store is
 _TOLD_KEPT = 1000
 
+_Key = tuple[str, str, int]
+
 
 class ComfyuiDoor:
     """What ComfyUI's routes do.
@@ -52,8 +54,8 @@ class ComfyuiDoor:
         self._pipeline = pipeline
         self.sockets = Sockets()
         self.inputs = InputPictures(pipeline)
-        self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._following: dict[_Key, asyncio.Task[None]] = {}
+        self._told: OrderedDict[_Key, None] = OrderedDict()
         self._recent = RecentTexts()
         pipeline.before_deletion.append(self.hand_on)
 
@@ -75,11 +77,11 @@ class ComfyuiDoor:
 
     @property
     def _acceptance(self) -> PromptAcceptance:
-        return PromptAcceptance(self._pipeline, self.records, self.inputs)
+        return PromptAcceptance(self._pipeline, self.records, self.inputs, self.jobs_of)
 
     def follow(self, record: PromptRecord) -> None:
         """Tell a prompt's client what happens."""
-        key = record.tenant, record.id
+        key = _key(record)
         if key in self._following:
             return
         self._told[key] = None
@@ -126,7 +128,7 @@ class ComfyuiDoor:
             with contextlib.suppress(KelvinError):
                 async for record in self.records.since(tenant, since_ms, known):
                     known.add(record.job)
-                    if record.client == client and (tenant, record.id) not in self._told:
+                    if record.client == client and _key(record) not in self._told:
                         self.follow(record)
                 since_ms = max(since_ms, looked_ms - _WRITTEN_WITHIN_MS)
                 last, left = left, await self.remaining(tenant)
@@ -254,7 +256,7 @@ class ComfyuiDoor:
         """Tell every websocket of a tenant how many prompts are not over."""
         if sockets := self.sockets.of_tenant(tenant):
             # Whoever is the only one need not ask the store, which costs as much as a picture.
-            followed = sum(whose == tenant for whose, _ in self._following)
+            followed = sum(whose == tenant for whose, *_ in self._following)
             left = _remaining(followed) if self._is_only_one else await self.remaining(tenant)
             status = {"status": left}
             for socket in sockets:
@@ -283,7 +285,7 @@ class ComfyuiDoor:
         except Exception:
             _log.exception("prompt %s is not followed to its end", record.id)
         await telling
-        del self._following[record.tenant, record.id]
+        del self._following[_key(record)]
         following.end()
         # Together with the end: what goes to a client at another time goes through the proxy at
         # the cost of a message of its own.
@@ -293,6 +295,11 @@ class ComfyuiDoor:
         # One record that cannot be read must not keep anybody from the end of their own prompt.
         with contextlib.suppress(KelvinError):
             await self.tell_status(tenant)
+
+
+def _key(record: PromptRecord) -> _Key:
+    # One that was given up may be made anew under its id; its jobs may be handed on.
+    return record.tenant, record.id, record.created_ms
 
 
 def _remaining(prompts: int) -> dict[str, Any]:

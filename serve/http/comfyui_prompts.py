@@ -8,8 +8,9 @@ of them: `serve.http.comfyui_heirs`.
 
 A prompt_id is the first chain's job's id as a UUID; or it came with the prompt, or was drawn for
 several chains, and then all its jobs are accepted under idempotency keys made of it. Who was not
-answered may send the prompt again under its prompt_id and gets the same jobs. Prompts are listed by
-the journal, among the jobs that doors list; who removes one from history moves its job to the rest.
+answered may send the prompt again under its prompt_id and gets the same jobs; new ones where they
+were cancelled or failed and the prompt was removed from history since. Prompts are listed by the
+journal, among the jobs that doors list; who removes one from history moves its job to the rest.
 """
 
 from __future__ import annotations
@@ -208,15 +209,15 @@ class PromptRecords:
         return whole if is_its else None
 
 
-def chain_key(prompt_id: str, index: int, attempt: int = 0) -> str:
+def chain_key(prompt_id: str, index: int) -> str:
     """Return the idempotency key of the job of a prompt's chain.
 
     Args:
         prompt_id: Given with the prompt, or drawn for several chains.
         index: Of the chain.
-        attempt: How many such jobs were cancelled, because the prompt was refused.
     """
-    return f"comfyui:{prompt_id}:{index}:{attempt}"
+    # The last number counted jobs that were cancelled, each of which had a key of its own.
+    return f"comfyui:{prompt_id}:{index}:0"
 
 
 def checked_id(prompt_id: object) -> str:

@@ -73,3 +73,32 @@ def test_a_prompt_goes_on_though_the_job_of_its_first_chain_is_purged(
     assert item[1] == prompt_id
     server.call(stages.gate.set)
     assert set(history(http, prompt_id)["outputs"]) == {"22"}
+
+
+@pytest.mark.parametrize("graph", ["guide", "two_chains"])
+def test_a_prompt_that_was_cancelled_and_removed_from_history_is_made_when_sent_again(
+    http: httpx.Client, server: Served, stages: StandIn, graph: str
+):
+    for _ in range(2):
+        server.call(stages.gate.clear)
+        assert sent(http, workflow(graph), prompt_id="p") == "p"
+        until(lambda: http.get("/queue").json()["queue_running"])
+        assert http.post("/interrupt", json={"prompt_id": "p"}).status_code == 200
+        history(http, "p")
+        # As long as it is in history, it is what became of it.
+        assert sent(http, workflow(graph), prompt_id="p") == "p"
+        assert history(http, "p")["status"]["status_str"] == "error"
+        assert http.post("/history", json={"delete": ["p"]}).status_code == 200
+        assert http.get("/history/p").json() == {}
+    server.call(stages.gate.set)
+    # Seen differently, it is another request of the same pictures.
+    asked = {"client_id": "c", "extra_data": {"preview_method": "auto"}}
+    assert sent(http, workflow(graph), prompt_id="p", **asked) == "p"
+    assert history(http, "p")["status"]["completed"]
+    assert list(http.get("/history").json()) == ["p"]
+    made = len(stages.denoised)
+    # What was made is not made again, though it was removed.
+    assert http.post("/history", json={"clear": True}).status_code == 200
+    assert sent(http, workflow(graph), prompt_id="p") == "p"
+    assert list(http.get("/history").json()) == ["p"]
+    assert len(stages.denoised) == made

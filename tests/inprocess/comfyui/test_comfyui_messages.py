@@ -149,6 +149,38 @@ def test_a_websocket_hears_of_prompts_that_another_process_took(
         assert kinds.count("executed") == kinds.count("execution_success") == 2
 
 
+def test_a_websocket_hears_of_a_prompt_that_was_given_up_and_is_made_by_another_process(
+    stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comfyui_door, "_LOOKED_AGAIN_S", 0.05)
+    two: dict[str, Any] = {
+        "pipeline": PipelineSettings(num_replicas=2),
+        "comfyui": ComfyuiSettings(),
+    }
+    with (
+        served(new_pipeline(StandIn(), storage, monkeypatch, **two)) as takes,
+        served(new_pipeline(stages, storage, monkeypatch, **two)) as tells,
+        httpx.Client(base_url=takes.url) as elsewhere,
+        httpx.Client(base_url=tells.url) as http,
+    ):
+        tells.call(stages.gate.clear)
+        address = f"{tells.url.replace('http', 'ws')}/ws?clientId=a"
+        with websockets.sync.client.connect(address, open_timeout=ENDS_WITHIN_S) as socket:
+
+            def hear_end() -> list[str]:
+                heard: list[Any] = []
+                while end("p") not in heard:
+                    heard.append(json.loads(socket.recv(ENDS_WITHIN_S)))
+                return [each["type"] for each in heard]
+
+            sent(http, workflow(), client_id="a", prompt_id="p")
+            http.post("/interrupt", json={"prompt_id": "p"})
+            assert "execution_interrupted" in hear_end()
+            http.post("/history", json={"clear": True})
+            sent(elsewhere, workflow(), client_id="a", prompt_id="p")
+            assert "execution_success" in hear_end()
+
+
 async def test_a_websocket_hears_of_its_prompt_however_many_others_came(
     stages: StandIn, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ):
