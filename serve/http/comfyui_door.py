@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from serve.detached import detached_context
@@ -21,7 +22,7 @@ from serve.http.comfyui_following import Following
 from serve.http.comfyui_history import Jobs, are_over, are_waiting, history_entry
 from serve.http.comfyui_inputs import InputPictures
 from serve.http.comfyui_nodes import Catalogue
-from serve.http.comfyui_prompts import PromptRecords, now_ms
+from serve.http.comfyui_prompts import MOST_BYTES_LISTED, PromptRecords, now_ms
 from serve.http.comfyui_recent import RecentTexts
 from serve.http.comfyui_record import PromptRecord
 from serve.http.comfyui_sockets import Socket, Sockets
@@ -105,11 +106,15 @@ class ComfyuiDoor:
         Raises:
             StorageUnavailable: The store does not answer.
         """
-        found = await self.open(tenant)
-        socket.send("status", {"status": _remaining(len(found)), "sid": client})
-        for record, _ in found:
+        left = 0
+        followed: list[PromptRecord] = []
+        async for record, _, _ in self.open(tenant):
+            left += 1
             if record.client == client or self._is_only_one:
-                self.follow(record)
+                followed.append(record)
+        socket.send("status", {"status": _remaining(left), "sid": client})
+        for record in followed:
+            self.follow(record)
 
     async def watch(self, tenant: str, client: str, socket: Socket) -> None:
         """Follow a client's prompts that other Pipelines accept, as long as it listens.
@@ -141,27 +146,32 @@ class ComfyuiDoor:
             *(self._job(chain.job, record.tenant) for chain in record.chains)
         )
 
-    async def open(self, tenant: str) -> list[tuple[PromptRecord, Jobs]]:
-        """Return a tenant's prompts that are not over, oldest first, with their jobs."""
+    async def open(self, tenant: str) -> AsyncIterator[tuple[PromptRecord, Jobs, int]]:
+        """Yield a tenant's prompts that are not over, oldest first, with jobs and bytes of each."""
         pending = [job.id for job in await self._pipeline.under_way(tenant)]
-        records = await self.records.of_jobs(pending, tenant)
-        found = [(record, await self.jobs_of(record)) for record in records]
-        return sorted(
-            ((record, jobs) for record, jobs in found if not are_over(jobs)),
-            key=lambda prompt: prompt[0].created_ms,
-        )
+        async for record, size in self.records.of_jobs(pending, tenant):
+            jobs = await self.jobs_of(record)
+            if not are_over(jobs):
+                yield record, jobs, size
 
     async def queue(self, tenant: str) -> dict[str, list[Any]]:
-        """Return what `GET /queue` says."""
+        """Return what `GET /queue` says: every prompt, and the workflows of as many as it may have.
+
+        Who looks for a prompt there and does not find it takes it for lost, so none is left out.
+        """
         running: list[Any] = []
         waiting: list[Any] = []
-        for record, jobs in await self.open(tenant):
-            (waiting if are_waiting(jobs) else running).append(record.queue_item())
+        shown = 0
+        async for record, jobs, size in self.open(tenant):
+            shown += size
+            is_whole = shown <= MOST_BYTES_LISTED
+            item = record.queue_item() if is_whole else record.short_queue_item()
+            (waiting if are_waiting(jobs) else running).append(item)
         return {"queue_running": running, "queue_pending": waiting}
 
     async def remaining(self, tenant: str) -> dict[str, Any]:
         """Return how many prompts of a tenant are not over, as ComfyUI says it."""
-        return _remaining(len(await self.open(tenant)))
+        return _remaining(sum([1 async for _ in self.open(tenant)]))
 
     async def history_of(self, prompt_id: str, tenant: str) -> dict[str, Any] | None:
         """Return the entry in `/history` of a prompt; None: there is none, as yet or any more."""
@@ -204,7 +214,7 @@ class ComfyuiDoor:
 
     async def cancel_all(self, tenant: str, *, waiting: bool) -> None:
         """Cancel a tenant's prompts of which work has begun, or those that wait."""
-        for record, jobs in await self.open(tenant):
+        async for record, jobs, _ in self.open(tenant):
             if are_waiting(jobs) == waiting:
                 await self.cancel(record)
 

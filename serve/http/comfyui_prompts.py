@@ -18,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -39,8 +39,10 @@ _JSON = "application/json"
 _EMPTY = b"{}\n"
 _LONGEST_ID = 200
 _AT_ONCE = 4  # one may have 4 MiB, and takes several times that as Python's objects
-_MOST_BYTES_LISTED = 8 << 20
 _LISTED_AT_ONCE = 1000  # what a store lists in one answer
+
+MOST_BYTES_LISTED: Final = 8 << 20
+"""Of workflows in one answer that lists prompts."""
 
 _ATTACHED: TypeAdapter[PromptRecord | OtherChain] = TypeAdapter(PromptRecord | OtherChain)
 
@@ -74,31 +76,25 @@ class PromptRecords:
         return await self._prompt(job_id, tenant, await self._journal.attached(job_id, tenant))
 
     async def of_jobs(
-        self, job_ids: Sequence[str], tenant: str, most_bytes: float = math.inf
-    ) -> list[PromptRecord]:
-        """Return the prompts of a tenant's jobs, in order and each once.
+        self, job_ids: Sequence[str], tenant: str
+    ) -> AsyncIterator[tuple[PromptRecord, int]]:
+        """Yield the prompts of a tenant's jobs, in order and each once, with the bytes they have.
 
-        What cannot be read is left out: it must not hide the others.
+        Few of them are in memory at a time. What cannot be read is left out: it must not hide the
+        others.
 
         Args:
             job_ids: Of jobs of all doors.
             tenant: Whose.
-            most_bytes: Once prompts have so many, the rest is left out.
         """
-        found: dict[str, PromptRecord] = {}
         known: set[str] = set()
-        taken = 0
         for begin in range(0, len(job_ids), _AT_ONCE):
             some = [job for job in job_ids[begin : begin + _AT_ONCE] if job not in known]
             read = await asyncio.gather(*(self._readable(job, tenant) for job in some))
             for record, size in read:
-                taken += size
-                if record is not None:
-                    found[record.id] = record
+                if record is not None and record.job not in known:
                     known.update(chain.job for chain in record.chains)
-            if taken >= most_bytes:
-                break
-        return list(found.values())
+                    yield record, size
 
     async def newest(self, tenant: str, most: int, skip: int = 0) -> list[PromptRecord]:
         """Return a tenant's newest prompts, oldest first; fewer where they are large.
@@ -115,7 +111,14 @@ class PromptRecords:
             keys += found
             if len(found) < page:
                 break
-        return (await self.of_jobs(_jobs_of(keys[skip:]), tenant, _MOST_BYTES_LISTED))[::-1]
+        prompts: list[PromptRecord] = []
+        taken = 0
+        async for record, size in self.of_jobs(_jobs_of(keys[skip:]), tenant):
+            prompts.append(record)
+            taken += size
+            if taken >= MOST_BYTES_LISTED:
+                break
+        return prompts[::-1]
 
     async def since(
         self, tenant: str, since_ms: int, known: Collection[str] = ()
@@ -133,9 +136,8 @@ class PromptRecords:
             jobs = [
                 job for job in _jobs_of([key for key in keys if key <= last]) if job not in known
             ]
-            for begin in range(0, len(jobs), _AT_ONCE):
-                for record in await self.of_jobs(jobs[begin : begin + _AT_ONCE], tenant):
-                    yield record
+            async for record, _ in self.of_jobs(jobs, tenant):
+                yield record
             if len(keys) < _LISTED_AT_ONCE or keys[-1] > last:
                 return
             after = keys[-1]

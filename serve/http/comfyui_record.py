@@ -98,6 +98,10 @@ class PromptRecord(BaseModel):
         outputs = [output for chain in self.chains for output in chain.outputs]
         return [self.number, self.id, self.prompt, self.extra_data, outputs]
 
+    def short_queue_item(self) -> list[Any]:
+        """Return what `/queue` shows of it where those before it have filled the answer."""
+        return [self.number, self.id, {}, {"create_time": self.created_ms}, []]
+
 
 class OtherChain(BaseModel):
     """What is attached to the job of a chain that is not its prompt's first."""

@@ -56,6 +56,10 @@ async def _accepted(
     return record.held_by(job_id)
 
 
+async def _of_jobs(records: PromptRecords, jobs: list[str]) -> list[PromptRecord]:
+    return [record async for record, _ in records.of_jobs(jobs, _TENANT)]
+
+
 async def _since(records: PromptRecords, *asked: object) -> list[int]:
     return [record.created_ms async for record in records.since(_TENANT, *asked)]  # type: ignore[arg-type]
 
@@ -86,7 +90,7 @@ async def test_a_prompt_is_found_by_its_id_and_by_each_of_its_jobs():
     # Its job's id does not name a prompt that has another one.
     assert await records.find(drawn_id(named.job), _TENANT) is None
     jobs = [native, other, drawn.job, stranger, named.job]
-    assert await records.of_jobs(jobs, _TENANT) == [named, drawn]
+    assert await _of_jobs(records, jobs) == [named, drawn]
     assert await records.newest(_TENANT, 64) == [drawn, named]
 
 
@@ -133,7 +137,7 @@ async def test_what_somebody_has_put_into_a_job_hides_no_other_prompt(meddled: b
     line = (await store.get(key) or b"").partition(b"\n")[0]
     await store.put(key, line + b"\n" + meddled, "application/json")
     assert await records.newest(_TENANT, 64) == [whole]
-    assert await records.of_jobs([damaged.job, whole.job], _TENANT) == [whole]
+    assert await _of_jobs(records, [damaged.job, whole.job]) == [whole]
     for asked in (records.find("a", _TENANT), records.of_job(damaged.job, _TENANT)):
         with contextlib.suppress(RecordUnreadable):
             assert await asked is None

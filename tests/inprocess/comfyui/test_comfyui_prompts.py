@@ -17,6 +17,7 @@ from PIL import Image
 from serve.comfyui_settings import ComfyuiSettings
 from serve.config import StorageSettings
 from serve.errors import StageFailed, StorageUnavailable
+from serve.http import comfyui_door
 from serve.job_ids import new_job_id
 from serve.journal_settings import JournalSettings
 from serve.listing_keys import listing_key
@@ -291,6 +292,26 @@ def test_interrupt_and_the_queue_cancel(http: httpx.Client, server: Served, stag
         server.call(stages.gate.set)
     assert http.post("/queue", json={"delete": "p"}).status_code == 400
     assert http.post("/interrupt", content=b"").status_code == 200
+
+
+def test_a_long_queue_is_listed_whole_and_with_so_much_of_workflows(
+    http: httpx.Client, server: Served, stages: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    server.call(stages.gate.clear)
+    graphs = []
+    for number in range(3):
+        graphs.append(workflow())
+        graphs[-1]["5"]["inputs"]["seed"] = number
+    extra = {"extra_pnginfo": {"workflow": "x" * 10_000}}
+    ids = [sent(http, graph, extra_data=extra) for graph in graphs]
+    until(lambda: len(http.get("/queue").json()["queue_running"]) == len(ids))
+    monkeypatch.setattr(comfyui_door, "MOST_BYTES_LISTED", 30_000)
+    items = http.get("/queue").json()["queue_running"]
+    assert [item[1] for item in items] == ids
+    assert [item[2] for item in items] == [*graphs[:2], {}]
+    assert all(item[3]["create_time"] for item in items)
+    assert len(json.dumps(items)) < 30_000
+    server.call(stages.gate.set)
 
 
 def test_an_interrupt_in_chunks_cancels_what_it_names(
