@@ -192,8 +192,12 @@ class ComfyuiDoor:
 
     async def clear(self, tenant: str) -> None:
         """Remove all prompts of a tenant that are over from history."""
-        async for record in self.records.since(tenant, 0):
+        # What is older stands among what is not over, or is over: it need not be read.
+        since_ms = now_ms() - _WRITTEN_WITHIN_MS
+        async for record in self.records.since(tenant, since_ms):
             await self.forget(record)
+        going_on = {record.job async for record, _, _ in self.open(tenant)}
+        await self.records.forget_older(tenant, since_ms, going_on)
 
     async def hand_on(self, job_id: str, tenant: str) -> None:
         """Keep a prompt of whose jobs one is about to be deleted, as long as others are left."""

@@ -39,6 +39,7 @@ _JSON = "application/json"
 _EMPTY = b"{}\n"
 _LONGEST_ID = 200
 _AT_ONCE = 4  # one may have 4 MiB, and takes several times that as Python's objects
+_MOVED_AT_ONCE = 16
 _LISTED_AT_ONCE = 1000  # what a store lists in one answer
 
 MOST_BYTES_LISTED: Final = 8 << 20
@@ -161,6 +162,22 @@ class PromptRecords:
         """Remove a prompt from history; its pictures stay, and their workflow in them."""
         await self._list(record, by_door=False)
 
+    async def forget_older(self, tenant: str, than_ms: int, kept: Collection[str]) -> None:
+        """Remove prompts from history without reading them.
+
+        Args:
+            tenant: Whose.
+            than_ms: Those accepted since this time stay.
+            kept: `PromptRecord.job` of those that stay too.
+        """
+        after = listing_key(first_job_id(than_ms), tenant, by_door=True)
+        while keys := await self._listed(tenant, after, _LISTED_AT_ONCE):
+            jobs = [job for job in _jobs_of(keys) if job not in kept]
+            for begin in range(0, len(jobs), _MOVED_AT_ONCE):
+                some = jobs[begin : begin + _MOVED_AT_ONCE]
+                await asyncio.gather(*(self._move(job, tenant, by_door=False) for job in some))
+            after = keys[-1]
+
     async def hand_on(self, record: PromptRecord, heir: str | None) -> None:
         """Keep a prompt though the job that it is attached to is about to be deleted.
 
@@ -177,11 +194,12 @@ class PromptRecords:
             await self._list(handed_on, by_door=True)
 
     async def _list(self, record: PromptRecord, *, by_door: bool) -> None:
+        await self._move(record.job, record.tenant, by_door=by_door)
+
+    async def _move(self, job_id: str, tenant: str, *, by_door: bool) -> None:
         # Not at once: among all jobs it is to be found at any time.
-        await self._store.put(
-            listing_key(record.job, record.tenant, by_door=by_door), _EMPTY, _JSON
-        )
-        await self._store.delete(listing_key(record.job, record.tenant, by_door=not by_door))
+        await self._store.put(listing_key(job_id, tenant, by_door=by_door), _EMPTY, _JSON)
+        await self._store.delete(listing_key(job_id, tenant, by_door=not by_door))
 
     async def _listed(self, tenant: str, after: str, most: int) -> list[str]:
         return await self._store.list_some(listing_prefix(tenant, by_door=True), after, most)

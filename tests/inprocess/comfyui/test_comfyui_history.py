@@ -8,8 +8,11 @@ import httpx
 import pytest
 
 from serve.config import StorageSettings
+from serve.http.comfyui_prompts import now_ms
+from serve.jobs import JobJournal
 from serve.storage import ObjectStore
 from tests.inprocess.comfyui.caller import history, sent, until, workflow
+from tests.inprocess.comfyui.elsewhere import cancelled_elsewhere, taken_elsewhere
 from tests.inprocess.served import Served
 from tests.inprocess.stand_in_stages import StandIn
 
@@ -102,3 +105,41 @@ def test_a_prompt_that_was_cancelled_and_removed_from_history_is_made_when_sent_
     assert sent(http, workflow(graph), prompt_id="p") == "p"
     assert list(http.get("/history").json()) == ["p"]
     assert len(stages.denoised) == made
+
+
+async def test_a_long_history_is_cleared_without_being_read(
+    http: httpx.Client,
+    server: Served,
+    stages: StandIn,
+    storage: StorageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server.call(stages.gate.clear)
+    store, hour_ago_ms = ObjectStore(storage), now_ms() - 3_600_000
+    old = [await cancelled_elsewhere(store, "a", hour_ago_ms + number) for number in range(20)]
+    going_on = await taken_elsewhere(store, "a", hour_ago_ms - 1)
+    asked: list[str] = []
+    get = ObjectStore.get
+
+    async def counted(store: ObjectStore, key: str) -> bytes | None:
+        asked.append(key)
+        return await get(store, key)
+
+    def check() -> None:
+        young = sent(http, workflow())
+        assert len(http.get("/history").json()) == len(old)
+        with monkeypatch.context() as counting:
+            counting.setattr(ObjectStore, "get", counted)
+            assert http.post("/history", json={"clear": True}).status_code == 200
+        assert not [key for key in asked if any(record.job in key for record in old)]
+        assert http.get("/history").json() == {}
+        server.call(stages.gate.set)
+        assert history(http, young)["status"]["completed"]
+        for record in old:
+            assert http.get(f"/history/{record.id}").json() == {}
+            assert http.get(f"/v1/jobs/{record.job}").json()["status"] == "cancelled"
+
+    await asyncio.to_thread(check)
+    await JobJournal(store).request_cancel(going_on.job)
+    assert (await asyncio.to_thread(http.get, f"/history/{going_on.id}")).json()
+    store.close()

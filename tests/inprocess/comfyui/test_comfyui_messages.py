@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import struct
-import uuid
 from typing import Any
 
 import httpx
@@ -24,14 +23,12 @@ from serve.config import PipelineSettings, StorageSettings
 from serve.errors import RecordUnreadable, StageFailed, StorageUnavailable
 from serve.http import comfyui_door, comfyui_following
 from serve.http.comfyui_prompts import now_ms
-from serve.http.comfyui_record import ChainRecord, PromptRecord
-from serve.jobs import JobJournal
 from serve.pipeline import Pipeline
 from serve.storage import ObjectStore
-from serve.tenants import DEFAULT_TENANT
 from tests.inprocess.comfyui.caller import ENDS_WITHIN_S, end, received, sent, workflow
+from tests.inprocess.comfyui.elsewhere import cancelled_elsewhere
 from tests.inprocess.served import Served, served
-from tests.inprocess.stand_in_stages import REQUEST, StandIn, new_pipeline
+from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
 
 def test_the_websocket_tells_what_happens(http: httpx.Client, server: Served, stages: StandIn):
@@ -196,34 +193,12 @@ async def test_a_websocket_hears_of_its_prompt_however_many_others_came(
             await socket.recv()
             # As other processes write them, whose clocks differ a little.
             for _ in range(20):
-                await _taken_elsewhere(store, "b", now_ms() + 1000)
-            own = await _taken_elsewhere(store, "a", now_ms())
+                await cancelled_elsewhere(store, "b", now_ms() + 1000)
+            own = (await cancelled_elsewhere(store, "a", now_ms())).id
             async with asyncio.timeout(ENDS_WITHIN_S):
                 while json.loads(await socket.recv()) != end(own):
                     pass
     store.close()
-
-
-async def _taken_elsewhere(store: ObjectStore, client: str, accepted_ms: int) -> str:
-    """Write down a prompt that is cancelled already, and return its id."""
-    job_id = f"{accepted_ms:012x}{uuid.uuid4().hex[12:]}"
-    chain = ChainRecord(job="", sampler="5", encoder="2", decoder="6", outputs={"7": "kelvin"})
-    record = PromptRecord(
-        id="",
-        tenant=DEFAULT_TENANT,
-        number=0,
-        created_ms=accepted_ms,
-        digest="",
-        prompt=workflow(),
-        extra_data={"client_id": client},
-        chains=(chain,),
-        node_errors={},
-        warnings=(),
-    )
-    journal = JobJournal(store)
-    await journal.accept(job_id, REQUEST, attachment=record.attachment())
-    await journal.request_cancel(job_id)
-    return record.held_by(job_id).id
 
 
 def test_after_a_restart_other_clients_prompts_are_counted_too(
