@@ -14,7 +14,7 @@ Pure: whoever calls says what time it is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cluster.places import Places
@@ -49,10 +49,12 @@ class Refusal:
     Attributes:
         wait_s: Seconds until there will be room for it.
         busy_s: Seconds that it would have kept the service busy; 0: the service does not know.
+        body: What who asked was answered, and who asks for the same may be.
     """
 
     wait_s: float
     busy_s: float
+    body: bytes = b""
 
 
 @dataclass(slots=True)
@@ -80,8 +82,8 @@ class LoadShedder:
         self.places.came(ask.key)
         return True
 
-    def told(self, ask: Ask, now: float) -> float | None:
-        """Return after how many seconds to come again; None: let it through."""
+    def told(self, ask: Ask, now: float) -> Refusal | None:
+        """Return when to come again, and the body of the last answer; None: let it through."""
         self._forget(now)
         if (refused := self._refused.get(ask.kind)) is None:
             return None
@@ -92,7 +94,8 @@ class LoadShedder:
                 caller.tries_at = now + said.busy_s * len(self._callers) / _TRIED
             return None
         wait_s = said.wait_s - (now - at)
-        return self.places.promise(ask.key, wait_s, said.busy_s, now, whose=ask.caller)
+        wait_s = self.places.promise(ask.key, wait_s, said.busy_s, now, whose=ask.caller)
+        return replace(said, wait_s=wait_s)
 
     def refused(self, ask: Ask, said: Refusal, now: float, *, is_first: bool) -> float:
         """Note that the service refused one, and return after how many seconds to come again.
@@ -103,7 +106,7 @@ class LoadShedder:
             now: Seconds.
             is_first: It had come in its turn.
         """
-        said = Refusal(said.wait_s, said.busy_s or _IF_UNKNOWN_S)
+        said = replace(said, busy_s=said.busy_s or _IF_UNKNOWN_S)
         _renew(self._refused, ask.kind, (now, said))
         known = self._callers.get(ask.caller)
         _renew(self._callers, ask.caller, _Caller(now, known.tries_at if known else now))

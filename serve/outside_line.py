@@ -73,7 +73,7 @@ def refusal_to_header(refusal: Refusal) -> str:
 def refusal_from_header(value: str) -> Refusal | None:
     """Return what a header says of a refusal; None: nothing that could be meant."""
     numbers = _numbers(value)
-    return Refusal(*numbers) if len(numbers) == 2 else None
+    return Refusal(numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def line_outside() -> OutsideLine | None:

@@ -4,10 +4,10 @@ To refuse a request takes Serve's proxy and a Pipeline some 15 to 20 ms of proce
 all of it Serve's: calls between processes, for the request, its body and its answer. Ten times too
 many requests take most of two cores so, and what was accepted comes late. So `EarlyRefusal` stands
 in front of the proxy. It sees what the Pipeline refuses, tells requests that differ in nothing but
-prompt and seed the same (`cluster.load_shedder`), and keeps the line of those who were told to come
-again; `StandsInLine` is its counterpart in the Pipeline's app. Without either (the proxies know
-nothing of settings, so `pipeline.early_refusal` takes away the latter) all works as well, at
-Serve's price.
+prompt and seed the same, word for word (`cluster.load_shedder`), and keeps the line of those who
+were told to come again; `StandsInLine` is its counterpart in the Pipeline's app. Without either
+(the proxies know nothing of settings, so `pipeline.early_refusal` takes away the latter) all works
+as well, at Serve's price.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
+from starlette.responses import Response
 
-from cluster.load_shedder import Ask, LoadShedder
+from cluster.load_shedder import Ask, LoadShedder, Refusal
 from serve.errors import KelvinError, Overloaded
+from serve.http.answer_behind import AnswerBehind
 from serve.http.credentials import cookie_key, header
-from serve.http.errors import error_response
 from serve.http.origin import is_of_this_machine
 from serve.outside_line import (
     LINE_HEADER,
     OutsideLine,
-    refusal_from_header,
     refusal_to_header,
     standing_in,
 )
@@ -86,40 +86,31 @@ class EarlyRefusal:
             return
         now = self._clock()
         is_turn = self._shedder.takes_turn(ask, now)
-        wait_s = None if is_turn else self._shedder.told(ask, now)
-        if wait_s is not None:
+        said = None if is_turn else self._shedder.told(ask, now)
+        if said is not None:
             self._refused += 1
-            await _refuse(wait_s, scope, receive, send)
+            await _refuse(said, scope, receive, send)
             return
         line = OutsideLine(is_turn, self._shedder.places.expected_s(now), self._refused)
         self._refused = 0
         scope["headers"].append((LINE_HEADER, line.to_header().encode()))
+        await self._app(scope, receive, AnswerBehind(self._heard(ask, is_turn, line), send))
 
-        async def answered(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = self._heard(message, ask, is_turn, line)
-            await send(message)
+    def _heard(
+        self, ask: Ask, is_turn: bool, line: OutsideLine
+    ) -> Callable[[int, Refusal | None], float]:
+        """Return what takes note of an answer, and says when to come again if it is a refusal."""
 
-        await self._app(scope, receive, answered)
-
-    def _heard(self, start: Message, ask: Ask, is_turn: bool, line: OutsideLine) -> Message:
-        """Take note of an answer, and return it as it is sent on."""
-        headers = start.get("headers", ())
-        said = header({"headers": headers}, LINE_HEADER)
-        refusal = None if said is None else refusal_from_header(said)
-        if refusal is None:
-            if start["status"] < 400:
+        def heard(status: int, refusal: Refusal | None) -> float:
+            if refusal is not None:
+                return self._shedder.refused(ask, refusal, self._clock(), is_first=is_turn)
+            if status < 400:
                 self._shedder.accepted(ask)
             else:
                 self._refused += line.refused  # whether anybody has read it is not known
-            return start
-        wait_s = self._shedder.refused(ask, refusal, self._clock(), is_first=is_turn)
-        kept = [pair for pair in headers if pair[0].lower() not in _REWRITTEN]
-        told = (b"retry-after", str(math.ceil(wait_s)).encode())
-        return {**start, "headers": [*kept, told]}
+            return 0.0
 
-
-_REWRITTEN: Final = (LINE_HEADER, b"retry-after")
+        return heard
 
 
 class StandsInLine:
@@ -231,15 +222,14 @@ def _from(begun: Message, receive: Receive) -> Receive:
     return received
 
 
-async def _refuse(wait_s: float, scope: Any, receive: Receive, send: Send) -> None:
-    error = Overloaded(
-        "Too much work is waiting: a request like this one has just been refused.",
-        allowed="later; Retry-After says when",
-        retry_after_s=wait_s,
-    )
-    response = error_response(error, scope)
-    # Serve's proxy, which gives each answer one, is not asked.
-    response.headers["x-request-id"] = header(scope, b"x-request-id") or str(uuid.uuid4())
+async def _refuse(said: Refusal, scope: Any, receive: Receive, send: Send) -> None:
+    """Answer as the service has answered a request like this one."""
+    headers = {
+        "Retry-After": str(math.ceil(said.wait_s)),
+        # Serve's proxy, which gives each answer one, is not asked.
+        "x-request-id": header(scope, b"x-request-id") or str(uuid.uuid4()),
+    }
+    response = Response(said.body, Overloaded.status, headers, "application/json")
     await response(scope, receive, send)
 
 
