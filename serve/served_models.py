@@ -33,6 +33,7 @@ from serve.production import PipelineIdentity, Production
 from serve.readiness import Readiness
 from serve.requests import GenerateResult
 from serve.running import RunningJob
+from serve.shared_questions import SharedQuestions
 from serve.stages import Stages
 from serve.storage import ObjectStore
 from serve.uploads import Uploads
@@ -92,6 +93,7 @@ class ServedModels:
         self._closed: dict[str, float] = {}  # until when, unless closed again
         self._watch = ModelWatch(partial(model_states, identity.application))
         self._guard = asyncio.Lock()
+        self._adopting = SharedQuestions[ServedModel](_CARD_ANSWERS_WITHIN_S)
 
     async def find(self, name: str | None) -> ServedModel:
         """Return the model that takes a new request.
@@ -249,20 +251,22 @@ class ServedModels:
             self._joules = (self._joules or 0.0) + joules
 
     async def _met_or_adopted(self, name: str, state: ModelState) -> ServedModel:
-        async with self._guard:
-            if name not in self._further:
-                try:
-                    self._further[name] = await self._adopted(name, state)
-                except Exception as error:
-                    # Ray's and Serve's own, of many classes: its application may just have gone.
-                    _log.exception("model %s does not say what it is", name)
-                    raise StageUnavailable(
-                        f"Model {name!r} cannot be reached: {type(error).__name__}.",
-                        field="model",
-                        value=name,
-                        allowed="try again later",
-                    ) from None
+        if name in self._further:
             return self._further[name]
+        try:
+            adopted = await self._adopting.answer(
+                (name, state.deployed_at), partial(self._adopted, name, state)
+            )
+        except Exception as error:
+            # Ray's and Serve's own, of many classes: its application may just have gone.
+            _log.exception("model %s does not say what it is", name)
+            raise StageUnavailable(
+                f"Model {name!r} cannot be reached: {type(error).__name__}.",
+                field="model",
+                value=name,
+                allowed="try again later",
+            ) from None
+        return self._further.setdefault(name, adopted)
 
     async def _adopted(self, name: str, state: ModelState) -> ServedModel:
         application = application_of(self._identity.application, name)
