@@ -39,6 +39,9 @@ def diffusers_velocity(model: SD3Transformer2DModel, inputs: Inputs) -> Tensor:
 
 def with_compiled_blocks(model: SD3Transformer2DModel) -> SD3Transformer2DModel:
     """Return a model over the same weights whose blocks are compiled, each kind of block once."""
+    # Dynamo counts what it compiled of a forward over all arms of a process, and gives up at 8:
+    # three kinds of block at two sizes of batch are 6 for one arm.
+    torch._dynamo.config.recompile_limit = 64
     compiled = copy.copy(model)
     compiled._modules = dict(model._modules)
     blocks: list[Any] = [

@@ -35,8 +35,6 @@ ARMS = {
 class Arm(Protocol):
     """Whoever makes pictures."""
 
-    new_weights_bytes: int
-
     @property
     def weights_bytes(self) -> int:
         """Of all its models."""
@@ -77,7 +75,7 @@ class ArmBuilder:
             transformer = random_transformer(self.cell.model, self.device, torch.bfloat16)
             quantise_by_torchao(transformer)
             pipeline = compiled(assembled(transformer, self._shared()))
-            return DiffusersArm(pipeline, batch, _bytes_of(transformer))
+            return DiffusersArm(pipeline, batch)
         if name not in ARMS:
             raise KeyError(name)
         if self._plain is None:
@@ -121,7 +119,3 @@ class ArmBuilder:
         generator = torch.Generator(self.device).manual_seed(0)
         text = random_text_encoders(self.device, precision, self._sizes, generator)
         return text, random_decoder(self.device, precision, self._sizes["vae"], generator)
-
-
-def _bytes_of(model: torch.nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))

@@ -65,7 +65,6 @@ class KelvinArm:
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._engine: Engine | None = None
-        self.new_weights_bytes = self.weights_bytes
 
     @property
     def weights_bytes(self) -> int:

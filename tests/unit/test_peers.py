@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from loadtest import peers
+from loadtest.denoise_arms import with_compiled_blocks
+from loadtest.peer_pipelines import held_bytes
 from loadtest.peers_on_a_card import ratios_of, targets_of
+from loadtest.sd35 import random_transformer
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +44,28 @@ def test_the_compiled_arm_makes_its_pictures(tmp_path: Path, monkeypatch: pytest
     arguments = [*TINY, "--arms", "compiled", "--rounds", "1", "--out", str(out)]
     assert peers.main(arguments) == 0
     assert json.loads(out.read_text())["tiny-64"]["compiled"]["pictures"] == 2
+
+
+def test_compiled_blocks_take_as_many_sizes_of_batch_as_arms_bring(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = random_transformer("tiny", torch.device("cpu"), torch.float32)
+    blocks = with_compiled_blocks(model).transformer_blocks
+    width = model.config["caption_projection_dim"]
+    for rows in range(1, 10):  # Dynamo's own limit is 8
+        hidden, text = torch.randn(rows, 4, width), torch.randn(rows, 5, width)
+        with torch.no_grad():
+            came = blocks[0](hidden, text, torch.randn(rows, width))
+        assert [each.shape[0] for each in came] == [rows, rows]
+
+
+def test_weights_are_counted_whole_where_a_tensor_holds_others():
+    plain = torch.nn.Linear(4, 8)
+    held = torch.nn.Linear(4, 8, bias=False)
+    halves = [torch.zeros(8, 4, dtype=torch.int8) for _ in range(2)]
+    two: Any = TwoTensor
+    held.weight = torch.nn.Parameter(two(*halves), requires_grad=False)
+    both = torch.nn.ModuleList([plain, held])
+    assert held_bytes(both) == (4 * 8 + 8) * 4 + 2 * 4 * 8
 
 
 def test_sittings_gather_in_one_file(tmp_path: Path):
