@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from serve import endings as endings_module
 from serve.config import StorageSettings
+from serve.jobs import JobJournal
+from serve.journal_settings import JournalSettings
 from serve.key_store import FileKeys
 from serve.pipeline import Pipeline
+from serve.storage import ObjectStore
+from tests.inprocess.ended_pipelines import LEASE_S
 from tests.inprocess.served import Served, served
 from tests.inprocess.stand_in_stages import StandIn, new_pipeline
 
@@ -31,6 +36,34 @@ def pipeline(
 ) -> Pipeline:
     """A Pipeline on those stages and a real store."""
     return new_pipeline(stages, storage, monkeypatch)
+
+
+@pytest.fixture
+def make_leased(
+    storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Pipeline]:
+    """A function that makes Pipelines on given stages whose leases are short."""
+    monkeypatch.setattr(endings_module, "_ELSEWHERE_POLL_S", 0.05)
+
+    def make(stages: StandIn, **journal: Any) -> Pipeline:
+        settings = JournalSettings(**{"lease_s": LEASE_S, **journal})
+        return new_pipeline(stages, storage, monkeypatch, journal=settings)
+
+    return make
+
+
+@pytest.fixture
+def store(storage: StorageSettings) -> Iterator[ObjectStore]:
+    """The store of this test's Pipelines."""
+    made = ObjectStore(storage)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def journal(store: ObjectStore) -> JobJournal:
+    """The journal in it."""
+    return JobJournal(store)
 
 
 @pytest.fixture

@@ -56,11 +56,6 @@ def make(
     return make
 
 
-@pytest.fixture
-def journal(storage: StorageSettings) -> JobJournal:
-    return JobJournal(ObjectStore(storage))
-
-
 async def in_time(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not reached():

@@ -25,16 +25,11 @@ from serve.pipeline import Pipeline
 from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
+from tests.inprocess.ended_pipelines import ended, stop
 from tests.inprocess.served import served
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
-from tests.inprocess.test_takeover import ended, stop
 
 DAY_S = 86_400.0
-
-
-@pytest.fixture
-def store(storage: StorageSettings) -> ObjectStore:
-    return ObjectStore(storage)
 
 
 def picture(width: int = 32, height: int = 48) -> bytes:

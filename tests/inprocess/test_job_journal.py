@@ -34,18 +34,6 @@ from tests.inprocess.faulty_server import losing_first_answers, serving
 _REQUEST = GenerateRequest(prompt="a red circle", seed=7, width=256, height=256)
 
 
-@pytest.fixture
-def store(storage):
-    made = ObjectStore(storage)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def journal(store):
-    return JobJournal(store)
-
-
 def _succeeded(store: ObjectStore, job_id: str, *, seconds: float = 1.5) -> JobRecord:
     key = JobJournal.image_key(job_id, 0, "ab" * 32, "png")
     result = GenerateResult(

@@ -11,16 +11,8 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.config import StorageSettings
 from serve.storage import ObjectStore
 from serve.storage_probe import probe
-
-
-@pytest.fixture
-def store(storage: StorageSettings):
-    made = ObjectStore(storage)
-    yield made
-    made.close()
 
 
 async def test_put_get_exists_delete(store):

@@ -37,11 +37,6 @@ from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeli
 DAY_S = 86_400.0
 
 
-@pytest.fixture
-def store(storage: StorageSettings) -> ObjectStore:
-    return ObjectStore(storage)
-
-
 def sweep(store: ObjectStore, *, days_on: float, older_than_s: float = 30 * DAY_S) -> Sweep:
     """A sweep that takes place some days from now."""
     return Sweep(store, store, older_than_s, time.time() + days_on * DAY_S)
