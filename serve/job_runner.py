@@ -14,6 +14,7 @@ from functools import partial
 from deployments.replica_stop import stop_signal
 from serve import telemetry
 from serve.acceptance import Acceptance
+from serve.admission import Admission
 from serve.adoption import Adoption
 from serve.attachment import Attachment
 from serve.config import Settings
@@ -83,17 +84,14 @@ class JobRunner:
         self._metrics = metrics
         self._forecaster = Forecaster(settings.tenants)
         halves = RoomHalves()
+        self._admission = Admission(models, uploads, self.live, book, self._forecaster, halves)
         self._acceptance = Acceptance(
+            self._admission,
             models,
             journal,
             Idempotency(records),
-            uploads,
-            self.live,
-            lambda: self.keeping.owner(),
-            book,
             inputs,
-            self._forecaster,
-            halves,
+            lambda: self.keeping.owner(),
         )
         self._departure = Departure(
             stop_signal(),
@@ -103,7 +101,7 @@ class JobRunner:
         self.keeping = JobKeeping(
             Adoption(
                 self.live,
-                partial(self._acceptance.admit, is_orphan=True),
+                partial(self._admission.admit, is_orphan=True),
                 halves,
                 self._start,
                 settings.journal.recovered_at_once,
@@ -130,7 +128,7 @@ class JobRunner:
 
     async def check(self, request: GenerateRequest) -> GenerateRequest:
         """Return a request resolved, as `accept` would take it now; raises as that does."""
-        return await self._acceptance.admit(request)
+        return await self._admission.admit(request)
 
     async def accept(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import admission
+from serve import refusals
 from serve.config import PipelineSettings, StorageSettings
 from serve.http.early_refusal import EarlyRefusal
 from serve.http.native import build_app
@@ -296,7 +296,7 @@ async def test_who_sends_slowly_is_passed_on_with_what_came(comes_at_once: bool)
 async def test_requests_without_a_deadline_are_refused_in_front_while_there_is_no_room(
     flooded: World, monkeypatch: pytest.MonkeyPatch, path: str
 ):
-    monkeypatch.setattr(admission, "_capacity", lambda _: 10)
+    monkeypatch.setattr(refusals, "_capacity", lambda _: 10)
     path = path.replace("KEY", new_key("acme", ("generate",))[0])
     async with front_door(flooded) as (door, http):
         answers = [await http.post(path, json={"prompt": str(number)}) for number in range(9)]

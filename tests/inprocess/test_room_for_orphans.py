@@ -81,7 +81,7 @@ async def test_an_orphan_that_waits_halves_the_room_of_models_that_share_its_poo
     make_leased: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ):
     pipeline = make_leased(StandIn())
-    models, acceptance = pipeline._jobs._models, pipeline._jobs._acceptance
+    models, admission = pipeline._jobs._models, pipeline._jobs._admission
     pools = {
         stage: {f"{name}-apart": handle for name, handle in handles.items()}
         for stage, handles in models.own.stages.pools.items()
@@ -105,8 +105,8 @@ async def test_an_orphan_that_waits_halves_the_room_of_models_that_share_its_poo
         pipeline._live[name] = RunningJob(new_job_id(), made)
     asked = {name: REQUEST.model_copy(update={"model": name}) for name in further}
     for request in asked.values():
-        await acceptance.admit(request)
-    acceptance._halves.waited_for.add(models.own.facts.spec.name)
-    await acceptance.admit(asked["apart"])
+        await admission.admit(request)
+    admission._halves.waited_for.add(models.own.facts.spec.name)
+    await admission.admit(asked["apart"])
     with pytest.raises(Overloaded):
-        await acceptance.admit(asked["beside"])
+        await admission.admit(asked["beside"])
