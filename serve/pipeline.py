@@ -8,7 +8,7 @@ whoever waits for a result in one call takes the job along when they go.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
@@ -17,14 +17,15 @@ from serve import telemetry
 from serve.attachment import Attachment
 from serve.autoscaling_status import shown_autoscaling
 from serve.config import Settings
-from serve.endings import last_event, outcome
-from serve.errors import JobConflict, JobNotFound, ModelConflict
+from serve.endings import outcome
+from serve.errors import ModelConflict
 from serve.further_models import ModelFacts
 from serve.inputs import Inputs
-from serve.job_ids import checked, not_found
+from serve.job_ids import not_found
 from serve.job_listing import JobListing
 from serve.job_runner import JobRunner
 from serve.journal_record import TimedJournal
+from serve.known_jobs import KnownJobs
 from serve.loras import LoraLibrary, shown_loras
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
@@ -51,8 +52,6 @@ from serve.uploads import Uploads
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_FOREIGN_JOB_POLL_S = 1.0
-
 
 class Pipeline:
     """Plain class; the builder makes it a deployment. Every method may be called by handle.
@@ -78,9 +77,6 @@ class Pipeline:
         self.records = records = record_store(settings, self._store)
         self._metrics = telemetry.Metrics()
         self._journal = TimedJournal(records, self._store, self._metrics)
-        self._removal = Removal(records, self._store)
-        # Doors that answer for several jobs at once are told; each is awaited with id and tenant.
-        self.before_deletion: list[Callable[[str, str], Awaitable[None]]] = []
         self._identity = PipelineIdentity.of_this_process()
         own = ModelFacts(spec, settings)
         self._uploads = Uploads(self._store, spool_of(settings))
@@ -101,10 +97,17 @@ class Pipeline:
             self._metrics,
             self._identity,
         )
-        self._live, self._ended = self._jobs.live, self._jobs.ended
-        self._listing = JobListing(
-            records, self._journal, self._live, durable=settings.journal.enabled
+        self._live = self._jobs.live
+        durable = settings.journal.enabled
+        self._known = KnownJobs(
+            self._live,
+            self._jobs.ended,
+            self._journal,
+            Removal(records, self._store),
+            durable=durable,
         )
+        self.before_deletion = self._known.before_deletion
+        self._listing = JobListing(records, self._journal, self._live, durable=durable)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the HTTP routes of this very object."""
@@ -212,34 +215,16 @@ class Pipeline:
             JobNotFound: No job has this id.
             StorageUnavailable: The store, which alone knows, does not answer.
         """
-        live = self._live.get(checked(job_id))
-        record: JobRecord | None
-        if live is not None and not live.is_decided:
-            record = live.record("running", durable=self.settings.journal.enabled)
-        else:
-            # Of what ended here, one question to the store does instead of three.
-            record = await self._journal.ended(job_id) if job_id in self._ended else None
-            record = record or await self._journal.read(job_id)
-        if record is None or record.tenant != tenant:
-            raise not_found(job_id)
-        return record
+        return await self._known.record(job_id, tenant)
 
     async def image(self, job_id: str, index: int, tenant: str = DEFAULT_TENANT) -> ImageRef | None:
         """Return a picture of a job, for `picture`; None: the job has none of this index.
-
-        Of a job that has just ended here the store is not asked: who deletes a job deletes its
-        pictures, and `picture` finds that out.
 
         Raises:
             JobNotFound: No job has this id.
             StorageUnavailable: The store, which alone knows, does not answer.
         """
-        last = self._ended.last(checked(job_id), tenant)
-        result = last.result if last is not None else None
-        if result is None:
-            result = (await self.job(job_id, tenant)).result
-        images = () if result is None else result.images
-        return next((image for image in images if image.index == index), None)
+        return await self._known.image(job_id, index, tenant)
 
     async def picture(self, image: ImageRef) -> bytes:
         """Return the file of a stored picture; of which job, is for the caller to have asked.
@@ -285,19 +270,7 @@ class Pipeline:
             JobNotFound: No job has this id.
             JobConflict: It has succeeded or failed.
         """
-        await self.job(job_id, tenant)  # not found, where it is somebody else's
-        record = await self._journal.request_cancel(job_id)
-        if record.status != "cancelled":
-            raise JobConflict(
-                f"The job has ended: {record.status}.",
-                field="id",
-                value=job_id,
-                allowed="a job that is pending or running",
-            )
-        live = self._live.get(job_id)
-        if live is not None:
-            live.cancel()
-        return record
+        return await self._known.cancel(job_id, tenant)
 
     async def delete(self, job_id: str, tenant: str = DEFAULT_TENANT) -> JobRecord:
         """Delete a job, its pictures included; one that has not ended is cancelled first.
@@ -308,23 +281,7 @@ class Pipeline:
         Raises:
             JobNotFound: No job has this id.
         """
-        try:
-            await self.job(job_id, tenant)  # not found, where it is somebody else's
-        except JobNotFound:
-            half = await self._journal.half_deleted(job_id)
-            if half is None or half.tenant != tenant:
-                raise
-            await self._removal.delete(job_id, tenant)
-            return half.model_copy(update={"status": "cancelled"})
-        for told in self.before_deletion:
-            await told(job_id, tenant)
-        self._ended.forget(job_id)
-        record = await self._journal.request_cancel(job_id)
-        live = self._live.get(job_id)
-        if live is not None:
-            live.cancel()
-        await self._removal.delete(job_id, record.tenant)
-        return record
+        return await self._known.delete(job_id, tenant)
 
     async def events(self, job_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[JobEvent]:
         """Yield a job's events from its first, up to its last; leaving early disturbs nothing.
@@ -335,26 +292,8 @@ class Pipeline:
         Raises:
             JobNotFound: No job has this id.
         """
-        live = self._live.get(checked(job_id))
-        if live is not None and live.tenant == tenant:
-            async for event in live.follow():
-                yield event
-            return
-        if ended := self._ended.events(job_id, tenant):
-            if await self._journal.was_deleted(job_id):
-                raise not_found(job_id)
-            for event in ended:
-                # Asked of the store, for URLs that have not expired. Other ends stay as they were
-                # told: where the store was gone, it does not know of them.
-                is_stored = event.event == "stored"
-                yield last_event(await self.job(job_id, tenant)) if is_stored else event
-            return
-        record = await self.job(job_id, tenant)
-        yield JobEvent(event="queued", id=job_id)
-        while not record.is_over:
-            await asyncio.sleep(_FOREIGN_JOB_POLL_S)
-            record = await self.job(job_id, tenant)
-        yield last_event(record)
+        async for event in self._known.events(job_id, tenant):
+            yield event
 
     async def status(self) -> dict[str, Any]:
         """Return the model, limits, store and every replica of every stage."""

@@ -18,7 +18,7 @@ from deployments.payloads import (
     StepProgress,
 )
 from serve import endings as endings_module
-from serve import pipeline as pipeline_module
+from serve import known_jobs as known_jobs_module
 from serve.config import PoolSettings, Settings, StorageSettings
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
@@ -121,7 +121,7 @@ def new_pipeline(
         PipelineIdentity, "of_this_process", classmethod(lambda cls: cls("p", 1, "n"))
     )
     monkeypatch.setattr(endings_module, "_CANCEL_POLL_S", 0.05)
-    monkeypatch.setattr(pipeline_module, "_FOREIGN_JOB_POLL_S", 0.05)
+    monkeypatch.setattr(known_jobs_module, "_FOREIGN_JOB_POLL_S", 0.05)
     narrow = PoolSettings(name="narrow", max_ongoing_requests=2, max_queued_requests=1)
     spec = ModelSpec(
         name="m",

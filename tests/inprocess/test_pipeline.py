@@ -107,7 +107,7 @@ async def test_a_failure_is_recorded_as_it_was_raised(pipeline: Pipeline, stages
     stages.error = ValueError("out of memory")
     with pytest.raises(StageFailed, match="out of memory") as caught:
         await pipeline.generate(REQUEST)
-    job_id = next(iter(pipeline._ended))
+    job_id = next(iter(pipeline._jobs.ended))
     record = await pipeline.job(job_id)
     assert record.status == "failed"
     assert record.error == caught.value.body()
@@ -167,7 +167,7 @@ async def test_a_request_that_was_changed_unchecked_is_checked(pipeline: Pipelin
 
 async def test_events_are_kept_of_the_newest_jobs_only(pipeline: Pipeline):
     ids = [(await pipeline.generate(REQUEST)).id for _ in range(3)]
-    pipeline._ended.forget(ids[0])
+    pipeline._jobs.ended.forget(ids[0])
     names = [[event.event for event in await follow(pipeline, job_id)] for job_id in ids]
     assert names[0] == ["queued", "stored"]
     assert [len(own) for own in names[1:]] == [6, 6]

@@ -66,7 +66,7 @@ async def test_a_deadline_ends_a_job_wherever_it_is(
     error = caught.value
     assert (error.status, error.field, error.value) == (504, "deadline_s", SOON_S)
     assert error.allowed
-    job_id = next(iter(pipeline._ended))
+    job_id = next(iter(pipeline._jobs.ended))
     record = await pipeline.job(job_id)
     assert (record.status, record.error) == ("failed", error.body())
     assert (await follow(pipeline, job_id))[-1].error == error.body()
