@@ -24,7 +24,7 @@ from serve.further_models import ModelFacts, further_model, refuse_taken_pools
 from serve.local_ray import check_resources, reserved_by
 from serve.model_applications import application_of, is_running, model_states
 from serve.models import model_not_found
-from serve.stages import typed_error
+from serve.stage_errors import typed_error
 
 _ANSWER_WITHIN_S = 30.0
 _POLL_S = 1.0

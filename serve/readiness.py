@@ -10,7 +10,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import KelvinError
-from serve.stages import Stages, typed_error
+from serve.stage_errors import typed_error
+from serve.stages import Stages
 from serve.storage import ObjectStore
 
 _ANSWER_WITHIN_S = 5.0

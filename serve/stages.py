@@ -1,15 +1,13 @@
-"""The three stages as the Pipeline calls them: which pool, retries where a replica died, errors.
+"""The three stages as the Pipeline calls them: which pool, and retries where a replica died.
 
-What crosses a process boundary comes back wrapped by Ray; here it is unwrapped, so that the rest
-of the Pipeline sees the errors of `serve.errors` and nothing else.
+The rest of the Pipeline sees the errors of `serve.errors` and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -18,18 +16,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from ray import exceptions as ray_exceptions
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
 from ray.serve.handle import DeploymentHandle
 
 from cluster.pool_state import ReplicaState, Stage
 from cluster.work_sizes import Asked, asked_picture, asked_prompts
 from deployments.payloads import (
-    DenoiseEvent,
     DenoiseJob,
     EncodedImage,
     Handover,
@@ -42,27 +33,20 @@ from deployments.payloads import (
 from serve import telemetry
 from serve.errors import (
     KelvinError,
-    Overloaded,
-    StageFailed,
     StageUnavailable,
 )
+from serve.first_answer import WaitedInVain, answer_of, items_of
 from serve.move_errors import ReplicaLeaving
 from serve.moves import Journey
+from serve.stage_errors import is_crash, typed_error
 from serve.suspicion import Suspicion
 from serve.waking import Waking
 
 _log = logging.getLogger("ray.serve")
-_PATH = re.compile(r"(?<![\w:/.])(?:~|\.{1,2})?(?:/[\w.@+~-]+){2,}/?")
 _Result = TypeVar("_Result")
 
 # Long enough for the router to learn that a replica is gone, short beside starting a new one.
 _PAUSE_BEFORE_RETRY_S = 0.2
-# Whether a replica may still be hoped for, while a call waits for its first one.
-_LOOK_AGAIN_S = 1.0
-
-
-class WaitedInVain(StageUnavailable):
-    """A pool has no replica, and another one of its stage may have."""
 
 
 class Choice(Protocol):
@@ -125,7 +109,7 @@ class Stages:
         async def attempt() -> tuple[PromptEmbedding, ...]:
             with self._choice.sending("text", jobs) as pool:
                 suspicion.began()
-                encoded: tuple[PromptEmbedding, ...] = await _answer(
+                encoded: tuple[PromptEmbedding, ...] = await answer_of(
                     self.pools["text"][pool].encode.remote(jobs, **_beside(suspicion)),
                     partial(self._choice.is_vain, pool),
                 )
@@ -146,7 +130,7 @@ class Stages:
         async def attempt() -> EncodedImage:
             with self._choice.sending("decode", pixels) as pool:
                 suspicion.began()
-                encoded: EncodedImage = await _answer(
+                encoded: EncodedImage = await answer_of(
                     self.pools["decode"][pool].encode.remote(pixels, **_beside(suspicion)),
                     partial(self._choice.is_vain, pool),
                 )
@@ -175,7 +159,7 @@ class Stages:
             with self._choice.sending("denoise", sent, sent) as pool:
                 stream = self._denoisers[pool].remote(sent)
                 try:
-                    async for events in _items(stream, partial(self._choice.is_vain, pool)):
+                    async for events in items_of(stream, partial(self._choice.is_vain, pool)):
                         suspicion.began()
                         for event in events:
                             if isinstance(event, Handover):
@@ -208,7 +192,7 @@ class Stages:
         async def attempt() -> Pixels:
             with self._choice.sending("decode", latents) as pool:
                 suspicion.began()
-                pixels: Pixels = await _answer(
+                pixels: Pixels = await answer_of(
                     self.pools["decode"][pool].decode.remote(latents, **_beside(suspicion)),
                     partial(self._choice.is_vain, pool),
                 )
@@ -248,19 +232,6 @@ class Stages:
             await asyncio.sleep(_PAUSE_BEFORE_RETRY_S)
 
 
-def is_crash(error: BaseException) -> bool:
-    """Return whether a replica's process died by itself, neither asked to nor with its node."""
-    # Ray tells why an actor died in words only. NODE_OUT_OF_MEMORY is a choice of Ray's, which
-    # takes the process that it thinks will be missed least.
-    return (
-        isinstance(error, ray_exceptions.ActorDiedError)
-        # Else the replica lives, and tells of another actor's death.
-        and not isinstance(error, ray_exceptions.RayTaskError)
-        and not error.preempted
-        and "SYSTEM_ERROR" in str(error)
-    )
-
-
 def _beside(suspicion: Suspicion) -> dict[str, Any]:
     """Return what a call says beside its payload, where there is anything to be said."""
     said: dict[str, Any] = {"alone": True} if suspicion.is_suspect else {}
@@ -274,82 +245,7 @@ def _with_time_left(job: DenoiseJob, gone_s: float) -> DenoiseJob:
     return replace(job, deadline_s=max(0.0, job.deadline_s - gone_s))
 
 
-def typed_error(error: BaseException, stage: str) -> KelvinError:
-    """Return what a failure of a stage means to the caller.
-
-    Args:
-        error: What awaiting a handle raised.
-        stage: Named in the message.
-    """
-    while isinstance(error, ray_exceptions.RayTaskError) and error.cause is not None:
-        error = error.cause
-    if isinstance(error, KelvinError):
-        return error
-    if isinstance(error, BackPressureError):
-        return Overloaded(
-            f"Too much work is waiting for stage {stage!r}: {error.message}",
-            allowed="try again later; Retry-After says when",
-        )
-    if isinstance(
-        error,
-        ray_exceptions.RayActorError
-        | ray_exceptions.RaySystemError
-        | ray_exceptions.ObjectLostError
-        | ray_exceptions.TaskCancelledError
-        | ray_exceptions.WorkerCrashedError
-        # Ray's handles turn TaskCancelledError into this; who cancels a job here never gets here.
-        | asyncio.CancelledError
-        | DeploymentUnavailableError
-        | ReplicaUnavailableError,
-    ):
-        return StageUnavailable(
-            f"Stage {stage!r} lost the replica that worked on this: {type(error).__name__}."
-        )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    # Whatever it is, callers are to learn what failed and not where the server keeps its files.
-    told = _PATH.sub("(a path)", first_line)
-    return StageFailed(f"Stage {stage!r} failed: {type(error).__name__}: {told}")
-
-
 def _asked_to_stop() -> bool:
     """Tell a cancellation of this very task from one that a replica's end looks like."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-async def _answer(response: Any, is_vain: Callable[[float], bool]) -> Any:
-    """Wait for a call, and ask about once a second whether that is vain by now.
-
-    Raises:
-        WaitedInVain: It is.
-    """
-    try:
-        return await _unless_vain(response, is_vain)
-    except (asyncio.CancelledError, StageUnavailable):
-        response.cancel()
-        raise
-
-
-async def _items(
-    stream: Any, is_vain: Callable[[float], bool]
-) -> AsyncIterator[tuple[DenoiseEvent, ...]]:
-    """Yield items; while none has come, as `_answer` waits."""
-    items = aiter(stream)
-    try:
-        yield await _unless_vain(anext(items), is_vain)
-    except StopAsyncIteration:
-        return
-    async for item in items:
-        yield item
-
-
-async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[float], bool]) -> _Result:
-    began = monotonic()
-    task = asyncio.ensure_future(awaited)
-    try:
-        while not (await asyncio.wait({task}, timeout=_LOOK_AGAIN_S))[0]:
-            if is_vain(monotonic() - began):
-                raise WaitedInVain("The pool has no replica, and another one may have.")
-        return task.result()
-    finally:
-        task.cancel()

@@ -23,6 +23,7 @@ from deployments.payloads import (
     Stamp,
     StepProgress,
 )
+from serve import first_answer as first_answer_module
 from serve import stages as stages_module
 from serve.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve.stages import Stages
@@ -282,7 +283,7 @@ async def test_what_replicas_tell_of_themselves_is_passed_on():
 async def test_a_call_does_not_wait_in_vain_where_another_pool_has_replicas(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(stages_module, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(first_answer_module, "_LOOK_AGAIN_S", 0.01)
     never, other = FakeHandle([None]), FakeHandle([(StepProgress(1, 2, 0.1), LATENTS)])
     choice = FakeChoice("never", "other")
     choice.vain = {"never"}
@@ -294,7 +295,7 @@ async def test_a_call_does_not_wait_in_vain_where_another_pool_has_replicas(
 
 @pytest.mark.parametrize("stage", ["text", "decode"])
 async def test_nor_does_one_of_the_other_stages(stage: Stage, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stages_module, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(first_answer_module, "_LOOK_AGAIN_S", 0.01)
     never, other = FakeHandle(None), FakeHandle((PROMPT,) if stage == "text" else PIXELS)
     choice = FakeChoice("never", "other")
     choice.vain = {"never"}

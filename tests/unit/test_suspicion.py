@@ -14,7 +14,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from deployments.turns import Turns
 from serve import stages as stages_module
 from serve.errors import StageFailed
-from serve.stages import is_crash
+from serve.stage_errors import is_crash
 from serve.suspicion import Suspicion
 from tests.unit.test_stages import JOB, LATENTS, PIXELS, FakeHandle, stages
 
