@@ -54,7 +54,7 @@ class Denoiser:
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
         from deployments.input_limits import InputLimits
-        from deployments.live_request import LATENT_PIXELS
+        from deployments.job_size import LATENT_PIXELS
         from deployments.lora_room import lora_shelf
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb

@@ -24,7 +24,7 @@ from deployments.forward import Stepped, step_together
 from deployments.forward_record import EngineStats, Forward, ForwardRecord, Member
 from deployments.forward_watch import ForwardWatch
 from deployments.input_limits import InputLimits
-from deployments.live_request import Clock, LiveRequest, OnEvent, Ticket, VelocityModel
+from deployments.live_request import LiveRequest, VelocityModel
 from deployments.live_set import LiveSet
 from deployments.lora_admission import LoraAdmission
 from deployments.lora_shelf import LoraShelf
@@ -35,6 +35,7 @@ from deployments.schedule import TokenShape, Work, choose
 from deployments.sd3.previews import LatentRgb, Previewer
 from deployments.sd3.sampler_checkpoint import check_fits
 from deployments.step_costs import StepCosts
+from deployments.ticket import Clock, OnEvent, Ticket
 from serve.errors import KelvinError, StageUnavailable
 
 Policy = Callable[[Sequence[Work], StepCosts, float, Callable[[TokenShape], int]], tuple[int, ...]]

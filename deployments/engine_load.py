@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from cluster.work_keys import size_key
-from deployments.live_request import Clock, LiveRequest, Ticket, most_rows, token_shape
+from deployments.job_size import most_rows, token_shape
+from deployments.live_request import LiveRequest
 from deployments.payloads import DenoiseJob
 from deployments.step_costs import StepCosts, TokenShape
+from deployments.ticket import Clock, Ticket
 
 _LATELY_S = 15.0
 _FEWEST = 3  # forwards, of which a speed can be told

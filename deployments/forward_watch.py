@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deployments.live_request import Clock
+from deployments.ticket import Clock
 
 # A forward may be the first of its kind and compile kernels, or share the card for a while.
 _TIMES_EXPECTED = 20.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments.live_request import LATENT_PIXELS
+from deployments.job_size import LATENT_PIXELS
 from deployments.payloads import DenoiseJob, PromptEmbedding
 from serve.errors import InvalidRequest, StageFailed
 

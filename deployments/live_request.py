@@ -7,8 +7,7 @@ whether that row sees the negative prompt or nothing. So the policy can count th
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deployments.job_size import LATENT_PIXELS, is_guided, live_bytes, token_shape
 from deployments.payloads import (
     Checkpoint,
-    DenoiseEvent,
     DenoiseJob,
     Latents,
     Path,
@@ -33,14 +32,7 @@ from deployments.sd3.sampler_checkpoint import Checkpoints, restored
 from deployments.sd3.samplers import Sampler, SamplerState, start, start_from_image
 from deployments.sd3.sigmas import make_sigmas
 from deployments.sd3.wire import from_wire
-from deployments.step_costs import TokenShape
-from serve.errors import DeadlineExceeded, JobCancelled, KelvinError
-
-OnEvent = Callable[[DenoiseEvent | BaseException], None]
-Clock = Callable[[], float]  # seconds that never go back
-
-LATENT_PIXELS = 8  # a latent is an 8 x 8 square of pixels
-_FLOAT32_BYTES = 4
+from deployments.ticket import Ticket
 
 
 class VelocityModel(Protocol):
@@ -67,86 +59,6 @@ class VelocityModel(Protocol):
         self, height: int, width: int, text_tokens: int, rows: int, adapted: bool = False
     ) -> Path:
         """Return how `velocity` runs rows of this kind; sides of the latents."""
-
-
-class Ticket:
-    """A submitted request, as its owner holds it.
-
-    Args:
-        job: What to denoise.
-        on_event: Who is told.
-        key: Its own among the engine's tickets, rising with time.
-        submitted_at: Seconds, by the engine's clock; its deadline counts from there.
-    """
-
-    def __init__(self, job: DenoiseJob, on_event: OnEvent, key: int, submitted_at: float) -> None:
-        self.job = job
-        self.on_event = on_event
-        self.key = key
-        self.submitted_at = submitted_at
-        self.deadline = None if job.deadline_s is None else submitted_at + job.deadline_s
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Ask to stop: at once if it waits, at the next step if it runs; nothing if it is done."""
-        self._cancelled.set()
-
-    def over(self, now: float, duty: float) -> KelvinError | None:
-        """Return what it ends with if it was cancelled or its deadline has passed, else None.
-
-        Args:
-            now: Seconds, by the engine's clock.
-            duty: Share of the time that the card may compute.
-        """
-        if self._cancelled.is_set():
-            return JobCancelled("The job was cancelled before it finished.")
-        if self.deadline is None or now < self.deadline:
-            return None
-        held = f" For heat the card computes {duty:.0%} of the time." if duty < 1 else ""
-        return DeadlineExceeded(
-            f"The job had {self.job.deadline_s:.3f} s, and they have passed.{held}",
-            field="deadline_s",
-            value=self.job.deadline_s,
-            allowed="more time, fewer steps, or a higher priority",
-        )
-
-    @property
-    def admission_order(self) -> tuple[int, float, int]:
-        """Sorts what waits for memory: by priority, then deadline, then age."""
-        deadline = float("inf") if self.deadline is None else self.deadline
-        return -self.job.priority, deadline, self.key
-
-
-def token_shape(job: DenoiseJob) -> TokenShape:
-    """Return what a job's rows must share with others to enter a forward together."""
-    text_tokens = job.positive.prompt_embeds.shape[0]
-    return TokenShape(job.height // LATENT_PIXELS, job.width // LATENT_PIXELS, text_tokens)
-
-
-def is_guided(job: DenoiseJob) -> bool:
-    """True if some step may take two rows; at a scale of 1 the negative prompt cancels out."""
-    return job.negative is not None and job.guidance_scale > 1
-
-
-def most_rows(job: DenoiseJob) -> int:
-    """Return the rows of its widest step."""
-    return 2 if is_guided(job) else 1
-
-
-def live_bytes(job: DenoiseJob, channels: int, dtype: torch.dtype) -> int:
-    """Return what a job holds on the device between two forwards.
-
-    Args:
-        job: Of the request.
-        channels: Of the latents.
-        dtype: That embeddings are kept in.
-    """
-    shape = token_shape(job)
-    # Latents, the multistep sampler's history, and the next of both while a step is taken.
-    latents = 4 * channels * shape.height * shape.width * _FLOAT32_BYTES
-    prompts = 3 if is_guided(job) else 1  # the zeros outside the negative prompt's range count too
-    numbers = job.positive.prompt_embeds.size + job.positive.pooled_prompt_embeds.size
-    return latents + prompts * int(numbers) * dtype.itemsize
 
 
 @dataclass(frozen=True)

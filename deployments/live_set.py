@@ -9,18 +9,11 @@ import itertools
 import threading
 from collections.abc import Callable
 
-from deployments.live_request import (
-    Clock,
-    LiveRequest,
-    OnEvent,
-    Ticket,
-    VelocityModel,
-    live_bytes,
-    most_rows,
-    token_shape,
-)
+from deployments.job_size import live_bytes, most_rows, token_shape
+from deployments.live_request import LiveRequest, VelocityModel
 from deployments.memory_budget import MemoryBudget
 from deployments.payloads import DenoiseJob
+from deployments.ticket import Clock, OnEvent, Ticket
 from serve.errors import Overloaded, StageUnavailable
 
 

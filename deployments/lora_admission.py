@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deployments.live_request import Ticket
 from deployments.lora_shelf import LoraShelf
 from deployments.payloads import LoraUse
 from deployments.sd3.lora_layers import PageUse
+from deployments.ticket import Ticket
 from serve.errors import InvalidRequest
 
 

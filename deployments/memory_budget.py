@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deployments.live_request import LATENT_PIXELS, live_bytes, most_rows, token_shape
+from deployments.job_size import LATENT_PIXELS, live_bytes, most_rows, token_shape
 from deployments.payloads import DenoiseJob
 from deployments.schedule import MAX_ROWS
 from deployments.sd3.card import most_bytes, usable_bytes

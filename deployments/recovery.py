@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from deployments.device_errors import first_line, is_out_of_memory, is_sticky
-from deployments.live_request import LiveRequest, Ticket
+from deployments.live_request import LiveRequest
 from deployments.memory_budget import MemoryBudget
+from deployments.ticket import Ticket
 from serve.errors import KelvinError, StageFailed, StageUnavailable
 
 # Of one request alone, or of its admission, before it is given up for want of memory.

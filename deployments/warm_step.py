@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from deployments.forward import step_together
-from deployments.live_request import LATENT_PIXELS, LiveRequest, Ticket, VelocityModel
+from deployments.job_size import LATENT_PIXELS
+from deployments.live_request import LiveRequest, VelocityModel
 from deployments.payloads import DenoiseJob, PromptEmbedding, Stamp
 from deployments.step_costs import TokenShape
+from deployments.ticket import Ticket
 
 _NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
 _GUIDED, _UNGUIDED = 4.0, 1.0

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import torch
 
 from deployments.device_errors import is_out_of_memory
-from deployments.live_request import LATENT_PIXELS, VelocityModel
+from deployments.job_size import LATENT_PIXELS
+from deployments.live_request import VelocityModel
 from deployments.memory_budget import MemoryBudget
 from deployments.sd3.stored_tensors import read_json
 from deployments.step_costs import StepCosts, TokenShape

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from deployments.engine import Engine
-from deployments.live_request import LiveRequest, Ticket
+from deployments.live_request import LiveRequest
 from deployments.payloads import Latents
+from deployments.ticket import Ticket
 from serve.errors import DeadlineExceeded, JobCancelled
 from tests.unit.toy_engine import (
     Clock,

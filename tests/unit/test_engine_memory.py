@@ -9,7 +9,7 @@ import torch
 
 from deployments import live_request
 from deployments.engine import Engine
-from deployments.live_request import live_bytes, token_shape
+from deployments.job_size import live_bytes, token_shape
 from deployments.memory_budget import GIB, MemoryBudget, ModelMemory
 from deployments.payloads import Latents
 from deployments.sd3.wire import from_wire

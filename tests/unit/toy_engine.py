@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from deployments.engine import Engine
-from deployments.live_request import Ticket
 from deployments.payloads import (
     DenoiseEvent,
     DenoiseJob,
@@ -24,6 +23,7 @@ from deployments.schedule import TokenShape, Work
 from deployments.sd3.lora_layers import PageUse
 from deployments.sd3.precision import choose_precision
 from deployments.step_costs import StepCosts
+from deployments.ticket import Ticket
 
 WAIT_S = 20
 NOBODY = Stamp(replica="", pid=0, precision="", queue_s=0.0, seconds=0.0)
