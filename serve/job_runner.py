@@ -32,7 +32,7 @@ from serve.model_applications import is_deleted
 from serve.models import ModelSpec
 from serve.outside_line import line_outside
 from serve.pipeline_gauges import PipelineGauges
-from serve.production import PipelineIdentity
+from serve.pipeline_identity import PipelineIdentity
 from serve.record_store import RecordStore
 from serve.requests import GenerateRequest, JobEvent
 from serve.room_halves import RoomHalves

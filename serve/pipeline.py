@@ -29,7 +29,7 @@ from serve.known_jobs import KnownJobs
 from serve.loras import LoraLibrary, shown_loras
 from serve.models import ModelSpec
 from serve.models_status import shown_further, shown_models
-from serve.production import PipelineIdentity
+from serve.pipeline_identity import PipelineIdentity
 from serve.record_store import record_store
 from serve.removal import Removal
 from serve.requests import (

@@ -9,34 +9,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from opentelemetry.trace import SpanKind
-from ray import serve
 
 from deployments.payloads import (
-    DenoiseJob,
     EncodedImage,
     PromptEmbedding,
     Stamp,
     StepProgress,
-    TextJob,
 )
 from serve import telemetry
 from serve.fair_share import FairShare
 from serve.inputs import Inputs
 from serve.jobs import JobJournal
-from serve.log_ids import add_trace_ids
 from serve.loras import LoraLibrary, LoraUses
 from serve.pictures import EXTENSIONS, encode_picture, prompts_fit
+from serve.pipeline_identity import PipelineIdentity
 from serve.previews import preview_text
 from serve.requests import (
     LARGEST_SEED,
@@ -48,6 +42,7 @@ from serve.requests import (
 )
 from serve.running import RunningJob
 from serve.spool import MadePicture
+from serve.stage_jobs import Given, denoise_job, text_jobs
 from serve.stage_reports import denoise_report, report, sum_of, text_report
 from serve.stages import Stages
 from serve.storage import ObjectStore
@@ -55,38 +50,6 @@ from serve.uploads import SpooledPictureLost, Uploads
 
 _log = logging.getLogger("ray.serve")
 _PROMPTS_LEFT_OUT = "The prompts are too long for a JPEG's metadata: the picture carries none."
-
-
-@dataclass(frozen=True)
-class PipelineIdentity:
-    """Which Pipeline process this is."""
-
-    replica: str
-    pid: int
-    node: str
-    application: str = ""
-
-    @classmethod
-    def of_this_process(cls) -> PipelineIdentity:
-        """Ask Serve and Ray; must run inside a replica."""
-        add_trace_ids()
-        context = serve.get_replica_context()
-        node = ray.get_runtime_context().get_node_id()
-        return cls(context.replica_id.unique_id, os.getpid(), node, context.app_name)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Given:
-    """What all pictures of a job share."""
-
-    positive: PromptEmbedding
-    negative: PromptEmbedding | None
-    init: EncodedImage | None
-    loras: LoraUses
 
 
 class Production:
@@ -166,19 +129,8 @@ class Production:
     async def _encode(
         self, request: GenerateRequest, loras: LoraUses
     ) -> tuple[PromptEmbedding, PromptEmbedding | None]:
-        jobs = [_text_job(request, request.prompt, request.prompt_2, request.prompt_3, loras)]
-        if request.guidance_scale is not None and request.guidance_scale > 1:
-            jobs.append(
-                _text_job(
-                    request,
-                    request.negative_prompt,
-                    request.negative_prompt_2,
-                    request.negative_prompt_3,
-                    loras,
-                )
-            )
         with telemetry.span("kelvin.text", kind=SpanKind.CLIENT):
-            embeddings = await self._stages.encode(tuple(jobs))
+            embeddings = await self._stages.encode(text_jobs(request, loras))
         return embeddings[0], embeddings[1] if len(embeddings) > 1 else None
 
     async def _start_image(self, request: GenerateRequest) -> EncodedImage | None:
@@ -244,16 +196,16 @@ class Production:
                 )
             )
 
-        denoise_job = _denoise_job(job, index, seed, given)
+        asked = denoise_job(job, index, seed, given)
         spent: list[float] = []
-        cost_s = self._stages.estimated_s(denoise_job)
+        cost_s = self._stages.estimated_s(asked)
         try:
             async with self._turn(job, cost_s, index) as begun:
                 # Its deadline counts from here, and it may have waited.
-                denoise_job = replace(denoise_job, deadline_s=job.seconds_left)
+                asked = replace(asked, deadline_s=job.seconds_left)
                 about = {"kelvin.image": index}
                 with telemetry.span("kelvin.denoise", about, kind=SpanKind.CLIENT) as span:
-                    latents = await self._stages.denoise(denoise_job, on_progress)
+                    latents = await self._stages.denoise(asked, on_progress)
                     if latents.joules is not None:
                         span.set_attribute("kelvin.joules", latents.joules)
                     span.set_attribute("kelvin.moves", latents.moves)
@@ -312,51 +264,3 @@ class Production:
 def _file(pixels: NDArray[np.uint8], request: GenerateRequest, seed: int) -> tuple[bytes, str]:
     data = encode_picture(pixels, request, seed)
     return data, hashlib.sha256(data).hexdigest()
-
-
-def _text_job(
-    request: GenerateRequest,
-    prompt: str,
-    prompt_2: str | None,
-    prompt_3: str | None,
-    loras: LoraUses,
-) -> TextJob:
-    return TextJob(
-        prompt=prompt,
-        prompt_2=prompt if prompt_2 is None else prompt_2,
-        prompt_3=prompt if prompt_3 is None else prompt_3,
-        max_sequence_length=_resolved(request.max_sequence_length),
-        loras=loras.text,
-    )
-
-
-def _denoise_job(job: RunningJob, index: int, seed: int, given: Given) -> DenoiseJob:
-    request = job.request
-    return DenoiseJob(
-        job_id=job.id,
-        image=index,
-        width=_resolved(request.width),
-        height=_resolved(request.height),
-        num_inference_steps=_resolved(request.num_inference_steps),
-        guidance_scale=_resolved(request.guidance_scale),
-        sampler=_resolved(request.sampler),
-        scheduler=_resolved(request.scheduler),
-        shift=_resolved(request.shift),
-        seed=seed,
-        positive=given.positive,
-        negative=given.negative,
-        priority=request.priority,
-        deadline_s=job.seconds_left,
-        guidance_interval=request.guidance_interval,
-        negative_prompt_range=request.negative_prompt_range,
-        preview_every=request.preview_every,
-        loras=given.loras.denoise,
-        init=given.init,
-        strength=1.0 if given.init is None else _resolved(request.strength),
-    )
-
-
-def _resolved(value: Any) -> Any:
-    if value is None:
-        raise ValueError("the request is not resolved")
-    return value

@@ -28,8 +28,9 @@ from serve.model_applications import ModelState, application_of, model_states
 from serve.model_watch import ModelWatch
 from serve.models import model_not_found
 from serve.outlook import Outlook
+from serve.pipeline_identity import PipelineIdentity
 from serve.pool_choice import PoolChoice
-from serve.production import PipelineIdentity, Production
+from serve.production import Production
 from serve.readiness import Readiness
 from serve.requests import GenerateResult
 from serve.running import RunningJob

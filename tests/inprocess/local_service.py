@@ -27,7 +27,7 @@ from serve.keys import new_key
 from serve.model_dir import resolve_model_dir
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
-from serve.production import PipelineIdentity
+from serve.pipeline_identity import PipelineIdentity
 from tests.inprocess.served import served
 from tests.unit.lora_files import random_lora, written
 

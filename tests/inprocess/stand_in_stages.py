@@ -22,7 +22,7 @@ from serve import known_jobs as known_jobs_module
 from serve.config import PoolSettings, Settings, StorageSettings
 from serve.models import ModelSpec
 from serve.pipeline import Pipeline
-from serve.production import PipelineIdentity
+from serve.pipeline_identity import PipelineIdentity
 from serve.requests import GenerateRequest, JobEvent
 
 STAMP = Stamp("r", 1, "fp32", 0.0, 0.1)

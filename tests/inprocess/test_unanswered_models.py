@@ -13,7 +13,7 @@ from serve import served_models
 from serve.config import StorageSettings
 from serve.errors import StageUnavailable
 from serve.model_applications import ModelState
-from serve.production import PipelineIdentity
+from serve.pipeline_identity import PipelineIdentity
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, new_pipeline
 
 
