@@ -10,6 +10,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from ray.autoscaler._private import util as launcher
+from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve.schema import ServeDeploySchema
 
 import serve.app
@@ -21,6 +25,8 @@ KUBERAY = CLUSTER / "kuberay"
 # `kuberay-operator/crds/ray.io_rayservices.yaml` of KubeRay v1.7.0 (Apache 2.0): its version v1.
 RAY_SERVICE = Path(__file__).parents[1] / "data" / "rayservice_v1_schema.json.gz"
 KUBERNETES = "1.37"
+# Cores and GiB of memory, as EC2 lists them.
+_MACHINES = {"g6.2xlarge": (8, 32), "g5.2xlarge": (8, 32), "p5.4xlarge": (16, 256)}
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -34,6 +40,12 @@ def kubernetes_files() -> list[Path]:
 def ray_service() -> dict[str, Any]:
     (service,) = documents(KUBERAY / "rayservice.yaml")
     return service
+
+
+def _groups() -> list[dict[str, Any]]:
+    """Return the head's group and the workers'."""
+    cluster = ray_service()["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
 def strict(schema: Any) -> Any:
@@ -106,8 +118,7 @@ def test_kubernetes_takes_it(path):
 
 
 def test_pods_of_the_ray_service_are_pods():
-    cluster = ray_service()["spec"]["rayClusterConfig"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    for group in _groups():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "it"}}
         kubernetes_validate.validate(
             pod | {"spec": group["template"]["spec"]}, KUBERNETES, strict=True
@@ -128,14 +139,59 @@ def test_a_misspelt_field_of_the_ray_service_is_seen(where):
         check_ray_service(service)
 
 
-def test_every_pool_finds_a_group_with_its_card():
-    service = ray_service()
+def launched_for(pool: dict[str, Any], service: dict[str, Any]) -> set[str]:
+    """Return the groups that Ray's own autoscaler starts for a replica, beside those always there.
+
+    Nothing of the cluster is up yet, so that it goes by what the groups say of themselves.
+    """
+    cluster = {"metadata": {"name": "kelvin", "namespace": "default"}}
+    cluster["spec"] = service["spec"]["rayClusterConfig"]
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        group["minReplicas"] = 0
+    config = AutoscalingConfig(autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster))
+    needs = {"CPU": 0.25, "GPU": pool["num_gpus"]}
+    needs[f"accelerator_type:{pool['accelerator_type']}"] = 0.001
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(needs)]),
+        )
+    )
+    return {each.instance_type for each in reply.to_launch}
+
+
+def kuberay_pools() -> list[dict[str, Any]]:
     args = serve_configs()["kuberay/rayservice.yaml"]["applications"][0]["args"]
-    pools = [*args["denoiser"], *args["text_encoder"], *args["vae_decoder"]]
-    groups = {
-        group["groupName"] for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    }
-    assert {pool["accelerator_type"].lower() for pool in pools} < groups
+    return [*args["denoiser"], *args["text_encoder"], *args["vae_decoder"]]
+
+
+@pytest.mark.parametrize("pool", kuberay_pools(), ids=lambda pool: pool["name"])
+def test_kubernetes_brings_a_card_of_its_kind_for_each_pool(pool):
+    assert launched_for(pool, ray_service()) == {pool["accelerator_type"].lower()}
+
+
+def test_a_group_that_does_not_name_its_card_would_never_be_started():
+    service = ray_service()
+    for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        group.pop("resources", None)
+    assert launched_for(kuberay_pools()[0], service) == set()
+
+
+def test_pods_leave_room_on_the_machines_they_ask_for():
+    (head, *workers) = _groups()
+    assert "nodeSelector" not in head["template"]["spec"]
+    for group in workers:
+        spec = group["template"]["spec"]
+        machine = spec.get("nodeSelector", {}).get("node.kubernetes.io/instance-type")
+        if machine is None:
+            continue
+        asked = spec["containers"][0]["resources"]["requests"]
+        cores, gib = _MACHINES[machine]
+        assert int(asked["cpu"]) < cores
+        # EKS keeps some 5 % of the memory for the kubelet and for evicting in time.
+        assert int(asked["memory"].removesuffix("Gi")) < 0.9 * gib, machine
 
 
 def test_kustomization_names_what_is_there_and_no_example():
@@ -145,11 +201,7 @@ def test_kustomization_names_what_is_there_and_no_example():
 
 
 def test_budgets_and_policies_select_pods_that_there_are():
-    cluster = ray_service()["spec"]["rayClusterConfig"]
-    labels = [
-        group["template"]["metadata"]["labels"]
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    ]
+    labels = [group["template"]["metadata"]["labels"] for group in _groups()]
     for budget in documents(KUBERAY / "disruption-budgets.yaml"):
         wanted = budget["spec"]["selector"]["matchLabels"].items()
         assert any(wanted <= pod.items() for pod in labels)
