@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ray.serve.schema import ServeDeploySchema
 
 import serve.app
 from cluster.serve_autoscaling import ApplicationPolicy
-from serve.config import Settings
+from serve.commands.hardware import OLDEST_DRIVER
+from serve.config import Settings, load_settings
+from serve.http.proxy_headers import ENVIRONMENT
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERAY = CLUSTER / "kuberay"
@@ -205,6 +208,27 @@ def test_budgets_and_policies_select_pods_that_there_are():
     for budget in documents(KUBERAY / "disruption-budgets.yaml"):
         wanted = budget["spec"]["selector"]["matchLabels"].items()
         assert any(wanted <= pod.items() for pod in labels)
+
+
+def test_the_image_has_what_those_who_start_it_run_in_it():
+    image = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    installed = re.search(r"apt-get install ([^&]*)", image)
+    assert installed is not None
+    # KubeRay's probe of a RayService's workers; Ray's launcher, and its autoscaler on the head.
+    assert {"wget", "rsync", "openssh-client"} <= set(installed[1].split())
+    assert '"boto3"' in image
+    assert all(f"ENV {name}={value}\n" in image for name, value in ENVIRONMENT.items())
+    # Torch's wheel on PyPI, as constraints.txt pins it, is of CUDA 13.
+    assert f"R{OLDEST_DRIVER[13]} or newer, for CUDA 13" in image
+
+
+def test_the_image_alone_writes_where_its_user_may():
+    image = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    folder = load_settings(CLUSTER / "local.yaml").embedded_store.data_dir
+    assert not Path(folder).is_absolute()
+    *_, last = re.findall(r"^WORKDIR (\S+)$", image, re.MULTILINE)
+    assert f"--owner ray --group ray {last}/{folder}\n" in image
+    assert '"/opt/kelvin/cluster/local.yaml"' in image
 
 
 def test_rays_version_is_the_one_installed():
