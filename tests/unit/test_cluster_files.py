@@ -208,6 +208,38 @@ def test_budgets_and_policies_select_pods_that_there_are():
     for budget in documents(KUBERAY / "disruption-budgets.yaml"):
         wanted = budget["spec"]["selector"]["matchLabels"].items()
         assert any(wanted <= pod.items() for pod in labels)
+        # Kubernetes reckons maxUnavailable, and shares, by an owner's subresource `scale`, which
+        # RayCluster has not; with either it lets no pod go.
+        assert budget["spec"].keys() == {"minAvailable", "selector"}
+        assert isinstance(budget["spec"]["minAvailable"], int)
+
+
+def test_who_kelvin_runs_as_may_write_the_nodes_cache():
+    image = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    found = re.search(r"useradd .*--uid (\d+) ray", image)
+    assert found is not None
+    user = found[1]
+    for group in _groups():
+        spec = group["template"]["spec"]
+        on_the_node = [each["name"] for each in spec["volumes"] if "hostPath" in each]
+        (mount,) = (
+            each["mountPath"]
+            for each in spec["containers"][0]["volumeMounts"]
+            if each["name"] in on_the_node
+        )
+        (made,) = spec["initContainers"]
+        assert made["command"] == ["chown", f"{user}:{user}", mount]
+        assert made["securityContext"]["runAsUser"] == 0
+        assert mount in [each["mountPath"] for each in made["volumeMounts"]]
+    aws = documents(CLUSTER / "aws.yaml")[0]
+    options = aws["docker"]["run_options"]
+    written = [
+        each.split(":")[0].removeprefix("-v ") for each in options if each.endswith(".cache")
+    ]
+    made = [
+        each.split()[-1] for each in aws["initialization_commands"] if f"--owner {user} " in each
+    ]
+    assert written == made != []
 
 
 def test_the_image_has_what_those_who_start_it_run_in_it():
