@@ -20,8 +20,10 @@ from ray.serve.schema import ServeDeploySchema
 import serve.app
 from cluster.serve_autoscaling import ApplicationPolicy
 from serve.commands.hardware import OLDEST_DRIVER
+from serve.commands.overrides import settings_from_options
 from serve.config import Settings, load_settings
 from serve.http.proxy_headers import ENVIRONMENT
+from serve.key_store import ObjectKeys, key_store
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERAY = CLUSTER / "kuberay"
@@ -75,11 +77,22 @@ def check_ray_service(service: dict[str, Any]) -> None:
 def serve_configs() -> dict[str, dict[str, Any]]:
     return {
         "serve-autoscaling.yaml": documents(CLUSTER / "serve-autoscaling.yaml")[0],
+        "aws-serve.yaml": documents(CLUSTER / "aws-serve.yaml")[0],
         "kuberay/rayservice.yaml": yaml.safe_load(ray_service()["spec"]["serveConfigV2"]),
     }
 
 
-@pytest.mark.parametrize("name", ["serve-autoscaling.yaml", "kuberay/rayservice.yaml"])
+def most_cards(application: dict[str, Any]) -> dict[str, float]:
+    """Return kind of card -> how many of it an application may ask for at most."""
+    cards: dict[str, float] = {}
+    for pools in Settings.model_validate(application["args"]).pools.values():
+        for pool in pools:
+            kind = str(pool.accelerator_type)
+            cards[kind] = cards.get(kind, 0.0) + pool.num_gpus * pool.most_replicas
+    return cards
+
+
+@pytest.mark.parametrize("name", serve_configs())
 def test_serve_and_kelvin_take_the_application(name):
     (application,) = ServeDeploySchema.model_validate(serve_configs()[name]).applications
     assert application.import_path == "serve.app:build"
@@ -92,16 +105,48 @@ def test_serve_and_kelvin_take_the_application(name):
     assert not settings.embedded_store.enabled
 
 
-def test_rays_launcher_takes_the_cluster_on_aws(monkeypatch):
+def test_rays_launcher_takes_the_cluster_on_aws():
     config = launcher.prepare_config(documents(CLUSTER / "aws.yaml")[0])
     launcher.validate_config(config)
     types = config["available_node_types"]
-    served = serve_configs()["serve-autoscaling.yaml"]["applications"][0]["args"]["denoiser"]
-    there = {name for each in types.values() for name in each["resources"]}
-    assert {f"accelerator_type:{pool['accelerator_type']}" for pool in served} <= there
+    there = {
+        name.removeprefix("accelerator_type:"): each["max_workers"]
+        for each in types.values()
+        for name in each["resources"]
+        if name.startswith("accelerator_type:")
+    }
+    assert most_cards(serve_configs()["aws-serve.yaml"]["applications"][0]) == there
+    assert sum(there.values()) == config["max_workers"]
     assert not types[config["head_node_type"]]["resources"].get("GPU")
     # A card that waits longer than the plan keeps it is not taken away and brought again.
     assert config["idle_timeout_minutes"] * 60 > Settings().autoscaling.scale_in_after_s
+
+
+def test_nodes_on_aws_bring_the_model_from_s3_to_a_disk_that_outlives_their_container():
+    args = serve_configs()["aws-serve.yaml"]["applications"][0]["args"]
+    model = Settings.model_validate(args).model
+    assert model.path.startswith("s3://")
+    aws = documents(CLUSTER / "aws.yaml")[0]
+    mounted = [each.split(":")[-1] for each in aws["docker"]["run_options"] if "-v " in each]
+    assert mounted == ["/home/ray/.cache"]
+    assert Path(model.source.cache_dir).is_relative_to("~/.cache")
+
+
+def test_who_has_no_token_is_not_let_in_by_rays_ports():
+    aws = documents(CLUSTER / "aws.yaml")[0]
+    assert any("RAY_AUTH_MODE=token" in each for each in aws["docker"]["run_options"])
+    assert aws["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert ray_service()["spec"]["rayClusterConfig"]["authOptions"]["mode"] == "token"
+
+
+@pytest.mark.parametrize("name", ["aws-serve.yaml", "kuberay/rayservice.yaml"])
+def test_the_key_that_the_files_tell_to_make_is_one_of_the_service(name):
+    text = (CLUSTER / name).read_text(encoding="utf-8")
+    (typed,) = re.findall(r"kelvin keys create [^'\n]*", text)
+    made = settings_from_options(None, re.findall(r"--set (\S+)", typed))
+    served = Settings.model_validate(serve_configs()[name]["applications"][0]["args"])
+    assert isinstance(key_store(made), ObjectKeys)  # not a file in the pod that nobody reads
+    assert made.storage == (served.journal.storage or served.storage)
 
 
 def test_a_misspelt_setting_of_the_launcher_is_seen():
@@ -180,6 +225,14 @@ def test_a_group_that_does_not_name_its_card_would_never_be_started():
     for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         group.pop("resources", None)
     assert launched_for(kuberay_pools()[0], service) == set()
+
+
+def test_kubernetes_may_bring_as_many_cards_as_serve_may_ask_for():
+    groups = ray_service()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    there = {
+        group["groupName"].upper(): group["maxReplicas"] for group in groups if "resources" in group
+    }
+    assert most_cards(serve_configs()["kuberay/rayservice.yaml"]["applications"][0]) == there
 
 
 def test_pods_leave_room_on_the_machines_they_ask_for():

@@ -15,8 +15,9 @@ from serve.errors import ConfigurationError
 
 _ROOT = Path(__file__).parents[2]
 _SERVE_CONFIG = _ROOT / "cluster" / "serve-autoscaling.yaml"
-_LAUNCHER_CONFIG = _ROOT / "cluster" / "aws.yaml"  # Ray's, not ours: test_cluster_files.py
-_SHIPPED = sorted(set((_ROOT / "cluster").glob("*.yaml")) - {_SERVE_CONFIG, _LAUNCHER_CONFIG})
+# Ray's and Serve's, not settings alone: test_cluster_files.py
+_ON_AWS = {_ROOT / "cluster" / "aws.yaml", _ROOT / "cluster" / "aws-serve.yaml"}
+_SHIPPED = sorted(set((_ROOT / "cluster").glob("*.yaml")) - {_SERVE_CONFIG} - _ON_AWS)
 
 
 def _file(tmp_path: Path, text: str) -> Path:
