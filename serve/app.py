@@ -219,6 +219,9 @@ def _routing(settings: Settings, pool: PoolSettings) -> dict[str, Any]:
 def _pipeline_options(settings: Settings, defaults: Defaults) -> dict[str, Any]:
     pipeline = settings.pipeline
     room = pipeline.max_ongoing_requests + _ROOM_FOR_OTHER_CALLS
+    actor: dict[str, Any] = {"num_cpus": pipeline.num_cpus}
+    if pipeline.label_selector:
+        actor["label_selector"] = pipeline.label_selector
     return {
         "num_replicas": pipeline.num_replicas,
         "max_ongoing_requests": room,
@@ -231,5 +234,6 @@ def _pipeline_options(settings: Settings, defaults: Defaults) -> dict[str, Any]:
             "retry_after_s": _RETRY_AFTER_S,
         },
         "graceful_shutdown_timeout_s": pipeline_graceful_shutdown_s(settings.denoiser, defaults),
-        "ray_actor_options": {"num_cpus": pipeline.num_cpus},
+        "max_replicas_per_node": pipeline.max_replicas_per_node,
+        "ray_actor_options": actor,
     }

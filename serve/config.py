@@ -199,6 +199,12 @@ class PipelineSettings(Section):
 
     num_replicas: int = Field(1, ge=1, description="processes that take requests")
     num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
+    label_selector: dict[LabelName, LabelCondition] = Field(
+        {}, description="labels that a node must have, as a pool's: off machines that may go"
+    )
+    max_replicas_per_node: int | None = Field(
+        None, ge=1, le=100, description="no node gets more of them"
+    )
     max_ongoing_requests: int = Field(
         256, ge=1, description="calls and followed event streams at a time, per replica"
     )

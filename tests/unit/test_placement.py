@@ -54,6 +54,22 @@ def test_serve_is_asked_for_the_nodes_that_a_pool_names():
     assert asked["text-cpu"].ray_actor_options["num_gpus"] == 0
 
 
+def test_pipelines_go_to_the_nodes_that_settings_name():
+    placed = settings(
+        pipeline={
+            "num_replicas": 2,
+            "label_selector": {"market": "!spot"},
+            "max_replicas_per_node": 1,
+        }
+    )
+    asked = build(placed)._bound_deployment
+    assert asked.ray_actor_options["label_selector"] == {"market": "!spot"}
+    assert asked._replica_config.max_replicas_per_node == 1
+    anywhere = build(settings())._bound_deployment
+    assert "label_selector" not in anywhere.ray_actor_options
+    assert anywhere._replica_config.max_replicas_per_node is None
+
+
 @pytest.mark.parametrize(
     "selector",
     [
