@@ -71,6 +71,7 @@ class Pipeline:
         spec: ModelSpec,
         handles: Mapping[str, DeploymentHandle],
     ) -> None:
+        telemetry.warn_of_what_is_not_set(settings)
         self.settings = settings
         self.spec = spec
         self._store = ObjectStore(settings.storage)

@@ -45,6 +45,7 @@ __all__ = [
     "span_processors",
     "traceparent",
     "traceparent_of",
+    "warn_of_what_is_not_set",
 ]
 
 _log = logging.getLogger("ray.serve")
@@ -66,6 +67,22 @@ def environment(settings: Settings) -> dict[str, str]:
         "OTEL_SERVICE_NAME": telemetry.service_name,
         OTLP_ENDPOINT: telemetry.otlp_endpoint.rstrip("/"),
     }
+
+
+def warn_of_what_is_not_set(settings: Settings) -> None:
+    """Log which of `environment`'s variables this node's Ray was started without, if any.
+
+    In a cluster that was there first nobody else would say why no trace and no metric arrives.
+    """
+    wanted = environment(settings)
+    missing = [name for name, value in wanted.items() if os.environ.get(name) != value]
+    if missing:
+        # Without the values: an endpoint may have a password.
+        _log.warning(
+            "Section telemetry does not do all it says: Ray on this node was started without its"
+            " %s. Every node's Ray needs them (cluster/monitoring/README.md).",
+            ", ".join(missing),
+        )
 
 
 def span_processors() -> list[SpanProcessor]:

@@ -88,9 +88,8 @@ def _check_names(settings: Settings) -> list[Finding]:
     from serve.models import ModelSpec
 
     try:
-        own = ModelSpec.from_directory(
-            resolve_model_dir(settings.model), model_name(settings.model)
-        )
+        folder = resolve_model_dir(settings.model, weights=False)
+        own = ModelSpec.from_directory(folder, model_name(settings.model))
         further_models(settings, own.name)
     except KelvinError as error:
         return [Finding("models", "failed", error.message, error.allowed or "see models")]
@@ -109,7 +108,7 @@ def _transformer(model: ModelSettings) -> Path | None:
     from serve.model_dir import resolve_model_dir
 
     try:
-        folder = resolve_model_dir(model) / "transformer"
+        folder = resolve_model_dir(model, weights=False) / "transformer"
     except (KelvinError, OSError):
         return None
     return folder if folder.is_dir() else None

@@ -35,7 +35,7 @@ def check_loras(model: ModelSettings, settings: LoraSettings) -> list[Finding]:
         model: Whose LoRAs; it was checked.
         settings: Section `lora`.
     """
-    library = LoraLibrary(model, settings)
+    library = LoraLibrary(model, settings, weights=False)
     try:
         names = library.available()
     except OSError as error:

@@ -43,8 +43,9 @@ def _examined(settings: ModelSettings) -> Iterator[Finding]:
     from serve.model_dir import model_files, model_name, resolve_model_dir
     from serve.models import ModelSpec
 
-    folder = resolve_model_dir(settings)
-    model = model_files(settings)
+    # Of a model in S3 its weights stay there: they come to the nodes that compute with them.
+    folder = resolve_model_dir(settings, weights=False)
+    model = model_files(settings, weights=False)
     if model.layout == DIRECTORY:
         _check_directory(model.parts)
     spec = ModelSpec.from_directory(folder, model_name(settings))

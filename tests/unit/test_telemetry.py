@@ -77,6 +77,26 @@ def test_json_logs_need_no_endpoint():
     assert telemetry.environment(settings) == {"RAY_SERVE_LOG_ENCODING": "JSON"}
 
 
+def test_a_node_whose_ray_was_started_without_the_variables_says_so(monkeypatch, caplog):
+    told = TelemetrySettings(otlp_endpoint="http://collector:4318", log_format="json")
+    settings = Settings(telemetry=told)
+    environment = telemetry.environment(settings)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        telemetry.warn_of_what_is_not_set(settings)
+        telemetry.warn_of_what_is_not_set(Settings())
+        assert not caplog.messages
+        monkeypatch.delenv("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH")
+        monkeypatch.setenv(recorders.OTLP_ENDPOINT, "http://another:4318")
+        telemetry.warn_of_what_is_not_set(settings)
+    (said,) = caplog.messages
+    assert "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH" in said
+    assert recorders.OTLP_ENDPOINT in said
+    assert "OTEL_SERVICE_NAME" not in said
+    assert "collector" not in said
+
+
 @pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://a:4317", "http://a/?x=1", ""])
 def test_an_endpoint_that_is_none_is_refused_at_start(endpoint):
     with pytest.raises(ValidationError, match="otlp_endpoint"):
