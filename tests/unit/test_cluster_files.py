@@ -141,3 +141,9 @@ def test_the_image_alone_writes_where_its_user_may():
     *_, last = re.findall(r"^WORKDIR (\S+)$", image, re.MULTILINE)
     assert f"--owner ray --group ray {last}/{folder}\n" in image
     assert '"/opt/kelvin/cluster/local.yaml"' in image
+
+
+def test_the_readme_says_where_to_look_for_what_each_module_does():
+    named = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    modules = {path.name for path in CLUSTER.glob("*.py")} - {"__init__.py"}
+    assert not [name for name in sorted(modules) if f"`{name}`" not in named]
