@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
     ValidationError,
     ValidationInfo,
@@ -46,6 +47,15 @@ LabelName = Annotated[str, Field(pattern=rf"^({_LABEL}/)?{_LABEL}$")]
 LabelCondition = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
 
 
+def _as_ray_counts(amount: float) -> float:
+    if round(amount, 4) != amount:
+        raise ValueError("Ray counts resources in steps of 0.0001")
+    return amount
+
+
+Reserved = Annotated[float, AfterValidator(_as_ray_counts)]
+
+
 class PoolSettings(Section):
     """One pool: one stage of one model on one kind of card, exactly one Ray Serve deployment."""
 
@@ -75,9 +85,13 @@ class PoolSettings(Section):
     start_s: float = Field(
         60.0, gt=0, description="seconds from asking for a replica to its first request"
     )
-    num_gpus: float = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
-    num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
-    accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. L4, H100")
+    num_gpus: Reserved = Field(0.0, ge=0.0, description="GPUs per replica; fractions share a card")
+    num_cpus: Reserved = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
+    accelerator_type: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Ray accelerator type, e.g. L4, H100",
+    )
     label_selector: dict[LabelName, LabelCondition] = Field(
         {},
         description="labels that a node must have, in Ray's words: `{market: spot}`, "
@@ -128,6 +142,13 @@ class PoolSettings(Section):
         description="vae_decoder only: `auto` compiles decoding of warm_sizes on a GPU, and keeps "
         "it where it is quicker",
     )
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _is_a_share_or_whole_cards(cls, cards: float) -> float:
+        if cards > 1 and not cards.is_integer():
+            raise ValueError("a share of one card, at most 1, or a whole number of cards")
+        return cards
 
     @field_validator("max_replicas")
     @classmethod
@@ -198,7 +219,7 @@ class PipelineSettings(Section):
     """The deployment that joins the stages; it is also the HTTP ingress."""
 
     num_replicas: int = Field(1, ge=1, description="processes that take requests")
-    num_cpus: float = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
+    num_cpus: Reserved = Field(0.25, ge=0.0, description="logical CPUs Ray reserves per replica")
     label_selector: dict[LabelName, LabelCondition] = Field(
         {}, description="labels that a node must have, as a pool's: off machines that may go"
     )

@@ -120,7 +120,8 @@ class NodeCache:
         records = sorted(models.glob(f"{_hash(place)}-*.json"), key=changed_at, reverse=True)
         for record in records:
             model = record.stem
-            with self._used(model), suppress(OSError, ValueError, TypeError):
+            # A cache that cannot be written has none either, and is not what fails now.
+            with suppress(OSError, ValueError, TypeError), self._used(model):
                 files = [RemoteFile(**each) for each in json.loads(record.read_text())]
                 if self._is_whole(place, model, name, files):
                     return self._folder(model, name)

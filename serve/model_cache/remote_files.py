@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,6 +15,7 @@ SCHEME = "s3://"
 INDEX = "model_index.json"
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _LORAS = "loras"
+_BUCKET = r"[A-Za-z0-9._-]{3,63}"  # what botocore lets pass, as long as S3 has it
 _MOST_FILES = 10_000
 
 
@@ -74,10 +76,10 @@ def source_of(path: str) -> Source:
     """Return what a path that begins with `s3://` names.
 
     Raises:
-        ConfigurationError: It has no bucket, or a part that is no name.
+        ConfigurationError: It has no bucket that can be one, or a part that is no name.
     """
     bucket, _, prefix = path.removeprefix(SCHEME).strip("/").partition("/")
-    if not 3 <= len(bucket) <= 63 or (prefix and not _is_plain(prefix)):
+    if not re.fullmatch(_BUCKET, bucket) or (prefix and not _is_plain(prefix)):
         raise ConfigurationError(
             "This is no address of a model in an S3 store.",
             field="model.path",

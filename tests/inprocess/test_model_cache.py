@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -56,7 +57,9 @@ def test_a_folder_comes_as_it_is_and_is_a_model(remote: Remote, model: Path):
     assert lora_roots(settings) == [folder]
 
 
-def test_doctor_and_the_fit_of_cards_read_it_from_the_cache(remote: Remote, model: Path):
+def test_doctor_and_the_fit_of_cards_read_it_and_leave_its_weights_in_the_store(
+    remote: Remote, model: Path
+):
     dotted = Remote(remote._s3, f"{remote.prefix}-3.5-large", remote._cache)
     for name, data in files_in(model).items():
         dotted.put(name, data)
@@ -66,6 +69,7 @@ def test_doctor_and_the_fit_of_cards_read_it_from_the_cache(remote: Remote, mode
     assert settings.path in verdicts["model"].detail
     pool = PoolSettings(name="denoiser", num_gpus=1, accelerator_type="L4")
     refuse_what_cannot_fit([(settings, {"denoise": (pool,)})])
+    assert [path.name for path in remote._cache.iterdir()] == ["described"]
 
 
 def test_who_comes_later_downloads_nothing(remote: Remote, model: Path):
@@ -189,6 +193,21 @@ def test_without_its_store_a_node_takes_the_version_that_it_has(
     monkeypatch.setattr("serve.model_cache.transfer.s3_client", refuse)
     assert on_this_node(remote.settings()).path == folder
     Path(folder, WEIGHTS).unlink()
+    with pytest.raises(StorageUnavailable):
+        on_this_node(remote.settings())
+
+
+def test_without_its_store_what_a_cache_that_cannot_be_written_has_is_not_taken(
+    remote: Remote, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    remote.elsewhere(remote.settings()).communicate(timeout=60)
+    shutil.rmtree(remote._cache / "locks")
+    (remote._cache / "locks").write_bytes(b"")  # root may write whatever its mode says
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise StorageUnavailable("It is gone.", field="storage.endpoint_url")
+
+    monkeypatch.setattr("serve.model_cache.transfer.s3_client", refuse)
     with pytest.raises(StorageUnavailable):
         on_this_node(remote.settings())
 

@@ -37,6 +37,9 @@ def test_serve_and_kelvin_take_the_application(name):
     settings = Settings.model_validate(application.args)
     assert {pool.accelerator_type for pool in settings.denoiser} >= {"H100", "L4"}
     assert not settings.embedded_store.enabled
+    # What may have no replica begins with none: a machine with cards is not started for nothing.
+    idle = [pool for pool in settings.denoiser if pool.min_replicas == 0]
+    assert all(pool.num_replicas == 0 for pool in idle)
 
 
 def test_rays_launcher_takes_the_cluster_on_aws():

@@ -130,7 +130,8 @@ def test_no_key_leads_out_of_the_folder(path: str):
 
 
 @pytest.mark.parametrize(
-    "path", ["s3://", "s3://ab", "s3:///x", "s3://bucket/a/../b", "s3://bucket/a//b"]
+    "path",
+    ["s3://", "s3://ab", "s3:///x", "s3://bucket/a/../b", "s3://bucket/a//b", "s3://buck et/a"],
 )
 def test_an_address_that_names_nothing_is_refused(path: str):
     with pytest.raises(ConfigurationError) as refused:

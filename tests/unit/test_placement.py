@@ -100,6 +100,27 @@ def test_a_wrong_selector_is_told_by_its_setting():
     assert "label_selector" in str(caught.value.field)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_gpus", 1.5),
+        ("num_gpus", 0.00001),
+        ("num_cpus", 0.12345),
+        ("accelerator_type", ""),
+        ("accelerator_type", "L4\n"),
+    ],
+)
+def test_what_ray_would_refuse_or_wait_for_in_vain_is_refused(name: str, value: Any):
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(overrides={"denoiser": [{"name": "a", name: value}]})
+    assert (caught.value.field, caught.value.value) == (f"denoiser.0.{name}", value)
+
+
+def test_whole_cards_and_shares_are_taken():
+    for cards in (0, 0.0001, 0.5, 1, 2):
+        assert PoolSettings(name="a", num_gpus=cards).num_gpus == cards
+
+
 def gib(message: str) -> list[float]:
     return [float(number) for number in re.findall(r"(\d+\.\d) GiB", message)]
 
