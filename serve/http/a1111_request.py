@@ -24,7 +24,7 @@ _USUAL_STRENGTH: Final = 0.75  # the web UI's own
 # As modules/extra_networks.py, but for a name with "<" in it: there "<a:" again and again takes the
 # square of its length.
 _EXTRA_NETWORK: Final = re.compile(r"<(\w+):([^<>]+)>")
-_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _FORMATS: Final[dict[str, OutputFormat]] = {
     "png": "png",
     "jpg": "jpeg",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.errors import KelvinError
+from serve.errors import InvalidRequest, KelvinError
 from serve.http.a1111_request import read_txt2img
 
 JSON = st.recursive(
@@ -41,6 +41,13 @@ def test_what_python_alone_takes_for_a_number_is_no_weight(weight: str):
     with pytest.raises(KelvinError) as caught:
         read_txt2img({"prompt": f"a <lora:ink:{weight}>"})
     assert caught.value.value == f"<lora:ink:{weight}>"
+
+
+def test_a_weight_of_a_million_digits_is_read_once():
+    # Taken in the square of its length it would keep the Pipeline from all else for hours.
+    with pytest.raises(InvalidRequest) as caught:
+        read_txt2img({"prompt": f"a <lora:ink:{'1' * 1_000_000}x>"})
+    assert caught.value.field == "prompt"
 
 
 def test_a_prompt_full_of_beginnings_of_tags_is_read_once():
