@@ -320,17 +320,17 @@ class _Reader:
             return
         if denoise <= 0 or not isinstance(steps, int):
             raise not_yet(sampler.id, f"A denoise of {denoise:g}", "a denoise above 0")
-        schedule = int(steps / denoise)
-        if schedule > _MOST_STEPS:
+        if (longest := steps / denoise) >= _MOST_STEPS + 1:  # infinity, of the least of numbers
             raise NodeError(
                 sampler.id,
                 "custom_validation_failed",
-                f"A denoise of {denoise:g} makes a schedule of {schedule} steps",
+                f"A denoise of {denoise:g} makes a schedule of {longest:.4g} steps",
                 f"denoise: steps / denoise of at most {_MOST_STEPS}",
                 input_name="denoise",
                 field="num_inference_steps",
                 received_value=denoise,
                 allowed=f"steps / denoise of at most {_MOST_STEPS}",
             )
+        schedule = int(longest)
         chain.take("num_inference_steps", schedule, sampler.id, "steps")
         chain.take("strength", (steps - 0.5) / schedule, sampler.id, "denoise")

@@ -202,6 +202,7 @@ def test_start_images_that_cannot_be_used_are_refused_at_their_nodes():
     }
     too_many = errors(changed("image_to_image", n3={"denoise": 0.05}))
     assert too_many["3"][0]["extra_info"]["input_name"] == "denoise"
+    assert kinds(changed("image_to_image", n3={"denoise": 5e-324})).keys() == {"3"}
     assert kinds(changed("image_to_image", n3={"denoise": 0})) == {"3": ["not_supported_yet"]}
     decoded = changed("image_to_image", n12={"pixels": ["8", 0]})
     assert kinds(decoded) == {"12": ["not_supported_yet"]}
