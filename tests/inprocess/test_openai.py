@@ -253,6 +253,16 @@ def test_an_edit_takes_one_image_and_no_mask(client: openai.OpenAI, http: httpx.
     assert (no_form.status_code, no_form.json()["error"]["param"]) == (400, "body")
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", "zlib", "utf-16"])
+def test_a_form_is_in_utf_8_whatever_else_python_could_read(http: httpx.Client, charset: str):
+    # Punycode, to take the worst, is read in the square of its length: hours for a few MiB, during
+    # which the Pipeline would answer nobody.
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    field = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n--x--\r\n'
+    answer = http.post("/v1/images/edits", content=field, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")
+
+
 def test_models_are_listed_for_this_client_and_for_kelvins_own(
     client: openai.OpenAI, http: httpx.Client
 ):
