@@ -15,6 +15,10 @@ from serve.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, Unsupport
 # Whoever sends a byte now and then would hold one of the Pipeline's places for ever.
 _ARRIVES_WITHIN_S = 30.0
 _JSON = "application/json, or no content type at all"
+# Three bytes can be a list of some sixty, made while the event loop waits. What a request may name
+# is far less; ComfyUI's largest workflows come near a million.
+_MOST_VALUES = 2_000_000
+_BEFORE_VALUES = (b"[", b"{", b",")
 
 
 async def read_json(
@@ -37,13 +41,20 @@ async def read_json(
         UnsupportedMediaType: A content type is present and is not JSON in UTF-8.
         PayloadTooLarge: More than `largest_bytes`.
         BodyTooSlow: It takes too long to arrive.
-        InvalidRequest: Not UTF-8, or not JSON.
+        InvalidRequest: Not UTF-8, not JSON, or of millions of values.
     """
     if not any_content_type:
         _check_content_type(request.headers.get("content-type"))
     data = await read_bytes(request, largest_bytes)
     if not data and if_empty is not None:
         return if_empty
+    if len(data) > _MOST_VALUES and sum(map(data.count, _BEFORE_VALUES)) > _MOST_VALUES:
+        raise InvalidRequest(
+            "The body has too many values.",
+            field="body",
+            value=f"{len(data)} bytes",
+            allowed=f"a JSON object of at most {_MOST_VALUES} values",
+        )
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -235,6 +235,15 @@ async def test_json_nested_too_deeply_is_refused(opening: str):
     assert answer.json()["error"]["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize("values", [b"[]", b"{}", b"1", b'"a,"'])
+async def test_json_of_millions_of_values_is_refused_unread(values: bytes):
+    async with client(StandIn()) as http:
+        body = b'{"prompt": [' + b",".join([values] * (2 << 20)) + b"]"  # it does not even end
+        answer = await http.post("/v1/generate", content=body)
+    assert answer.status_code == 400
+    assert "too many values" in answer.json()["error"]["message"]
+
+
 async def test_silence_is_filled_with_heartbeats():
     go = asyncio.Event()
 
