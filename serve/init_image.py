@@ -32,6 +32,7 @@ LARGEST_PIXELS = 40_000_000
 
 _FORMATS: dict[str, OutputFormat] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_WHITE_SPACE = b" \t\n\r\f\v"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
@@ -50,7 +51,8 @@ def sent_bytes(text: str) -> bytes:
     elif _SCHEME.match(text):
         raise refused("URLs are not fetched.", text)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        bare = text.encode("ascii").translate(None, _WHITE_SPACE)
+        return base64.b64decode(bare, validate=True)
     except (binascii.Error, ValueError):
         raise refused("This is no base64.", text) from None
 

@@ -80,6 +80,16 @@ def test_a_data_uri_of_semicolons_takes_no_more_memory_than_it_has():
     assert most < 64 << 20
 
 
+def test_base64_full_of_blanks_takes_no_more_memory_than_it_has():
+    text = "QUJD \n" * (1 << 20)
+    tracemalloc.start()
+    data = sent_bytes(text)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert data == b"ABC" * (1 << 20)
+    assert most < 4 * len(text)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
