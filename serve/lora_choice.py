@@ -1,5 +1,6 @@
 """How a request names LoRAs: a list of names and weights."""
 
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -27,7 +28,15 @@ def _choices(value: Any) -> Any:
         raise PydanticCustomError("not_loras", "Input should be a list of {name, weight}")
     # A name alone is what most want to write. One too many is refused, more need not be looked at.
     some = value[: MOST_LORAS + 1]
-    return tuple({"name": each} if isinstance(each, str) else each for each in some)
+    return tuple(map(_choice, some))
+
+
+def _choice(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    most = len(LoraChoice.model_fields) + 1
+    # Pydantic would list all unknown fields: of a body's hundred thousand for a second.
+    return dict(islice(value.items(), most)) if isinstance(value, dict) else value
 
 
 def _each_once(choices: tuple[LoraChoice, ...]) -> tuple[LoraChoice, ...]:

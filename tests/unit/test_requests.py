@@ -330,3 +330,7 @@ def test_a_hundred_thousand_wrong_things_are_refused_at_the_first(
         GenerateRequest.model_validate(many)
     assert "prompt" in str(caught.value.allowed)
     assert listed == [9], "pydantic was not asked"
+    one = {"name": "x", **{f"a{number}": number for number in range(100_000)}}
+    with pytest.raises(InvalidRequest, match="loras"):
+        GenerateRequest.model_validate({"prompt": "a", "loras": [one]})
+    assert listed == [9, 2], "of one LoRA's fields as well"
