@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from serve.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from serve.http.room import take_bytes
 
 # Whoever sends a byte now and then would hold one of the Pipeline's places for ever.
 _ARRIVES_WITHIN_S = 30.0
@@ -41,6 +42,7 @@ async def read_json(
         UnsupportedMediaType: A content type is present and is not JSON in UTF-8.
         PayloadTooLarge: More than `largest_bytes`.
         BodyTooSlow: It takes too long to arrive.
+        Overloaded: The bodies of all open calls take up too much.
         InvalidRequest: Not UTF-8, not JSON, or of millions of values.
     """
     if not any_content_type:
@@ -133,6 +135,7 @@ async def read_bytes(request: Request, largest_bytes: int) -> bytes:
         PayloadTooLarge: More than `largest_bytes`.
         BodyTooSlow: It takes too long to arrive.
         InvalidRequest: It ended early.
+        Overloaded: The bodies of all open calls take up too much.
     """
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > largest_bytes:
@@ -144,6 +147,7 @@ async def read_bytes(request: Request, largest_bytes: int) -> bytes:
                 data += chunk
                 if len(data) > largest_bytes:
                     raise _too_large(len(data), largest_bytes)
+                take_bytes(request.scope, len(chunk))
     except TimeoutError:
         raise BodyTooSlow(
             "The body did not arrive in time.",

@@ -28,6 +28,7 @@ async def read_form(request: Request, largest_bytes: int) -> FormData:
         UnsupportedMediaType: It is no multipart form, or says that it is not in UTF-8.
         PayloadTooLarge: More than `largest_bytes`.
         BodyTooSlow: It takes too long to arrive.
+        Overloaded: The bodies of all open calls take up too much.
         InvalidRequest: It is malformed, or has too many parts.
     """
     from python_multipart.multipart import parse_options_header

@@ -21,7 +21,7 @@ from serve.http.errors import error_response
 from serve.http.key_watch import still_counts, until_revoked
 from serve.http.origin import is_of_this_machine, refuse_foreign_host, refuse_foreign_page
 from serve.http.page import PAGE_PATHS
-from serve.http.room import CallRoom
+from serve.http.room import CallRoom, let_take
 from serve.key_ring import KeyRing
 from serve.keys import is_key
 from serve.loopback import is_loopback_host
@@ -75,7 +75,7 @@ class Gate:
                 if key is not None:
                     scope[_KEY_COUNTS] = partial(still_counts, self._keys, key)
                 if caller is not None and _takes_room(scope):
-                    held.enter_context(self._room.held(caller.tenant))
+                    let_take(scope, held.enter_context(self._room.held(caller.tenant)))
             except KelvinError as error:
                 await self._refuse(error, scope, receive, send)
                 return

@@ -121,6 +121,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorBody, "description": "a stage or the store failed"},
 }
 
+# Bodies of the largest size that open calls may have: of 256, each with a start image, all would
+# take some ten GiB.
+_LARGEST_AT_ONCE = 16
+
 _NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"model": Ready, "description": "a stage or the store does not answer"}
 }
@@ -137,6 +141,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
+    largest_body = pipeline.settings.pipeline.max_body_bytes
     keys = KeyRing(key_store(pipeline.settings))
     app.add_middleware(HeadAsGet)
     if pipeline.settings.pipeline.early_refusal:
@@ -146,9 +151,10 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         Gate,
         http=pipeline.settings.http,
         keys=keys,
-        room=CallRoom(pipeline.settings.pipeline.max_ongoing_requests),
+        room=CallRoom(
+            pipeline.settings.pipeline.max_ongoing_requests, _LARGEST_AT_ONCE * largest_body
+        ),
     )
-    largest_body = pipeline.settings.pipeline.max_body_bytes
 
     async def read_request(request: Request) -> GenerateRequest:
         return GenerateRequest.model_validate(

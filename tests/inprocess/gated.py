@@ -42,11 +42,13 @@ def with_http(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     most_calls: int = 256,
+    largest_body: int = 1 << 20,
     stages: StandIn | None = None,
     **http: Any,
 ) -> Pipeline:
     """Return one whose keys are in `keys.json` of a folder, as those of the fixture `keys`."""
-    file, calls = {"file": str(folder / "keys.json")}, {"max_ongoing_requests": most_calls}
+    file = {"file": str(folder / "keys.json")}
+    calls = {"max_ongoing_requests": most_calls, "max_body_bytes": largest_body}
     settings = load_settings(overrides={"http": http, "keys": file, "pipeline": calls})
     sections: dict[str, Any] = {
         name: getattr(settings, name) for name in ("http", "keys", "pipeline")

@@ -162,7 +162,8 @@ async def test_nothing_behind_the_gate_sees_a_key_in_the_path(prefix: str, keys:
     path = unquote(f"{prefix}{key}/v1/jobs/é x")
     raw = f"{prefix}{key.replace('e', '%65')}/v1/jobs/%C3%A9%20x".encode()
     scope = {"type": "http", "method": "GET", "path": path, "raw_path": raw, "headers": []}
-    await Gate(behind, HttpSettings(host="0.0.0.0"), KeyRing(keys), CallRoom(9))(scope, None, None)  # type: ignore[arg-type]
+    gate = Gate(behind, HttpSettings(host="0.0.0.0"), KeyRing(keys), CallRoom(9, 9))
+    await gate(scope, None, None)  # type: ignore[arg-type]
     (told,) = seen
     assert (told["path"], told["raw_path"]) == ("/v1/jobs/é x", b"/v1/jobs/%C3%A9%20x")
 

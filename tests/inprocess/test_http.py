@@ -203,7 +203,7 @@ async def test_reading_stops_once_too_much_has_come():
             chunks_taken += 1
             yield b"x" * 100
 
-    request: Any = SimpleNamespace(headers={}, stream=stream)
+    request: Any = SimpleNamespace(headers={}, scope={}, stream=stream)
     from serve.errors import PayloadTooLarge
 
     with pytest.raises(PayloadTooLarge) as caught:

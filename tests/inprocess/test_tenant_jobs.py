@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,33 @@ async def test_no_tenant_can_hold_all_calls(
         assert (await http.delete(f"/v1/jobs/{job_id}")).status_code == 200
         assert {(await task).status_code for task in held} == {409}
         assert (await http.get("/v1/models")).status_code == 200
+
+
+async def test_no_tenant_can_fill_the_memory_with_bodies(
+    keys: FileKeys, tmp_path: Path, storage: StorageSettings, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = with_http(storage, monkeypatch, tmp_path, largest_body=1024, host="0.0.0.0")
+    app, rest = build_app(pipeline), asyncio.Event()
+    greedy, modest = (await made(keys, "acme"))[0], (await made(keys, "globex"))[0]
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b" " * 1000
+        await rest.wait()
+        yield b"{}"
+
+    async with client(app, greedy) as http, client(app, modest) as other:
+        waiting = [asyncio.create_task(http.post("/v1/jobs", content=slowly())) for _ in range(20)]
+        # Of room for sixteen as much as is left free.
+        for answered in itertools.islice(asyncio.as_completed(waiting), 12):
+            answer = await answered
+            assert is_refusal(answer, 429)
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await other.post("/v1/jobs", json=JOB)).status_code == 202
+        rest.set()
+        answers = [await each for each in waiting]
+        assert sorted(answer.status_code for answer in answers) == [400] * 8 + [429] * 12
+        for _ in range(9):
+            assert (await http.post("/v1/jobs", content=b" " * 1000 + b"{}")).status_code == 400
 
 
 async def test_an_idempotency_key_is_its_tenants_own(pipeline: Pipeline, keys: FileKeys):
