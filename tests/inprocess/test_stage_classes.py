@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from deployments.payloads import (
 )
 from deployments.sd3.text import EncodedPrompt
 from deployments.text_encoder import TextEncoder
+from deployments.turns import Turns
 from deployments.vae_decoder import VaeDecoder
 from serve.config import ModelSettings, PoolSettings
 from serve.errors import InvalidRequest, StageUnavailable
@@ -303,6 +305,38 @@ async def test_pictures_are_decoded_off_the_event_loop():
     status = decoder.status()
     assert status["queue_length"] == 0
     assert status["resident_bytes"] > 0
+
+
+class RecordedTurns(Turns):
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone: list[bool] = []
+
+    def turn(self, *, alone: bool) -> AbstractAsyncContextManager[None]:
+        self.alone.append(alone)
+        return super().turn(alone=alone)
+
+
+async def test_every_stage_works_alone_on_a_suspect_and_on_nothing_else(
+    real_encoder: TextEncoder, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+):
+    decoder = VaeDecoder(MODEL, pool("vae-decoder"))
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    for stage, call in (
+        (real_encoder, lambda alone: real_encoder.encode((text("a"),), alone=alone)),
+        (decoder, lambda alone: decoder.decode(LATENTS, alone=alone)),
+        (decoder, lambda alone: decoder.encode(pixels, alone=alone)),
+    ):
+        turns = RecordedTurns()
+        monkeypatch.setattr(stage, "_turns", turns)
+        for alone in (False, True):
+            await call(alone)
+        assert turns.alone == [False, True]
+    monkeypatch.setattr(denoiser, "_turns", turns := RecordedTurns())
+    stream = denoiser.denoise(replace(JOB, alone=True))
+    assert await anext(stream) == (), "it is told that it is alone"
+    await stream.aclose()
+    assert turns.alone == [True]
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,12 @@ import pickle
 import socket
 import urllib.parse
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve import storage as storage_module
 from serve.config import StorageSettings
 from serve.errors import StorageUnavailable
 from serve.storage import ObjectStore
@@ -82,6 +84,20 @@ async def test_wrong_secret(storage, tmp_path):
         storage.model_copy(update={"credentials_file": _credentials(tmp_path, access)})
     )
     assert "the secret key is wrong" in error["message"]
+
+
+async def test_credentials_that_expired_are_read_again(
+    storage: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(storage_module, "_BETWEEN_CREDENTIALS_S", 0.0)
+    file = Path(_credentials(tmp_path))
+    store = ObjectStore(storage.model_copy(update={"credentials_file": str(file)}))
+    with pytest.raises(StorageUnavailable):
+        await store.put("x", b"1", "text/plain")
+    assert storage.credentials_file is not None
+    file.write_text(Path(storage.credentials_file).read_text())
+    assert await store.put("x", b"1", "text/plain")
+    store.close()
 
 
 async def test_no_credentials(storage):
