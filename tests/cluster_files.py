@@ -44,7 +44,7 @@ def labels_asked_for(application: dict[str, Any]) -> list[set[tuple[str, str]]]:
     """Return what a node must have, of the Pipeline and of each pool that says so."""
     settings = Settings.model_validate(application["args"])
     pools = [pool for those in settings.pools.values() for pool in those]
-    selectors = [each.label_selector for each in (settings.pipeline, *pools)]
+    selectors = [settings.pipeline.label_selector, *(pool.label_selector for pool in pools)]
     return [set(selector.items()) for selector in selectors if selector]
 
 

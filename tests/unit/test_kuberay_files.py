@@ -91,7 +91,7 @@ def launched_for(pool: dict[str, Any], service: dict[str, Any]) -> set[str]:
 
     Nothing of the cluster is up yet, so that it goes by what the groups say of themselves.
     """
-    cluster = {"metadata": {"name": "kelvin", "namespace": "default"}}
+    cluster: dict[str, Any] = {"metadata": {"name": "kelvin", "namespace": "default"}}
     cluster["spec"] = service["spec"]["rayClusterConfig"]
     for group in cluster["spec"]["workerGroupSpecs"]:
         group["minReplicas"] = 0
