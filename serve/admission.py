@@ -78,9 +78,7 @@ class Admission:
                 refuse_if_full(self._models, model, resolved, beside, HALF)
         except Overloaded as full:
             full.retry_after_s = self._book.until_one_ends(live)
-            if is_orphan:
-                self._halves.waited_for.add(model.facts.spec.name)
-            elif (outside := line_outside()) is not None:
+            if not is_orphan and (outside := line_outside()) is not None:
                 full.retry_after_s = outside.refuse(
                     full.retry_after_s, self._book.between_ends(live)
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from serve.departure import Departure
-from serve.errors import Overloaded
 from serve.job_ids import accepted_seconds_ago
 from serve.requests import GenerateRequest
 from serve.room_halves import RoomHalves
@@ -56,23 +55,31 @@ class Adoption:
         job = self._live.get(job_id)
         return job is not None and not job.is_given_up
 
+    @property
+    def may_take(self) -> bool:
+        """Whether one more orphan may be under way, of whatever model."""
+        self._halves.adopted.intersection_update(self._live)
+        return not self._departure.has_begun and len(self._halves.adopted) < self._at_once
+
     async def resolved(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request of an orphan as it can be started now.
 
         Raises:
-            Overloaded: There is no room.
+            Overloaded: There is no room for it with its model.
             KelvinError: As at acceptance.
         """
-        if self._departure.has_begun:
-            raise Overloaded("This Pipeline is stopping.")
-        self._halves.adopted.intersection_update(self._live)
-        if len(self._halves.adopted) >= self._at_once:
-            raise Overloaded("As many orphans as may be are under way.")
         return await self._admit(request)
 
-    def none_waits(self) -> None:
-        """Say that every orphan found room, or went elsewhere."""
-        self._halves.waited_for.clear()
+    def waits_for(self, models: Collection[str | None], *, none_else: bool = False) -> None:
+        """Say that an orphan found no room.
+
+        Args:
+            models: Of which, as requests name them.
+            none_else: Every orphan of other models found room, or went elsewhere.
+        """
+        if none_else:
+            self._halves.waited_for.clear()
+        self._halves.waited_for.update(models)
 
     def adopt(self, job_id: str, resolved: GenerateRequest, tenant: str) -> None:
         """Start an orphan of a tenant."""

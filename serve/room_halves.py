@@ -21,12 +21,12 @@ class RoomHalves:
 
     Attributes:
         adopted: Ids of jobs that were orphans.
-        waited_for: Names of models for which an orphan finds no room.
+        waited_for: Models for which an orphan finds no room, as requests name them.
     """
 
     def __init__(self) -> None:
         self.adopted: set[str] = set()
-        self.waited_for: set[str] = set()
+        self.waited_for: set[str | None] = set()
 
     def beside(self, live: Iterable[RunningJob], *, is_orphan: bool) -> list[RunningJob]:
         """Return the jobs with which one shares a half.

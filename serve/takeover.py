@@ -2,7 +2,8 @@
 
 A job is an orphan if it is pending and the Pipeline that claimed it last has no lease. Whoever
 finds a lease stale ends it first, so that its owner knows. Orphans are taken oldest first, few at a
-time and one conditional put each; new requests keep their room. What Pipelines keep dying with
+time and one conditional put each; new requests keep their room. Where a model has no room its other
+orphans wait behind the first, and those of other models do not. What Pipelines keep dying with
 comes later: `serve.relapses`.
 """
 
@@ -75,6 +76,7 @@ class Takeover:
         self._owners: dict[str, Claim] = {}
         self._orphans: deque[str] = deque()
         self._missed: dict[str, float] = {}
+        self._models: dict[str, str | None] = {}  # as orphans' requests name them
         self._relapses = Relapses(lease_s)
         self._list_at = float("-inf")
         self._wake = asyncio.Event()
@@ -116,13 +118,22 @@ class Takeover:
         await self._end_stale_leases()
         if monotonic() >= self._list_at:
             await self._find_orphans()
-        for job_id in list(self._orphans)[:_TRIES_PER_LOOK]:
-            if not self._custody.is_held:
+        full: set[str | None] = set()
+        tries = 0
+        for job_id in list(self._orphans):
+            if not self._custody.is_held or not self._hands.may_take:
                 return
+            if job_id in self._models and self._models[job_id] in full:
+                continue
+            if tries == _TRIES_PER_LOOK:
+                break
+            tries += 1
             try:
                 is_settled = await self._take(job_id)
             except Overloaded:
-                return
+                full.add(self._models[job_id])
+                self._hands.waits_for(full)
+                continue
             except StorageUnavailable:
                 raise
             except Exception:
@@ -132,7 +143,7 @@ class Takeover:
             self._orphans.remove(job_id)
             if not is_settled:
                 self._orphans.append(job_id)
-        self._hands.none_waits()
+        self._hands.waits_for(full, none_else=True)
 
     async def _end_stale_leases(self) -> None:
         asked = monotonic()
@@ -152,6 +163,7 @@ class Takeover:
         foreign = [job for job in await self._journal.pending() if not self._hands.holds(job)]
         self._owners = {job: self._owners[job] for job in foreign if job in self._owners}
         self._missed = {job: since for job, since in self._missed.items() if job in self._owners}
+        self._models = {job: name for job, name in self._models.items() if job in self._owners}
         self._relapses.keep(self._owners)
         unknown = [job for job in foreign if job not in self._owners]
         for begin in range(0, len(unknown[:_OWNERS_PER_LOOK]), _OWNERS_AT_ONCE):
@@ -187,6 +199,7 @@ class Takeover:
             return True
         if record.request is None:
             return True  # never written so
+        self._models[job_id] = record.request.model
         try:
             resolved = await self._hands.resolved(record.request)
         except (Overloaded, StorageUnavailable):
