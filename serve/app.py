@@ -127,6 +127,7 @@ def _pool(settings: Settings, spec: ModelSpec, stage: Stage, pool: PoolSettings)
         name=pool.name,
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=pool.max_queued_requests,
+        max_surge_percent=pool.max_surge_percent,
         graceful_shutdown_timeout_s=graceful_shutdown_s(stage, pool, spec.defaults),
         ray_actor_options=actor,
         max_replicas_per_node=pool.max_replicas_per_node,
@@ -229,6 +230,7 @@ def _pipeline_options(settings: Settings, defaults: Defaults) -> dict[str, Any]:
         # refused before any Pipeline sees the call, so Serve answers by itself: over HTTP a plain
         # text without Kelvin's error body, by handle ray.serve's BackPressureError.
         "max_queued_requests": room,
+        "max_surge_percent": pipeline.max_surge_percent,
         "backpressure_config": {
             "status_code": Overloaded.status,
             "retry_after_s": _RETRY_AFTER_S,

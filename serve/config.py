@@ -5,6 +5,7 @@ explicit overrides. Credentials are never settings: boto3's usual chain finds th
 """
 
 # No `from __future__ import annotations` here: Ray Serve's builder needs real annotations.
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -110,6 +111,13 @@ class PoolSettings(Section):
     max_queued_requests: int = Field(
         256, ge=-1, description="calls that wait for a replica, per caller; -1 is unlimited"
     )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="of the replicas, rounded up: how many a redeploy starts before it stops old "
+        "ones; they need free cards and it waits for them. 0: an old one goes first",
+    )
     warm_sizes: tuple[tuple[int, int], ...] = Field(
         (),
         description="denoiser and vae_decoder: [width, height] in pixels that start-up makes fast, "
@@ -181,6 +189,11 @@ class PoolSettings(Section):
         """Return how many there can be at a time."""
         return self.num_replicas if self.max_replicas is None else self.max_replicas
 
+    @property
+    def surge_replicas(self) -> int:
+        """Return how many a redeploy starts at most before it stops old ones."""
+        return math.ceil(self.max_surge_percent * self.most_replicas / 100)
+
     @field_validator("warm_sizes")
     @classmethod
     def _sizes_are_whole_tokens(
@@ -226,6 +239,13 @@ class PipelineSettings(Section):
     max_replicas_per_node: int | None = Field(
         None, ge=1, le=100, description="no node gets more of them"
     )
+    max_surge_percent: int = Field(
+        1,
+        ge=0,
+        le=100,
+        description="as a pool's; by default one more at a time, which takes no card. 0 where no "
+        "node has room for it",
+    )
     max_ongoing_requests: int = Field(
         256, ge=1, description="calls and followed event streams at a time, per replica"
     )
@@ -240,6 +260,11 @@ class PipelineSettings(Section):
         description="false: Serve's proxy refuses nothing by itself, and under overload every "
         "request reaches a Pipeline",
     )
+
+    @property
+    def surge_replicas(self) -> int:
+        """Return how many a redeploy starts at most before it stops old ones."""
+        return math.ceil(self.max_surge_percent * self.num_replicas / 100)
 
 
 class EmbeddedStoreSettings(Section):

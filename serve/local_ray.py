@@ -116,13 +116,15 @@ def _reserved(
     Args:
         settings: All of them.
         further: Models beside the service's own.
-        at_most: With as many replicas as autoscaling may start, not those to begin with.
+        at_most: With as many replicas as autoscaling and redeploys may start, not those to begin
+            with.
     """
     groups = [settings.pools, *(facts.own_pools for facts in further)]
     pools = [pool for stages in groups for stage in stages.values() for pool in stage]
     reserved = reserved_by(pools, at_most=at_most)
     pipeline = settings.pipeline
-    return reserved | {"CPU": reserved["CPU"] + pipeline.num_replicas * pipeline.num_cpus}
+    pipelines = pipeline.num_replicas + (pipeline.surge_replicas if at_most else 0)
+    return reserved | {"CPU": reserved["CPU"] + pipelines * pipeline.num_cpus}
 
 
 def reserved_by(pools: Iterable[PoolSettings], *, at_most: bool = False) -> dict[str, float]:
@@ -130,9 +132,13 @@ def reserved_by(pools: Iterable[PoolSettings], *, at_most: bool = False) -> dict
 
     Args:
         pools: Of stages.
-        at_most: With as many replicas as autoscaling may start, not those to begin with.
+        at_most: With as many replicas as autoscaling and redeploys may start, not those to begin
+            with.
     """
-    replicas = [(pool.most_replicas if at_most else pool.num_replicas, pool) for pool in pools]
+    replicas = [
+        (pool.most_replicas + pool.surge_replicas if at_most else pool.num_replicas, pool)
+        for pool in pools
+    ]
     return {
         "CPU": sum(number * pool.num_cpus for number, pool in replicas),
         "GPU": sum(number * pool.num_gpus for number, pool in replicas),

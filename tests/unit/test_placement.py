@@ -11,6 +11,7 @@ from cluster.card_kinds import card_kind
 from serve.app import build
 from serve.config import PoolSettings, Settings, load_settings
 from serve.errors import ConfigurationError
+from serve.local_ray import reserved_by
 
 # Of the pico model, whose forwards are small: it takes many rows of a large picture to fill cards.
 HUGE: dict[str, Any] = {"warm_sizes": [[8192, 8192]], "warm_rows": [32]}
@@ -68,6 +69,22 @@ def test_pipelines_go_to_the_nodes_that_settings_name():
     anywhere = build(settings())._bound_deployment
     assert "label_selector" not in anywhere.ray_actor_options
     assert anywhere._replica_config.max_replicas_per_node is None
+
+
+def test_a_redeploy_starts_a_new_one_first_where_it_takes_no_card_or_is_asked_to():
+    asked = deployed(denoiser=[{"name": "denoiser", "num_gpus": 1, "max_surge_percent": 1}])
+    assert asked["denoiser"]._deployment_config.max_surge_percent == 1
+    assert asked["text-encoder"]._deployment_config.max_surge_percent == 0
+    bound = build(settings())._bound_deployment
+    assert bound._deployment_config.max_surge_percent == 1
+
+
+def test_a_ray_of_our_own_has_room_for_what_a_redeploy_starts_first():
+    pool = {"name": "denoiser", "num_cpus": 1, "max_surge_percent": 1}
+    few, many = (PoolSettings(**pool, num_replicas=number) for number in (3, 150))
+    assert reserved_by([few])["CPU"] == 3
+    assert reserved_by([few], at_most=True)["CPU"] == 4
+    assert reserved_by([many], at_most=True)["CPU"] == 152
 
 
 @pytest.mark.parametrize(
