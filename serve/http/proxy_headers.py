@@ -3,10 +3,15 @@
 It decodes some by itself, as UTF-8, and answers a bare 500 where they are none: before any Kelvin
 has seen the request. Serve asks `middlewares` for what stands in front of its proxies, where
 `ENVIRONMENT` was set when Ray started.
+
+A websocket's handshake with a line of more than 8 KiB, a long `clientId` say, gets no answer at
+all: websockets makes one, and uvicorn 0.54 does not send it. So the lines may be longer, and what
+is wrong with them is told by whoever reads them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -15,6 +20,8 @@ from starlette.middleware import Middleware
 ENVIRONMENT: Final = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.proxy_headers:middlewares"
 }
+# websockets reads it when uvicorn first needs it, which is after a proxy asks for `middlewares`.
+_LONGEST_LINE: Final = ("WEBSOCKETS_MAX_LINE_LENGTH", str(1 << 20))  # bytes
 _READ_BY_THE_PROXY: Final = (b"request_id", b"multiplexed_model_id", b"session_id")
 
 
@@ -38,6 +45,7 @@ class ReadableHeaders:
 
 def middlewares() -> list[Middleware]:
     """Return what stands in front of Serve's proxies."""
+    os.environ.setdefault(*_LONGEST_LINE)
     from serve.http.early_refusal import EarlyRefusal
 
     # The last one is the first to see a request.
