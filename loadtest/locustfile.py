@@ -75,7 +75,10 @@ def _plan(environment: Any, **_: Any) -> None:
             )
             plan = plan_for(environment.host or "", wanted, os.environ.get(API_KEY))
     except KelvinError as error:
-        sys.exit(f"{error.message} {error.field}: {error.value!r}; allowed: {error.allowed}")
+        words = [error.message]
+        if error.field is not None:
+            words.append(f"{error.field}: {error.value!r}; allowed: {error.allowed}")
+        sys.exit(" ".join(words))
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kelvin-locust-"))
     environment.run_of_plan = Run(plan, folder, options.pictures)
     doors = {ask.door for ask in plan.asks}

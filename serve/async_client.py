@@ -197,17 +197,15 @@ class AsyncKelvin:
 
     async def models(self) -> list[dict[str, Any]]:
         """Return every model of the service, with its state, defaults, limits and LoRAs."""
-        return wire.models_in((await self._call("GET", "/v1/models")).json())
+        return wire.models_in(wire.said((await self._call("GET", "/v1/models")).content))
 
     async def usage(self) -> dict[str, Any]:
         """Return what one's own tenant has used."""
-        answer: dict[str, Any] = (await self._call("GET", "/v1/usage")).json()
-        return answer
+        return wire.said((await self._call("GET", "/v1/usage")).content)
 
     async def status(self) -> dict[str, Any]:
         """Return the service's own account of itself."""
-        answer: dict[str, Any] = (await self._call("GET", "/v1/status")).json()
-        return answer
+        return wire.said((await self._call("GET", "/v1/status")).content)
 
     async def _stream(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
         """Yield a job's server-sent events over one connection, as long as it lasts."""

@@ -205,17 +205,15 @@ class Kelvin:
 
     def models(self) -> list[dict[str, Any]]:
         """Return every model of the service, with its state, defaults, limits and LoRAs."""
-        return wire.models_in(self._call("GET", "/v1/models").json())
+        return wire.models_in(wire.said(self._call("GET", "/v1/models").content))
 
     def usage(self) -> dict[str, Any]:
         """Return what one's own tenant has used."""
-        answer: dict[str, Any] = self._call("GET", "/v1/usage").json()
-        return answer
+        return wire.said(self._call("GET", "/v1/usage").content)
 
     def status(self) -> dict[str, Any]:
         """Return the service's own account of itself."""
-        answer: dict[str, Any] = self._call("GET", "/v1/status").json()
-        return answer
+        return wire.said(self._call("GET", "/v1/status").content)
 
     def _stream(self, job_id: str) -> Iterator[JobEvent]:
         """Yield a job's server-sent events over one connection, as long as it lasts."""

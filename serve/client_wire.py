@@ -105,14 +105,29 @@ def event_in(line: str) -> JobEvent | None:
     return parsed(JobEvent, line.removeprefix("data:").strip())
 
 
-def models_in(answer: Any) -> list[dict[str, Any]]:
+def said(content: bytes) -> dict[str, Any]:
+    """Return an answer that has no class of its own.
+
+    Raises:
+        UnexpectedAnswer: It is no JSON object, as where something else listens at the URL.
+    """
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise UnexpectedAnswer("The server does not answer as Kelvin does: is it one?")
+    return answer
+
+
+def models_in(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the models that `/v1/models` tells of.
 
     Raises:
         UnexpectedAnswer: It tells of none.
     """
-    found = answer.get("models") if isinstance(answer, dict) else None
-    if not isinstance(found, list):
+    found = answer.get("models")
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise UnexpectedAnswer("The server does not say which models it has.")
     return found
 

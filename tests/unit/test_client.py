@@ -184,6 +184,15 @@ def test_an_answer_of_another_shape_is_said(kelvin: FakeKelvin, client: Kelvin) 
         client.job(JOB)
 
 
+@pytest.mark.parametrize("body", [b"<html>a web server</html>", [1], {"models": [1, None]}, {}])
+def test_something_else_at_the_url_is_said_of_its_models(
+    kelvin: FakeKelvin, client: Kelvin, body: Any
+) -> None:
+    kelvin.on("GET", "/v1/models", sends(200, body))
+    with pytest.raises(UnexpectedAnswer):
+        client.models()
+
+
 def test_no_server_teaches_kelvin_up(unused_url: str) -> None:
     with Kelvin(unused_url) as client, pytest.raises(ServerUnreachable) as raised:
         client.submit(GenerateRequest(prompt="a circle"))
