@@ -43,6 +43,7 @@ from loadtest.peers_on_a_card import Rounds, measure_cell, ratios_of, targets_of
 from loadtest.peers_on_a_cpu import LOADS, Plan
 from loadtest.peers_on_a_cpu import measure as measure_on_cpu
 from loadtest.results import STDERR, Results
+from serve.errors import InvalidRequest
 
 _USUAL_CELLS = "large-1024,large-512,medium-512"
 _MIXES = ("equal", "mixed")
@@ -90,10 +91,13 @@ def loads_table(report: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for load, arms in report.get("loads", {}).items():
         for arm, found in arms.items():
+            per_s = found["pictures_per_s"]
+            if per_s is None:
+                table.add_row(load, arm, "nothing was due")
+                continue
             shown = [
                 f"{found[f'p{each}_s']:.2f}" if "p50_s" in found else "" for each in (50, 95, 99)
             ]
-            per_s = found["pictures_per_s"]
             in_time = f"{100 * found['in_time']:.0f} %"
             counts = (str(found["failed"]), str(found["requests"]))
             table.add_row(load, arm, f"{per_s['median']:.3f}", *shown, in_time, *counts)
@@ -101,7 +105,9 @@ def loads_table(report: dict[str, Any]) -> Table:
     runs = [
         found["generator"] for arms in report.get("loads", {}).values() for found in arms.values()
     ]
-    table.caption = bottleneck_note([*runs, report["generator_alone"]])
+    if "generator_alone" in report:
+        runs.append(report["generator_alone"])
+    table.caption = bottleneck_note(runs)
     return table
 
 
@@ -114,7 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--gpu", action="store_true", help="random weights of real size on a card")
     add("--rounds", type=command_line.whole(1, 100), default=2, help="turns that each arm gets")
     words = f"all; of {', '.join(SERVERS)}, with --gpu of {', '.join(ARMS)}"
-    add("--arms", type=lambda text: tuple(text.split(",")), help=words)
+    add("--arms", type=_listed, help=words)
     card = parser.add_argument_group("with --gpu")
     add = card.add_argument
     add("--cells", type=_names(CELLS), default=_USUAL_CELLS, help=f"of {', '.join(CELLS)}")
@@ -145,12 +151,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def _loads(text: str) -> tuple[float, ...]:
-    return tuple(map(command_line.number(0.05, 5), text.split(",")))
+    return tuple(map(command_line.number(0.05, 5), _listed(text)))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split(",")))
 
 
 def _names(known: dict[str, Any]) -> Any:
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
+        names = _listed(text)
         if unknown := set(names) - set(known):
             raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}; of {', '.join(known)}")
         return names
@@ -164,13 +174,23 @@ def _before(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     out: Path | None = options.out
     report: dict[str, Any] = {}
     if out is not None and out.is_file():
-        report = json.loads(out.read_text(encoding="utf-8"))
+        try:
+            report = json.loads(out.read_text(encoding="utf-8"))
+            report["sittings"][-1]["command"]
+        except (ValueError, LookupError, TypeError):
+            raise InvalidRequest(
+                "The file is no report of earlier sittings.",
+                field="out",
+                value=str(out),
+                allowed="a new file, or one that this command has written",
+            ) from None
+        report.pop("ended_by", None)  # of the sitting before
     sittings = [*report.get("sittings", []), known | {"date": time.strftime("%Y-%m-%d")}]
     return report | {"sittings": sittings}, len(sittings) - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; exit 1 where a target is missed or the machine cannot do it."""
+    """Command line; exit 1 where a target is missed, or an arm that was asked for has failed."""
     return command_line.run_in_words(_run, parse_arguments(arguments))
 
 
@@ -198,7 +218,8 @@ def _run_on_the_cpu(options: argparse.Namespace) -> int:
         finally:
             STDERR.print(loads_table(results.report))
     targets = results.report.get("targets", {})
-    return int(not targets or not all(each["met"] for each in targets.values()))
+    is_whole = targets and "not_up" not in results.report
+    return int(not is_whole or not all(each["met"] for each in targets.values()))
 
 
 def _run_on_a_card(options: argparse.Namespace) -> int:
@@ -212,7 +233,9 @@ def _run_on_a_card(options: argparse.Namespace) -> int:
         finally:
             results.keep(targets=targets_of(results.report))
             STDERR.print(table_of(results.report))
-    return int(not all(each["met"] for each in results.report["targets"].values()))
+    asked = [results.report[cell][arm] for cell in options.cells for arm in options.arms]
+    missed = [each for each in results.report["targets"].values() if not each["met"]]
+    return int(bool(missed) or any("failed" in found for found in asked))
 
 
 if __name__ == "__main__":

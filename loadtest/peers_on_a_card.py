@@ -208,20 +208,23 @@ def _peak(device: torch.device) -> int:
 def ratios_of(arms: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return Kelvin over each peer of one cell: pictures a second, and how much sooner one alone.
 
+    The latter where pictures alone were asked for.
+
     Args:
         arms: Figures by arm.
     """
     ours = arms.get("kelvin", {})
     if not ours.get("pictures_per_s"):
         return {}
-    return {
-        name: {
-            "pictures_per_s": ours["pictures_per_s"]["median"] / arm["pictures_per_s"]["median"],
-            "alone": arm["alone_s"]["median"] / ours["alone_s"]["median"],
-        }
-        for name, arm in arms.items()
-        if name != "kelvin" and arm.get("pictures_per_s")
-    }
+    ratios = {}
+    for name, arm in arms.items():
+        if name == "kelvin" or not arm.get("pictures_per_s"):
+            continue
+        per_s = ours["pictures_per_s"]["median"] / arm["pictures_per_s"]["median"]
+        ratios[name] = {"pictures_per_s": per_s}
+        if arm["alone_s"] and ours["alone_s"]:
+            ratios[name]["alone"] = arm["alone_s"]["median"] / ours["alone_s"]["median"]
+    return ratios
 
 
 def targets_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

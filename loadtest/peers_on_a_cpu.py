@@ -1,7 +1,7 @@
 """Kelvin and its peers on this machine's cores: the built-in model behind HTTP, the same arrivals.
 
 All arms are up all the time, each in processes of its own, and take turns under load, the order
-reversed from one round to the next: a machine that others slow down meets all of them alike. What
+reversed from one turn to the next: a machine that others slow down meets all of them alike. What
 an idle arm takes of the cores is every arm's burden.
 """
 
@@ -154,28 +154,34 @@ def _loads(
     mixed_s = statistics.fmean(costs.seconds(steps) for steps in MIXED_STEPS)
     rates = {"equal": rate, "mixed": rate * costs.seconds(plan.steps) / mixed_s}
     results.keep(best_peer_per_s={mix: round(each, 4) for mix, each in rates.items()})
-    order = list(urls)
     cells = [(mix, load) for mix in plan.mixes for load in plan.loads]
     kept: dict[tuple[str, float], dict[str, list[list[Served]]]] = {
         cell: {name: [] for name in urls} for cell in cells
     }
     for number in range(plan.rounds):
-        for mix, load in cells:
+        for index, (mix, load) in enumerate(cells):
             seed = f"{mix} {load} {number}"
             times = poisson(load * rates[mix], 0.0, plan.seconds, seed)
             asked = jobs.take(len(times), mix, seed)
-            for name in order:
+            for name in in_turn(list(urls), number, index):
                 rounds = kept[mix, load][name]
                 rounds.append(offer(name, urls[name], asked, times))
                 label = f"{mix}, {round(100 * load)} %"
                 results.report.setdefault("loads", {}).setdefault(label, {})
                 results.report["loads"][label][name] = figures(rounds, costs)
                 results.keep(targets=targets_of(results.report))
-            order.reverse()
     return {
         name: [each for cell in cells for served in kept[cell][name] for each in served]
         for name in urls
     }
+
+
+def in_turn(names: Sequence[str], turn: int, load: int) -> Sequence[str]:
+    """Return the order of arms: the other way round from one turn of a load to the next.
+
+    And from one load to the next, so that what drifts within a turn meets arms alike, too.
+    """
+    return names[::-1] if (turn + load) % 2 else names
 
 
 def _adherence(served: Sequence[Served]) -> dict[str, Any]:

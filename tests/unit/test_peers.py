@@ -91,10 +91,18 @@ def test_an_arm_that_fails_says_why_and_the_others_go_on(tmp_path: Path):
     # torchao is not installed here, or refuses a CPU: either way it has to say so.
     arguments = [*TINY, "--arms", "torchao,kelvin", "--alone", "0", "--rounds", "1"]
     arguments += ["--out", str(out)]
-    assert peers.main(arguments) == 0
+    assert peers.main(arguments) == 1
     cell = json.loads(out.read_text())["tiny-64"]
     assert cell["torchao"]["failed"]
     assert cell["kelvin"]["pictures"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "# Read me", "[1]", '{"sittings": []}'])
+def test_another_file_is_not_taken_for_an_earlier_sitting(tmp_path: Path, text: str):
+    out = tmp_path / "mine"
+    out.write_text(text)
+    assert peers.main([*TINY, "--out", str(out)]) == 1
+    assert out.read_text() == text
 
 
 def test_targets_are_judged_where_both_were_measured():
@@ -111,6 +119,11 @@ def test_targets_are_judged_where_both_were_measured():
     assert targets["large-1024, kelvin/tutorial"]["met"]
     assert not targets["large-1024, kelvin/compiled"]["met"]
     assert ratios_of(report["large-1024"])["tutorial"]["alone"] == pytest.approx(2.0)
+
+
+def test_arms_are_compared_where_no_picture_was_asked_for_alone():
+    arms = {name: figures(1.0, 0.0) | {"alone_s": None} for name in ("tutorial", "kelvin")}
+    assert ratios_of(arms) == {"tutorial": {"pictures_per_s": 1.0}}
 
 
 @pytest.mark.parametrize(
