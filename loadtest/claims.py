@@ -123,7 +123,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; exit 1 where a claim that was measured does not hold."""
+    """Command line; exit 1 where a claim that was measured does not hold, or a request failed."""
     return command_line.run_in_words(_run, parse_arguments(arguments))
 
 
@@ -150,7 +150,8 @@ def _run(options: argparse.Namespace) -> int:
         STDERR.print(shown(results.report["claims"], results.report["served"]))
         if options.plot:
             plot(arms, options.plot)
-    return int(any(line["holds"] is False for line in results.report["claims"]))
+    failed = sum(each.get("failed", 0) for each in results.report["served"].values())
+    return int(bool(failed) or any(line["holds"] is False for line in results.report["claims"]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,6 +32,7 @@ from loadtest.process_census import processes
 from loadtest.results import Results
 from loadtest.stage_memory import GIB
 from serve.config import ModelSettings
+from serve.errors import ConfigurationError, StageFailed
 from serve.model_dir import resolve_model_dir
 
 ARMS = ("tutorial", "kelvin")
@@ -118,13 +118,19 @@ def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> Non
         servers: dict[str, Server] = {}
         for name in ARMS:
             log = folder / f"{name}.log"
-            servers[name] = running.enter_context(server(name, plain, log))
+            try:
+                servers[name] = running.enter_context(server(name, plain, log))
+            except RuntimeError as error:
+                raise ConfigurationError(str(error), field="arm", value=name) from None
         warm, alone = jobs.take(2, "equal", ""), jobs.take(3, "equal", "")
         together = jobs.take(options.saturated, "equal", "")
         for name, where in servers.items():
             one_after_the_other(name, where.url, warm)
-            took = [each.seconds for each in one_after_the_other(name, where.url, alone)]
+            singly = one_after_the_other(name, where.url, alone)
             came = offer(name, where.url, together, [0.0] * len(together))
+            if failures := sorted({each.failure for each in (*singly, *came) if each.failure}):
+                raise StageFailed(f"{name} fails: {failures[0]}", field="arm", value=name)
+            took = [each.seconds for each in singly]
             per_s = len(together) / max(each.seconds for each in came)
             found = {"alone_s": took, "saturated_per_s": per_s, "mean_w": None}
             results.keep_part("arms", name, found | {"temperature_c": None, "readings": []})
@@ -137,13 +143,11 @@ def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> Non
             failed = sum(each.picture is None for each in served)
             results.report["arms"][name] |= {
                 "latencies": [(each.at, each.seconds) for each in served if each.picture],
-                # Of whole trees of processes: Ray's own are part of what one has to run.
-                "memory_gib": sum(each.rss_bytes - each.shared_bytes for each in _tree(where))
+                # Of all that it started: Ray's own processes are part of what one has to run.
+                "memory_gib": sum(
+                    each.rss_bytes - each.shared_bytes for each in processes(where.pid)
+                )
                 / GIB,
             }
             generator = lateness_of([each.late_s for each in served])
             results.keep_part("served", name, {"generator": generator, "failed": failed})
-
-
-def _tree(where: Server) -> Any:
-    return [*processes(where.pid)]

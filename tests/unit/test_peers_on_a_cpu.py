@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from deployments.builtin.world import Example
-from loadtest import claims, peers
+from loadtest import claims, claims_measured, peers
 from loadtest.peer_callers import Job, Served
 from loadtest.peer_figures import AloneCosts, figures, targets_of
-from loadtest.peers_on_a_cpu import MIXED_STEPS, Jobs
+from loadtest.peers_on_a_cpu import MIXED_STEPS, Jobs, in_turn
 
 COSTS = AloneCosts({4: 1.0, 14: 2.0})
 
@@ -56,8 +57,8 @@ def test_an_arm_that_answers_little_has_no_percentiles_to_win_by(example):
     assert "p95_s" not in figures(rounds, COSTS)
 
 
-def arm(per_s: float, p95_s: float) -> dict[str, object]:
-    return {"pictures_per_s": {"median": per_s}, "p95_s": p95_s}
+def arm(per_s: float, p95_s: float, failed: int = 0) -> dict[str, Any]:
+    return {"pictures_per_s": {"median": per_s}, "p95_s": p95_s, "failed": failed}
 
 
 def test_kelvin_is_judged_against_the_best_peer_and_harder_where_steps_are_mixed():
@@ -70,6 +71,46 @@ def test_kelvin_is_judged_against_the_best_peer_and_harder_where_steps_are_mixed
         "met": True,
     }
     assert not targets["mixed, 80 %, p95 over the best peer's"]["met"]
+
+
+def test_who_answers_few_or_loses_more_than_a_peer_has_won_nothing():
+    few = arm(1.0, 0.0) | {"failed": 9}
+    del few["p95_s"]
+    peers_of_it = {"tutorial": arm(1.0, 5.0, failed=2), "fastapi": arm(0.5, 9.0, failed=1)}
+    targets = targets_of({"loads": {"equal, 50 %": {**peers_of_it, "kelvin": few}}})
+    assert not targets["equal, 50 %, p95 over the best peer's"]["met"]
+    assert targets["equal, 50 %, failed"] == {"at_most": 1, "is": 9, "met": False}
+
+
+def test_a_load_under_which_nothing_was_due_is_not_judged():
+    nothing = figures([[]], COSTS)
+    arms = {"tutorial": nothing, "kelvin": nothing}
+    assert targets_of({"loads": {"equal, 50 %": arms}}) == {}
+    table = peers.loads_table({"loads": {"equal, 50 %": arms}})
+    assert table.row_count == 2
+
+
+def test_the_order_of_arms_turns_from_one_turn_of_a_load_to_the_next():
+    loads, names = range(6), ["a", "b", "c"]
+    for load in loads:
+        first, second = (list(in_turn(names, turn, load)) for turn in range(2))
+        assert first == second[::-1]
+        assert list(in_turn(names, 0, load + 1)) == second
+
+
+def test_an_arm_of_the_claims_that_does_not_come_up_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def server(name: str, *_: Any) -> Any:
+        raise RuntimeError(f"{name} did not come up: no such port")
+
+    monkeypatch.setattr(claims_measured, "server", server)
+    monkeypatch.setattr(claims_measured, "measure_generator", dict)
+    monkeypatch.setattr(claims_measured, "dequantized_directory", lambda *_: tmp_path)
+    assert claims.main(["--device", "cpu", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "tutorial did not come up" in captured.err
+    assert not json.loads(captured.out.splitlines()[-1])["complete"]
 
 
 def test_claims_are_judged_by_what_was_read_and_say_where_nothing_was():
