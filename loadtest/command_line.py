@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def check_side(pixels: int, largest_latents: int) -> None:
 
 def command_of(module: str) -> str:
     """Return the command line that this process was started with, for a report."""
-    return " ".join([f"python -m {module}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def known_before(module: str, options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from loadtest.outcomes import Outcome
 from loadtest.picture_proof import WRONG
 from loadtest.status_log import StatusSample
 
+LEAST_ADHERENCE = 0.5
+"""Of the built-in model's pictures, of which some 0.85 are right where steps are few and many."""
 # Codes by which a service says that it has too much to do, or that the caller's deadline passed:
 # what a load test is made to provoke.
 _SHED = ("overloaded", "limit_reached", "proxy_overloaded", "deadline_exceeded")
@@ -84,12 +86,26 @@ def figures_of(run: LoadRun) -> dict[str, Any]:
 def is_sound(figures: dict[str, Any]) -> bool:
     """Return whether a service did nothing that it may not do under any load.
 
-    To refuse work is its right; to lose it, to break, or to answer with a wrong picture is not.
+    To refuse work is its right; to lose it, to break, or to answer with a wrong picture is not, be
+    it of another size or of another thing.
     """
     requests = figures["requests"]
     return (
-        requests["right"] > 0 and requests["failed"] == requests["shed"] and not requests["unheard"]
+        requests["right"] > 0
+        and requests["failed"] == requests["shed"]
+        and not requests["unheard"]
+        and shows_what_was_asked(figures)
     )
+
+
+def shows_what_was_asked(figures: dict[str, Any]) -> bool:
+    """Return whether the pictures that were judged, if any, show what their prompts state.
+
+    No model is always right: only where even the upper end of the share's 95 % interval is below
+    `LEAST_ADHERENCE` does a service draw other things than it was asked for.
+    """
+    adherence = figures.get("adherence") or {"judged": 0}
+    return not adherence["judged"] or adherence["to"] >= LEAST_ADHERENCE
 
 
 def _asked(run: LoadRun, outcome: Outcome) -> dict[str, Any]:

@@ -113,6 +113,11 @@ class LoadPlan:
     asks: tuple[Ask, ...]
     duration_s: float
 
+    def until(self, seconds: float) -> LoadPlan:
+        """Return what of it was due in so many seconds of the run, above 0."""
+        asks = tuple(each for each in self.asks if each.at <= seconds)
+        return LoadPlan(asks, min(seconds, self.duration_s))
+
     def write(self, file: Path) -> None:
         """Write it as JSON."""
         told = {"duration_s": self.duration_s, "asks": [asdict(each) for each in self.asks]}

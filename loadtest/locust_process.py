@@ -101,8 +101,8 @@ def offer(
             _follow(process, folder, plan.duration_s + drain_s + _START_S, on_progress)
         finally:
             _end(process)
-    clock = folder / BEGAN
-    if not clock.exists():
+    offered = offered_in(folder)
+    if offered is None:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise ConfigurationError(
             "Locust ended before it had sent anything.",
@@ -110,6 +110,14 @@ def offer(
             value=lines[-1] if lines else "",
             allowed=f"what {log} says repaired",
         )
+    return offered
+
+
+def offered_in(folder: Path) -> Offered | None:
+    """Return what a generator has left in a folder so far; None: it has not sent anything."""
+    clock = folder / BEGAN
+    if not clock.exists():
+        return None
     return Offered(read_outcome_file(folder / OUTCOMES), float(clock.read_text(encoding="utf-8")))
 
 

@@ -12,6 +12,8 @@ OUTCOMES = "outcomes.jsonl"
 BEGAN = "began"
 PICTURES = "pictures"
 """Names in a run's folder."""
+KEPT_PICTURES = "[0-9]" * 6 + ".png"
+"""What the files in `PICTURES` match."""
 
 
 @dataclass(frozen=True)

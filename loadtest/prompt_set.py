@@ -38,7 +38,8 @@ def read_prompts(name: str) -> list[str]:
     """
     file = _FOLDER / f"{name}.txt" if name in NAMES else Path(name)
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: a prompt may hold U+2028 and other ends of lines that editors do not show.
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InvalidRequest(
             f"The prompts cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.lateness import MOST_P99_MS
+from loadtest.load_figures import shows_what_was_asked
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         )
     if wrong := figures["requests"]["wrong_pictures"]:
         found.append(f"{wrong} answers were not the picture that was asked for or promised.")
+    if not shows_what_was_asked(figures):
+        adherence = figures["adherence"]
+        found.append(
+            f"Only {adherence['right']} of {adherence['judged']} pictures that were looked at show "
+            "what their prompts state."
+        )
     if unheard := figures["requests"]["unheard"]:
         found.append(f"Of {unheard} requests nothing was heard before the run was ended.")
     return found

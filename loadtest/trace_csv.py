@@ -102,10 +102,11 @@ def _row(columns: list[str], values: list[str], line: int, earliest: float) -> R
             at = _seconds(text, earliest, line)
         elif text:
             fields[column] = _value(column, text, line)
-    try:
-        GenerateRequest(**{"prompt": "a row", **fields})
-    except InvalidRequest as error:
-        raise _wrong(error.field or "", error.value, error.allowed or "", line) from None
+    if fields:
+        try:
+            GenerateRequest(**{"prompt": "a row", **fields})
+        except InvalidRequest as error:
+            raise _wrong(error.field or "", error.value, error.allowed or "", line) from None
     return Recorded(at, fields)
 
 

@@ -49,7 +49,8 @@ def loadtest(asked: Asked) -> int:
     """Run it; print where the report is, or all of its JSON.
 
     Returns:
-        0, or 1 if a picture was wrong or lost, or fewer were in time than `require`.
+        0, or 1 if a picture was wrong or lost, or fewer were in time than `require`; 130 if it was
+        interrupted, whatever was measured until then.
 
     Raises:
         InvalidRequest: An option is wrong.
@@ -121,6 +122,9 @@ def _check(asked: Asked) -> None:
             value=asked.require,
             allowed="a number from 0 to 1",
         )
+    from loadtest.load_test import check_slo
+
+    check_slo(asked.slo_s)
     _options(asked).check()
 
 
@@ -170,6 +174,8 @@ def _told(asked: Asked, report: dict[str, Any], stdout: Any = None) -> int:
         write_json({**report, "report": str(file.absolute())}, stdout)
     else:
         print(file, file=stdout)
+    if report["run"]["interrupted_at_s"] is not None:
+        return EXIT_INTERRUPTED
     attainment = report["figures"]["slo"]["attainment"]
     missed = asked.require is not None and attainment < asked.require
     return EXIT_OK if report["ok"] and not missed else EXIT_FAILED

@@ -111,6 +111,7 @@ def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
         (("--model", "pico"), "model"),
         (("--require", "95"), "require"),
         (("--slo", "soon"), "slo_s"),
+        (("--slo", "inf"), "slo_s"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_sent(

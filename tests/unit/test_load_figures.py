@@ -100,6 +100,22 @@ def test_to_refuse_is_sound_and_to_lose_is_not(outcomes: Any, due: int, sound: b
     assert is_sound(figures) is sound
 
 
+@pytest.mark.parametrize(
+    ("adherence", "sound"),
+    [
+        ({"judged": 0}, True),
+        ({"judged": 9, "right": 7, "share": 0.78, "from": 0.45, "to": 0.94}, True),
+        ({"judged": 3, "right": 1, "share": 0.33, "from": 0.06, "to": 0.79}, True),
+        ({"judged": 40, "right": 2, "share": 0.05, "from": 0.01, "to": 0.17}, False),
+    ],
+)
+def test_pictures_of_other_things_are_wrong_pictures(adherence: dict[str, float], sound: bool):
+    report = report_of(run(RIGHT))
+    report["figures"]["adherence"] = adherence
+    assert is_sound(report["figures"]) is sound
+    assert any("show what their prompts state" in each for each in findings(report)) is not sound
+
+
 def test_a_report_says_when_the_generator_was_the_bottleneck():
     quick, slow = run(RIGHT), run(replace(RIGHT, late_s=0.5))
     assert findings(report_of(quick)) == []

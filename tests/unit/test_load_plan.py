@@ -113,6 +113,21 @@ def test_the_checker_can_judge_every_scene():
         read_claims(prompt)
 
 
+def test_a_file_of_prompts_is_read_as_editors_show_it(tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    file.write_bytes("\ufeff# mine\r\none\u2028line\x85 with\x0b breaks\r\n  a cat \r\n".encode())
+    assert read_prompts(str(file)) == ["one\u2028line\x85 with\x0b breaks", "a cat"]
+
+
+def test_what_of_a_plan_was_due_until_it_was_stopped():
+    plan = make_plan(PlanOptions(rate=5, duration_s=20), MODEL, ("native",))
+    begun = plan.until(7.5)
+    assert begun.asks == tuple(ask for ask in plan.asks if ask.at <= 7.5)
+    assert 0 < len(begun.asks) < len(plan.asks)
+    assert begun.duration_s == 7.5
+    assert plan.until(25.0) == plan
+
+
 def test_an_empty_file_of_prompts(tmp_path: Path):
     (tmp_path / "none.txt").write_text("# only words about it\n\n")
     with pytest.raises(InvalidRequest) as refused:
