@@ -333,7 +333,7 @@ async def test_every_stage_works_alone_on_a_suspect_and_on_nothing_else(
             await call(alone)
         assert turns.alone == [False, True]
     monkeypatch.setattr(denoiser, "_turns", turns := RecordedTurns())
-    stream = denoiser.denoise(replace(JOB, alone=True))
+    stream: Any = denoiser.denoise(replace(JOB, alone=True))
     assert await anext(stream) == (), "it is told that it is alone"
     await stream.aclose()
     assert turns.alone == [True]
