@@ -163,7 +163,16 @@ def test_kustomization_names_what_is_there_and_no_example():
 
 
 def test_budgets_and_policies_select_pods_that_there_are():
-    labels = [group["template"]["metadata"]["labels"] for group in node_groups()]
+    templates = [group["template"] for group in node_groups()]
+    templates += [
+        document["spec"]["template"]
+        for document in documents(KUBERAY / "redis.yaml")
+        if document["kind"] == "StatefulSet"
+    ]
+    labels = [template["metadata"]["labels"] for template in templates]
+    for policy in documents(KUBERAY / "network-policy.yaml"):
+        wanted = policy["spec"]["podSelector"]["matchLabels"].items()
+        assert any(wanted <= pod.items() for pod in labels)
     for budget in documents(KUBERAY / "disruption-budgets.yaml"):
         wanted = budget["spec"]["selector"]["matchLabels"].items()
         assert any(wanted <= pod.items() for pod in labels)
