@@ -37,8 +37,11 @@ def checked_url(url: str) -> str:
     Raises:
         InvalidRequest: It is no http URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise errors.InvalidRequest(
             "The server's URL is not an http URL.",
             field="url",

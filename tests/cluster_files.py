@@ -31,12 +31,13 @@ def serve_configs() -> dict[str, dict[str, Any]]:
 
 
 def most_cards(application: dict[str, Any]) -> dict[str, float]:
-    """Return kind of card -> how many of it an application may ask for at most."""
+    """Return kind of card -> how many of it an application may ask for, while it is redeployed."""
     cards: dict[str, float] = {}
     for pools in Settings.model_validate(application["args"]).pools.values():
         for pool in pools:
             kind = str(pool.accelerator_type)
-            cards[kind] = cards.get(kind, 0.0) + pool.num_gpus * pool.most_replicas
+            most = pool.most_replicas + pool.surge_replicas
+            cards[kind] = cards.get(kind, 0.0) + pool.num_gpus * most
     return cards
 
 

@@ -200,7 +200,9 @@ def test_no_server_teaches_kelvin_up(unused_url: str) -> None:
     assert "kelvin up" in str(raised.value.allowed)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "/v1"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://x", "http://", "/v1", "http://a:9 x", "http://[::1"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidRequest) as raised:
         Kelvin(url)
