@@ -1,7 +1,8 @@
 """Finished pictures on local disk: they wait there for a store that does not answer.
 
-    {folder}/{job id}/{index}-{sha256}.picture    the file as it will be stored
+    {folder}/{job id}/{index}-{digest}.picture    the file as it will be stored
     {folder}/{job id}/{index}.json                what is known of it, written last
+    {folder}/lock                                 held while a picture is written
 
 The folder outlives its process: whoever takes the job over on this machine finds the picture. What
 is damaged or half written counts as not there. All methods block.
@@ -9,10 +10,10 @@ is damaged or half written counts as not there. All methods block.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from serve.job_ids import checked, is_job_id
 from serve.requests import ImageRef, StageReport
 
 _MIB = 1 << 20
+_LOCK = "lock"
 
 
 class MadePicture(BaseModel):
@@ -73,7 +75,6 @@ class Spool:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder = folder
         self.most_bytes = most_bytes
-        self._writing = threading.Lock()
 
     def used_bytes(self) -> int:
         """Return how much waits."""
@@ -94,20 +95,25 @@ class Spool:
 
     def write(self, job_id: str, made: MadePicture, data: bytes) -> Spooled | None:
         """Write a picture down; None if it does not fit, or the disk refuses it."""
-        # One by one, or all that are finished at a time would find the same room.
-        with self._writing:
-            if self.used_bytes() + len(data) > self.most_bytes:
-                return None
-            return self._written(job_id, made, data)
+        # One by one, or all that are finished at a time would find the same room, here and in other
+        # Pipelines on this machine.
+        try:
+            self._make_folder()
+            with (self.folder / _LOCK).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self.used_bytes() + len(data) > self.most_bytes:
+                    return None
+                return self._written(job_id, made, data)
+        except (OSError, ConfigurationError):
+            return None
 
     def _written(self, job_id: str, made: MadePicture, data: bytes) -> Spooled | None:
         spooled = self._place(job_id, made)
         try:
-            self._make_folder()
             spooled.file.parent.mkdir(mode=0o700, exist_ok=True)
             _write_whole(spooled.file, data)
             _write_whole(spooled.note, made.model_dump_json().encode())
-        except (OSError, ConfigurationError):
+        except OSError:
             spooled.remove()
             return None
         return spooled

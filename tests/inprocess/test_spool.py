@@ -77,14 +77,15 @@ async def test_pictures_finished_at_once_do_not_overfill_the_spool(
         write_whole(file, content)
 
     monkeypatch.setattr(spool_module, "_write_whole", slowly)
-    spool = Spool(tmp_path / "a" / "b", 1 << 20)
+    # Of two Pipelines.
+    spool, other = (Spool(tmp_path / "a" / "b", 1 << 20) for _ in range(2))
     data = os.urandom(300 << 10)
 
-    async def write() -> bool:
+    async def write(spool: Spool) -> bool:
         job_id = new_job_id()
         return await asyncio.to_thread(spool.write, job_id, made(data), data) is not None
 
-    written = await asyncio.gather(*(write() for _ in range(16)))
+    written = await asyncio.gather(*(write(each) for _ in range(8) for each in (spool, other)))
     assert sum(written) == 3
     assert spool.used_bytes() <= spool.most_bytes
 

@@ -95,7 +95,7 @@ def stop(pipeline: Pipeline) -> None:
 
 
 def spooled(tmp_path: Path) -> list[str]:
-    return sorted(file.suffix for file in tmp_path.rglob("*") if file.is_file())
+    return sorted(file.suffix for file in tmp_path.rglob("*.*") if file.is_file())
 
 
 @pytest.mark.parametrize("outage", TROUBLE, indirect=True)
