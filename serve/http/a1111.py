@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
-from serve.errors import JobConflict, NotSupportedYet
+from serve.errors import JobConflict, JobNotFound, NotSupportedYet
 from serve.http.a1111_infotext import info, infotext
 from serve.http.a1111_names import SAMPLERS, SCHEDULERS
 from serve.http.a1111_request import Asked, read_img2img, read_txt2img
@@ -69,8 +69,8 @@ def web_ui_routes(pipeline: "Pipeline") -> APIRouter:
         for job in await pipeline.under_way(tenant):
             try:
                 await pipeline.cancel(job.id, tenant)
-            except JobConflict:
-                continue  # it ended meanwhile
+            except (JobConflict, JobNotFound):
+                continue  # it ended, or was deleted, meanwhile
         return {}
 
     @router.get("/samplers")

@@ -67,6 +67,25 @@ async def test_a_deleted_job_is_gone_with_its_pictures(pipeline: Pipeline, store
     assert await JobJournal(store).read(result.id) is None
 
 
+async def test_who_interrupts_all_takes_no_notice_of_what_is_deleted_meanwhile(
+    pipeline: Pipeline, stages: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    stages.gate.clear()
+    deleted, other = [(await pipeline.submit(REQUEST)).id for _ in range(2)]
+    under_way = pipeline.under_way
+
+    async def then_deleted(tenant: str) -> list[JobRecord]:
+        found = await under_way(tenant)
+        await pipeline.delete(deleted, tenant)
+        return found
+
+    monkeypatch.setattr(pipeline, "under_way", then_deleted)
+    transport = httpx.ASGITransport(build_app(pipeline))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        assert (await http.post("/sdapi/v1/interrupt")).status_code == 200
+    assert (await pipeline.job(other)).status == "cancelled"
+
+
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
 async def test_a_deletion_that_broke_off_goes_on_when_it_is_asked_for_again(
     pipeline: Pipeline, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, at: int
