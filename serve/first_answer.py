@@ -54,4 +54,12 @@ async def _unless_vain(awaited: Awaitable[_Result], is_vain: Callable[[float], b
                 raise WaitedInVain("The pool has no replica, and another one may have.")
         return task.result()
     finally:
-        task.cancel()
+        if not task.done():
+            # Ends with an error of Ray's, which asyncio would write into the log as nobody's.
+            task.add_done_callback(_take_note)
+            task.cancel()
+
+
+def _take_note(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -333,3 +334,33 @@ async def test_the_first_stage_wakes_those_behind_it_once():
     await made.encode(())
     await asyncio.sleep(0)
     assert len(asleep.responses) == 2
+
+
+async def test_how_a_call_ends_that_was_given_up_is_nobodys_error():
+    class GivenUp:
+        """As Ray's handles: a cancellation becomes an error of their own."""
+
+        def __await__(self) -> Any:
+            return self._answer().__await__()
+
+        async def _answer(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise RuntimeError("the request was cancelled") from None
+
+        def cancel(self) -> None:
+            pass
+
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    waiting = asyncio.create_task(first_answer_module.answer_of(GivenUp(), lambda _: False))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert told == []
