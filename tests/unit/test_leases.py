@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve import custody as custody_module
+from serve.custody import Custody
+from serve.errors import StorageUnavailable
+from serve.lease_store import LeaseStore
 from serve.leases import LeaseWatch, Tenure
+from serve.record_store import MemoryStore
 
 LEASE_S = 10.0
 # Mostly what happens: calls that take no time at all, and some that take ages.
@@ -151,3 +157,63 @@ def test_a_lease_is_believed_from_when_its_renewal_was_sent():
     assert tenure.is_held(14.9)
     tenure.lost()
     assert not tenure.is_held(5.0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SlowStore(MemoryStore):
+    """Takes some time of a clock for each write of a lease."""
+
+    def __init__(self, clock: Clock, takes_s: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._takes_s = takes_s
+
+    async def swap(self, key: str, data: bytes, content_type: str, etag: str | None) -> str | None:
+        self._clock.now += self._takes_s
+        return await super().swap(key, data, content_type, etag)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(custody_module, "monotonic", clock)
+    return clock
+
+
+async def began_anew(before: str, name: str) -> None:
+    raise AssertionError(f"{before} was not lost")
+
+
+async def test_an_owner_counts_from_when_a_renewal_was_sent(clock: Clock):
+    custody = Custody(LeaseStore(SlowStore(clock, 0.1 * LEASE_S)), LEASE_S, {}, began_anew)
+    for _ in range(2):
+        sent = clock.now
+        await custody.keep()
+        clock.now = sent + 0.99 * LEASE_S
+        assert custody.is_held
+        clock.now = sent + LEASE_S
+        assert not custody.is_held
+
+
+async def test_a_lease_that_takes_longer_to_be_had_than_it_lasts_is_none(clock: Clock):
+    custody = Custody(LeaseStore(SlowStore(clock, 1.5 * LEASE_S)), LEASE_S, {}, began_anew)
+    with pytest.raises(StorageUnavailable, match="cannot renew its lease"):
+        await custody.holding()
+
+
+async def test_who_has_renewed_cannot_be_ended_and_who_was_ended_cannot_renew():
+    leases = LeaseStore(MemoryStore())
+    seen = await leases.take("a", 1, {})
+    renewed = await leases.renew(seen, {})
+    assert renewed is not None
+    assert not await leases.end(seen.name, seen.etag)
+    assert (await leases.etags()) == {seen.name: renewed.etag}
+    assert await leases.end(seen.name, renewed.etag)
+    assert await leases.renew(renewed, {}) is None
