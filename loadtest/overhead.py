@@ -175,14 +175,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m loadtest.overhead")
     parser.add_argument("--n", type=int, default=10, help="requests measured")
     parser.add_argument("--model", default="builtin", help="builtin, pico or a folder")
-    parser.add_argument("--telemetry", action="store_true", help="what telemetry costs; of pico")
-    parser.add_argument("--pairs", type=int, default=200, help="of requests, with --telemetry")
-    parser.add_argument("--blocks", type=int, default=12, help="under load, with --telemetry")
-    parser.add_argument("--block-s", type=float, default=5.0, help="seconds of one")
+    parser.add_argument("--telemetry", action="store_true", help="what telemetry costs instead")
+    parser.add_argument("--latency-s", type=float, default=200, help="seconds, with --telemetry")
+    parser.add_argument("--throughput-s", type=float, default=300, help="seconds, with --telemetry")
+    parser.add_argument(
+        "--control", action="store_true", help="with --telemetry: leave it off, for the error"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    if min(options.n, options.pairs, options.blocks, options.block_s) < 1:
-        parser.error("--n, --pairs, --blocks, --block-s: at least 1")
+    if min(options.n, options.latency_s, options.throughput_s) < 1:
+        parser.error("--n, --latency-s, --throughput-s: at least 1")
     if options.telemetry:
         return _telemetry(options)
     try:
@@ -210,11 +212,14 @@ def main() -> int:
 
 
 def _telemetry(options: argparse.Namespace) -> int:
+    from loadtest.telemetry_figures import table_of
     from loadtest.telemetry_overhead import compare
 
     with stdout_is_for_json() as stdout, stoppable():
-        report = compare(options.pairs, options.blocks, options.block_s)
-        Console(stderr=True).print_json(data=report)
+        report = compare(
+            options.model, options.latency_s, options.throughput_s, turn_on=not options.control
+        )
+        Console(stderr=True).print(table_of(report))
         if options.json:
             write_json(report, stdout)
     return 0

@@ -1,41 +1,18 @@
-"""One of the two services that `loadtest.telemetry_overhead` compares, and the collector for it.
+"""The service that `loadtest.telemetry_overhead` measures, with telemetry under a switch.
 
-A process each: telemetry is set up before Ray starts, and a process has one Ray.
+A process of its own: telemetry is set up before Ray starts, and a process has one Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from loadtest.otlp_sink import otlp_sink
+from loadtest import telemetry_switch
 from serve.config import load_settings
 from serve.local import LocalKelvin
-
-
-class Collector:
-    """Takes OTLP over HTTP and throws it away; what it costs is not Kelvin's."""
-
-    def __init__(self) -> None:
-        self.endpoint = ""
-        self.messages = 0
-        self.bytes = 0
-
-
-@contextmanager
-def collector() -> Iterator[Collector]:
-    """Run one on a free port of loopback."""
-    running = Collector()
-
-    def count(path: str, body: bytes, encoding: str | None) -> None:
-        running.messages += 1
-        running.bytes += len(body)
-
-    with otlp_sink(count) as running.endpoint:
-        yield running
 
 
 def main() -> None:
@@ -43,7 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--otlp-endpoint")
+    parser.add_argument("--otlp-endpoint", required=True)
+    parser.add_argument("--switch", required=True, help="file of one byte")
     options = parser.parse_args()
     settings = load_settings(
         overrides={
@@ -53,6 +31,8 @@ def main() -> None:
             "telemetry": {"otlp_endpoint": options.otlp_endpoint},
         }
     )
+    os.environ[telemetry_switch.FILE] = options.switch
+    os.environ["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] = telemetry_switch.IMPORT_PATH
     with LocalKelvin(settings) as kelvin:
         print(json.dumps({"url": kelvin.url}), flush=True)
         sys.stdin.read()

@@ -1,0 +1,153 @@
+"""Turns telemetry off and on in a service that runs, for `loadtest.telemetry_overhead` alone.
+
+Two services differ from start to start by more than telemetry costs, so off and on are measured in
+the same processes. Nothing in Kelvin knows of it: Ray Serve asks for span processors by an import
+path in the environment, and this module is named there instead of `serve.telemetry`. It puts
+Kelvin's own processors to work and, beside them, makes all that telemetry does depend on one byte
+of a file that every process has mapped:
+
+- off, Serve takes tracing for switched off, and tracers are OpenTelemetry's no-op ones, which are
+  what a service without telemetry has; values of metrics are not noted for OTLP;
+- what was recorded while it was on is counted and sent only while it is on again, so that no part
+  of the cost falls on the other side.
+
+A service that never had telemetry lacks two idle threads a process; nothing else is known to
+differ.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import NoOpTracer, Span, Tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+IMPORT_PATH: Final = "loadtest.telemetry_switch:span_processors"
+FILE: Final = "KELVIN_LOADTEST_TELEMETRY_SWITCH"
+"""Environment variable: the file of one byte."""
+
+
+class Switch:
+    """On or off, the same in all processes that map its file; true where it is on.
+
+    Args:
+        path: A file of one byte.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._byte = mmap.mmap(file.fileno(), 1)
+
+    def turn(self, *, on: bool) -> None:
+        """Turn it, at once and everywhere."""
+        self._byte[0] = int(on)
+
+    def __bool__(self) -> bool:
+        return self._byte[0] != 0
+
+
+def new_switch(path: Path) -> Switch:
+    """Make the file of one and map it; it is on."""
+    path.write_bytes(b"\x01")
+    return Switch(path)
+
+
+def span_processors() -> list[SpanProcessor]:
+    """Return Kelvin's, under the switch; Ray Serve calls this in each of its processes."""
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from ray.serve._private import tracing_utils
+
+    from serve import telemetry
+    from serve.otlp_recorder import OtlpRecorder
+    from serve.trace_redaction import WithoutKeys
+
+    switch = Switch(Path(os.environ[FILE]))
+
+    class SwitchedProvider(TracerProvider):
+        def get_tracer(self, *about: Any, **more: Any) -> Tracer:
+            # Serve sets this to True after it has set the provider, and asks for its value at every
+            # request.
+            tracing_utils._tracing_enabled = switch
+            return SwitchedTracer(switch, super().get_tracer(*about, **more))
+
+    tracing_utils.TracerProvider = SwitchedProvider
+    for owner, name, under in (
+        (WithoutKeys, "export", held_while_off),
+        (OTLPMetricExporter, "export", _not_sent_while_off),
+        (OtlpRecorder, "record", _nothing_while_off),
+        (OtlpRecorder, "_count_waiting", _nothing_while_off),
+    ):
+        setattr(owner, name, under(switch, getattr(owner, name)))
+    return telemetry.span_processors()
+
+
+class SwitchedTracer(Tracer):
+    """The SDK's tracer while the switch is on, and the no-op one while it is off.
+
+    Args:
+        switch: That one.
+        real: The SDK's.
+    """
+
+    def __init__(self, switch: Switch, real: Tracer) -> None:
+        self._switch = switch
+        self._real = real
+        self._none = NoOpTracer()
+
+    def start_span(self, *about: Any, **more: Any) -> Span:
+        """Begin a span by whichever it is now."""
+        return (self._real if self._switch else self._none).start_span(*about, **more)
+
+    def start_as_current_span(self, *about: Any, **more: Any) -> Any:
+        """As `start_span`, current within a block."""
+        return (self._real if self._switch else self._none).start_as_current_span(*about, **more)
+
+
+def _nothing_while_off(switch: Switch, method: Callable[..., None]) -> Callable[..., None]:
+    def switched(*about: Any, **more: Any) -> None:
+        if switch:
+            method(*about, **more)
+
+    return switched
+
+
+def _not_sent_while_off(switch: Switch, export: Callable[..., Any]) -> Callable[..., Any]:
+    from opentelemetry.sdk.metrics.export import MetricExportResult
+
+    def switched(*about: Any, **more: Any) -> Any:
+        # They are sums, of which the next message has all.
+        return export(*about, **more) if switch else MetricExportResult.SUCCESS
+
+    return switched
+
+
+def held_while_off(
+    switch: Switch, export: Callable[[Any, Sequence[ReadableSpan]], SpanExportResult]
+) -> Callable[[Any, Sequence[ReadableSpan]], SpanExportResult]:
+    """Return a method that keeps spans while it is off and sends them when it is on again.
+
+    Args:
+        switch: That decides.
+        export: Method of an exporter, which sends.
+    """
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+    held: list[ReadableSpan] = []  # touched by the one thread that sends
+
+    def switched(exporter: Any, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        held.extend(spans)
+        if not switch:
+            return SpanExportResult.SUCCESS
+        sent = list(held)
+        held.clear()
+        return export(exporter, sent)
+
+    return switched
