@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from serve.stage_errors import typed_error
 
 _ANSWER_WITHIN_S = 30.0
 _POLL_S = 1.0
+_KNOCK_WITHIN_S = 5.0
 # A Pipeline that is not told again for so long takes requests anew: whoever unloads may die.
 _CLOSED_FOR_S = 15.0
 
@@ -182,8 +184,9 @@ def join_ray() -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             f"No Ray can be joined: {reason}",
@@ -192,6 +195,13 @@ def join_ray() -> None:
             allowed="the address of the Ray that serves Kelvin; on the machine of `kelvin up` it "
             "is found without",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody answers at HOST:PORT: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_WITHIN_S).close()
 
 
 def _pools_in_words(facts: ModelFacts) -> str:
