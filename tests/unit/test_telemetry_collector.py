@@ -14,7 +14,8 @@ def message(*names: str) -> bytes:
     spans = asked.resource_spans.add().scope_spans.add().spans
     for name in names:
         spans.add(name=name)
-    return asked.SerializeToString()
+    body: bytes = asked.SerializeToString()
+    return body
 
 
 def test_pictures_are_counted_by_their_own_span() -> None:
