@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,7 +203,7 @@ async def test_acceptance_stops_before_the_spool_is_full(
     assert (await pipeline.generate(REQUEST)).images
 
 
-async def test_with_a_full_spool_what_is_made_waits_in_memory_and_the_rest_is_not_made(
+async def test_without_a_spool_what_is_made_waits_in_memory(
     make: Callable[..., Pipeline], outage: Outage, tmp_path: Path
 ):
     stages = StandIn()
@@ -223,6 +224,42 @@ async def test_with_a_full_spool_what_is_made_waits_in_memory_and_the_rest_is_no
     outage.is_open.set()
     for job in (first, second):
         assert (await follow(pipeline, job.id))[-1].event == "stored"
+
+
+async def test_what_has_not_begun_is_not_made_while_there_is_no_room_for_it(
+    make: Callable[..., Pipeline], outage: Outage, monkeypatch: pytest.MonkeyPatch
+):
+    stages, may_encode = StandIn(), asyncio.Event()
+    pipeline = make(stages, spool=SpoolSettings(mib=0))
+    stages.gate.clear()
+    first = await pipeline.submit(REQUEST)
+    await stages.at_gate.wait()
+    encode = stages._encode
+
+    async def encode_late(jobs: Any) -> Any:
+        await may_encode.wait()
+        return await encode(jobs)
+
+    monkeypatch.setattr(stages, "_encode", encode_late)
+    second = await pipeline.submit(REQUEST)
+    outage.is_open.clear()
+    stages.gate.set()
+
+    async def waits() -> bool:
+        return await waiting(pipeline) == 1
+
+    await until(waits)
+    may_encode.set()
+    async for event in pipeline.events(second.id):
+        if event.event == "text":
+            break
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(stages.denoised) == 1
+    outage.is_open.set()
+    for job in (first, second):
+        assert (await follow(pipeline, job.id))[-1].event == "stored"
+    assert len(stages.denoised) == 2
 
 
 async def test_what_waits_for_jobs_that_have_ended_is_removed(

@@ -6,6 +6,7 @@ import asyncio
 import io
 import struct
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -241,6 +242,12 @@ async def test_the_account_of_a_tenant(storage: StorageSettings, monkeypatch: py
     stages = StandIn()
     stages.latents = [replace(LATENTS, cool_s=2.5, joules=7.0)]
     pipeline = with_limits(stages, storage, monkeypatch)
+    metered: Counter[str] = Counter()
+
+    def meter(tenant: str, seconds: float) -> None:
+        metered[tenant] += seconds  # type: ignore[assignment]
+
+    monkeypatch.setattr(pipeline._metrics, "gpu_seconds", meter)
     await pipeline.generate(images(3), "acme")
     stages.error = ValueError("no")
     with pytest.raises(Exception, match="no"):
@@ -249,6 +256,7 @@ async def test_the_account_of_a_tenant(storage: StorageSettings, monkeypatch: py
     used = await pipeline.usage("acme")
     # Text twice, three pictures of 2.5 s and their decoding, and one step that came to nothing.
     assert used["gpu_seconds"] == pytest.approx(2 * 0.2 + 3 * (2.5 + 0.1) + 0.1)
+    assert metered == {"acme": pytest.approx(used["gpu_seconds"])}
     assert (used["images"], used["joules"]) == (3, 21.0)
     assert (used["jobs_succeeded"], used["jobs_failed"], used["jobs_cancelled"]) == (1, 1, 0)
     assert (await pipeline.usage("globex"))["gpu_seconds"] == 0.0
