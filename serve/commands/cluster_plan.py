@@ -25,8 +25,10 @@ from serve.commands.output import EXIT_OK, console, write_json
 from serve.errors import InvalidRequest
 
 _MOST_STEPS = 200
-_LONGEST_SIDE = 4096
 _HIGHEST_RATE = 1e6
+LONGEST_SIDE_OF = {"large": 3072, "large-turbo": 3072, "medium": 4096}
+"""Pixels, by model: where its table of positions ends; Medium's is longer than one would plan for.
+Pictures of no size up to it need more memory than any card that is planned with has."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _load(asked: Asked) -> Load:
             value=steps,
             allowed=f"a whole number from 1 to {_MOST_STEPS}",
         )
-    width, height = _size(asked.size)
+    width, height = _size(asked.size, LONGEST_SIDE_OF[asked.model])
     return Load(
         rate=_within(asked.rate, "rate", 1e-6, _HIGHEST_RATE),
         model=asked.model,
@@ -102,18 +104,18 @@ def _load(asked: Asked) -> Load:
     )
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(text: str, longest: int) -> tuple[int, int]:
     matched = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip().lower())
     if matched is not None:
         width = int(matched[1])
         height = int(matched[2] or width)
-        if all(16 <= side <= _LONGEST_SIDE and side % 16 == 0 for side in (width, height)):
+        if all(16 <= side <= longest and side % 16 == 0 for side in (width, height)):
             return width, height
     raise InvalidRequest(
         "This is no size of a picture.",
         field="size",
         value=text,
-        allowed=f"one side or WIDTHxHEIGHT in pixels, multiples of 16 up to {_LONGEST_SIDE}",
+        allowed=f"one side or WIDTHxHEIGHT in pixels, multiples of 16 up to {longest}",
     )
 
 

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from cluster.capacity_plan import LIMITS_W, Headroom, Load, Option, cards_for, chosen, options
 from cluster.card_kinds import KINDS
 from cluster.measured_speeds import STEPS_OF, decode_cost, power_of, step_cost
+from deployments.job_size import LATENT_PIXELS
+from loadtest.sd35 import largest_side
 from serve.__main__ import main
+from serve.checkpoints.memory import FORWARD_HEADROOM, GIB, GUESSED_BYTES_PER_TOKEN
+from serve.commands.cluster_plan import LONGEST_SIDE_OF
 
 ROOT = Path(__file__).parents[2]
 SIDES = st.integers(1, 128).map(lambda sixteens: 16 * sixteens)
@@ -147,6 +151,20 @@ def test_the_command_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "H100 for" not in err
 
 
+@pytest.mark.parametrize("model", STEPS_OF)
+def test_the_largest_pictures_that_are_planned_can_be_drawn_and_fit_every_card(model: str) -> None:
+    longest = LONGEST_SIDE_OF[model]
+    assert longest <= largest_side(STEPS_OF[model]) * LATENT_PIXELS
+    pictures = (longest // 16) ** 2 + 333  # tokens, and of the prompt
+    width = {"large": 2432, "medium": 1536}[STEPS_OF[model]]
+    weights_gib = {"large": 7.7, "medium": 2.5}[STEPS_OF[model]]  # FP8
+    forward = 2 * pictures * GUESSED_BYTES_PER_TOKEN * FORWARD_HEADROOM * width / 2432
+    for card in LIMITS_W:
+        room = KINDS[card].memory_gib
+        assert room is not None
+        assert forward / GIB + weights_gib < room
+
+
 @pytest.mark.parametrize(
     ("field", "options"),
     [
@@ -155,6 +173,7 @@ def test_the_command_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ("rate", ("--rate", "many")),
         ("size", ("--size", "1000")),
         ("size", ("--size", "1024x")),
+        ("size", ("--size", "3088")),  # Large draws 3072 at most
         ("steps", ("--steps", "0")),
         ("steps", ("--steps", "2.5")),
         ("model", ("--model", "xl")),
