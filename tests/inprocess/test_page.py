@@ -195,9 +195,32 @@ def test_what_is_wrong_is_said_at_its_field(service: Service, browser: Any):
         page.wait_for_selector("#width-problem")
         assert "multiple of 16" in page.inner_text("#width-problem")
         assert page.evaluate("document.activeElement.id") == "width"
+        page.fill("#width", "64")
+        assert page.locator(".problem:visible, [aria-invalid]").count() == 0, "it is put right"
         draw(page, "a", width=64, seed="12x")
         assert "whole number" in page.inner_text("#seed-problem")
         assert page.locator(".problem:visible").count() == 1
+
+
+def test_each_warning_of_a_picture_has_a_line(service: Service, browser: Any):
+    with opened(browser, service.url, service.key(), **DESK) as page:
+        page.wait_for_selector("#model option", state="attached")
+        draw(page, "a red circle " * 20)
+        until_done(page)
+        first, second = page.inner_text("#stage-problem").splitlines()[:2]
+        assert (first[:6], second[:6]) == ("CLIP-L", "CLIP-G")
+
+
+# WCAG 2.2, 1.4.10: nothing is to be scrolled sideways at 320 pixels.
+def test_the_narrowest_screen_shows_all_there_is(service: Service, browser: Any):
+    narrow: dict[str, Any] = {**PHONE, "viewport": {"width": 320, "height": 640}}
+    with opened(browser, service.url, service.key(), **narrow) as page:
+        page.wait_for_selector("#model option", state="attached")
+        for view in ("pictures", "operations"):
+            page.click(f"a[href='#{view}']")
+            page.wait_for_selector(f"#{view}:visible")
+            assert page.evaluate("document.documentElement.scrollWidth") == 320, view
+            assert page.evaluate(TOO_SMALL) == [], view
 
 
 def test_it_works_by_keyboard_alone(service: Service, browser: Any):

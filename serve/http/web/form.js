@@ -38,6 +38,8 @@ export class RequestForm {
     this.form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
+    // What is being put right is not wrong any more, as far as one knows here.
+    this.form.addEventListener("input", ({ target }) => clear(target.closest(".field")));
     byId("model").addEventListener("change", () => this.takeDefaults());
     byId("add-lora").addEventListener("click", () => this.addLora().focus());
     for (const button of this.form.querySelectorAll("[data-ratio]")) {
@@ -186,11 +188,7 @@ export class RequestForm {
 
   /** Show an error at the field that it names, else beneath the form; none clears them all. */
   complain(error) {
-    for (const shown of this.form.querySelectorAll(".field .problem")) shown.remove();
-    for (const input of this.form.querySelectorAll("[aria-invalid]")) {
-      input.removeAttribute("aria-invalid");
-      input.removeAttribute("aria-describedby");
-    }
+    clear(this.form);
     tell(byId("request-problem"), null);
     if (!error) return;
     const name = error.field?.split(".")[0] ?? "";
@@ -206,5 +204,14 @@ export class RequestForm {
     input.setAttribute("aria-describedby", `${name}-problem`);
     field.append(element("p", { class: "problem", id: `${name}-problem`, role: "alert" }, error.words));
     input.focus();
+  }
+}
+
+/** Take away what is said to be wrong in a field, or in all of them. */
+function clear(within) {
+  for (const shown of within?.querySelectorAll(".field .problem") ?? []) shown.remove();
+  for (const input of within?.querySelectorAll("[aria-invalid]") ?? []) {
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-describedby");
   }
 }

@@ -101,7 +101,7 @@ export class Stage {
     byId("download").hidden = byId("start-from").hidden = false;
     byId("download").href = imagePath(record.id, first.index);
     byId("download").download = `kelvin-${record.id}.${first.output_format}`;
-    tell(byId("stage-problem"), (record.result.warnings ?? []).join(" "));
+    tell(byId("stage-problem"), (record.result.warnings ?? []).join("\n"));
   }
 
   /** Learn how the job stands that is looked at, if it still is. */
