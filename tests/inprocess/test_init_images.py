@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from serve.requests import GenerateRequest
 from serve.storage import ObjectStore
 from serve.sweep import Sweep
 from tests.inprocess.ended_pipelines import ended, stop
+from tests.inprocess.polling import until
 from tests.inprocess.served import served
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
@@ -228,3 +231,28 @@ def test_the_command_sends_a_file_or_a_uri(tmp_path: Path):
     with pytest.raises(InvalidRequest) as caught:
         request_from({**given, "init_image": str(tmp_path / "none.png")})
     assert caught.value.field == "init_image"
+
+
+async def test_few_pictures_are_decoded_at_a_time_however_many_come(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    decoding: list[int] = []
+    may_end = threading.Event()
+
+    def fitted(data: bytes, width: int, height: int) -> bytes:
+        decoding.append(1)
+        may_end.wait(30)
+        return data
+
+    monkeypatch.setattr(inputs_module, "fitted", fitted)
+    inputs = inputs_module.Inputs(store)
+    jobs = [new_job_id() for _ in range(6)]
+    keeping = [asyncio.create_task(inputs.keep(job, "default", b"PNG", 16, 16)) for job in jobs]
+    await until(lambda: len(decoding) == 2)
+    # Whoever else could begin would, in threads that have nothing else to do.
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(loop.run_in_executor(None, time.monotonic) for _ in range(3)))
+    assert len(decoding) == 2
+    may_end.set()
+    await asyncio.gather(*keeping)
+    assert len(decoding) == 6
