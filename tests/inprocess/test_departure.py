@@ -9,13 +9,17 @@ import pytest
 
 from serve import departure as departure_module
 from serve import job_runner as job_runner_module
+from serve.adoption import Adoption
 from serve.config import StorageSettings
+from serve.departure import Departure
 from serve.errors import StageUnavailable, StorageUnavailable
 from serve.job_ids import new_job_id
 from serve.jobs import JobJournal
 from serve.journal_settings import JournalSettings
 from serve.lease_store import LeaseStore
 from serve.pipeline import Pipeline
+from serve.requests import GenerateRequest
+from serve.room_halves import RoomHalves
 from serve.storage import ObjectStore
 from tests.inprocess.stand_in_stages import REQUEST, StandIn, follow, new_pipeline
 
@@ -182,3 +186,14 @@ async def test_what_lasts_longer_than_serve_waits_is_let_go(
     stages.gate.set()
     await in_time(lambda: pipeline._live[job_id].newest.event == "decode")  # type: ignore[union-attr]
     await taken_over(make, serve, journal, job_id)
+
+
+async def test_who_goes_takes_nothing_over(serve: Serve):
+    async def admit(request: GenerateRequest) -> GenerateRequest:
+        return request
+
+    departure = Departure(serve.stop_signal(), lambda: False, within_s=60.0)
+    adoption = Adoption({}, admit, RoomHalves(), lambda job: None, 4, departure)
+    assert adoption.may_take
+    serve.asks = True
+    assert not adoption.may_take
