@@ -106,7 +106,7 @@ def test_lists_go_beyond_what_a_store_lists_at_once(
 
 
 def test_large_histories_are_told_in_parts(http: httpx.Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(comfyui_prompts, "_MOST_BYTES_LISTED", 100_000)
+    monkeypatch.setattr(comfyui_prompts, "MOST_BYTES_LISTED", 100_000)
     monkeypatch.setattr(comfyui_prompts, "_AT_ONCE", 2)
     ids = [sent(http, workflow(), extra_data={"x": "x" * 60_000}) for _ in range(5)]
     for prompt_id in ids:

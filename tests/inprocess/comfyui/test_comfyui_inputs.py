@@ -66,7 +66,9 @@ def test_what_is_no_picture_with_a_name_is_refused(
     assert http.post("/upload/image", data={"image": "x"}).status_code in (400, 415)
     odd = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
     form_data = b'--x\r\nContent-Disposition: form-data; name="type"\r\n\r\n\xff\r\n--x--\r\n'
-    assert http.post("/upload/image", headers=odd, content=form_data).status_code == 400
+    assert http.post("/upload/image", headers=odd, content=form_data).status_code == 415
+    plain = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert http.post("/upload/image", headers=plain, content=form_data).status_code == 400
     missing = http.get("/view", params={"filename": "nobody.png", "type": "input"})
     assert missing.status_code == 404
 
