@@ -2,18 +2,16 @@
 
 `contextlib.contextmanager` around `trace.use_span` is three generators, one in the other, and the
 SDK adds a filter of warnings whenever it is asked for a tracer: together they take longer than the
-span itself, of which a picture has a score. Spans themselves are `serve.lean_span`'s.
+span itself, of which a picture has a score.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
@@ -21,11 +19,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from serve.errors import KelvinError
 
-if TYPE_CHECKING:
-    from serve.lean_span import LeanTracer
-
 Attribute = str | bool | int | float
-_NAME: Final = "kelvin"
 
 
 class SpanBlock(AbstractContextManager[Span]):
@@ -75,20 +69,14 @@ class SpanBlock(AbstractContextManager[Span]):
         self._span.end()
 
 
-def tracer() -> trace.Tracer | LeanTracer:
+def tracer() -> trace.Tracer:
     """Return Kelvin's, of whichever provider this process has by now."""
     return _tracer_of(trace.get_tracer_provider())
 
 
 @functools.lru_cache(maxsize=1)
-def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | LeanTracer:
-    # Where nothing is traced the SDK is not loaded.
-    sdk = sys.modules.get("opentelemetry.sdk.trace")
-    if sdk is None or not isinstance(provider, sdk.TracerProvider):
-        return provider.get_tracer(_NAME)
-    from serve.lean_span import LeanTracer
-
-    return LeanTracer(provider, _NAME)
+def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
+    return provider.get_tracer("kelvin")
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
