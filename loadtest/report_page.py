@@ -151,7 +151,8 @@ def _sheet(pictures: Sequence[tuple[str, Path]], adherence: Mapping[str, Any] | 
     if not pictures:
         return ""
     items = "".join(
-        f'<li><img alt="{escape(caption)}" src="{_thumbnail(file)}"><span>{escape(caption)}</span>'
+        f'<li><img alt="{escape(caption)}" src="{_thumbnail(file)}">'
+        f'<span title="{escape(caption)}">{escape(caption)}</span>'
         "</li>"
         for caption, file in pictures
     )

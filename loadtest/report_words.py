@@ -104,6 +104,8 @@ def findings(report: Mapping[str, Any]) -> list[str]:
             f"{generator['rate']:g} requests a second against a server that answers at once: it "
             "is not to be trusted at such rates here."
         )
+    if problem := figures.get("status_problem"):
+        found.append(f"Of replicas, waiting work and cards not all is known: {problem}")
     if wrong := figures["requests"]["wrong_pictures"]:
         found.append(f"{wrong} answers were not the picture that was asked for or promised.")
     if not shows_what_was_asked(figures):

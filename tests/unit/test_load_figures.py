@@ -124,6 +124,13 @@ def test_a_report_says_when_the_generator_was_the_bottleneck():
     assert "not to be trusted" in findings(report_of(quick, is_bottleneck=True))[0]
 
 
+def test_a_report_says_why_it_knows_not_all_of_the_replicas():
+    report = report_of(run(RIGHT))
+    report["figures"]["status_problem"] = "No Kelvin answers."
+    (words,) = findings(report)
+    assert words.endswith("No Kelvin answers.")
+
+
 def test_the_page_holds_all_and_escapes_what_others_wrote(tmp_path: Any):
     Image.new("RGB", (300, 200), "red").save(tmp_path / "a.png")
     load = run(RIGHT, replace(RIGHT, error="<script>alert(1)</script>"))
