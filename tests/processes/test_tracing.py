@@ -64,7 +64,11 @@ def test_one_tree_from_client_to_upload(spans):
         "kelvin.text.replica": 1,
         "kelvin.denoise.replica": 2,
         "kelvin.decode.replica": 2,
+        "kelvin.share": 2,
+        "kelvin.picture": 2,
+        "kelvin.spool": 2,
         "kelvin.store": 2,
+        "kelvin.presign": 2,
         "kelvin.journal.publish": 1,
     }
     assert {name: counted[name] for name in expected} == expected
