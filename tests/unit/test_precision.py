@@ -70,24 +70,6 @@ def test_a_cpu_keeps_fp8_and_computes_in_what_is_fast(monkeypatch, bf16_units, e
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512_bf16", "maker", "is_fast"),
-    [
-        (True, True, "GenuineIntel", True),
-        (False, True, "GenuineIntel", False),
-        (False, True, "AuthenticAMD", True),
-        (False, False, "AuthenticAMD", False),
-    ],
-)
-def test_avx512_alone_multiplies_bf16_no_faster_on_intels_cpus(
-    monkeypatch, amx, avx512_bf16, maker, is_fast
-):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"vendor_id : {maker}")
-    assert precision.cpu_multiplies_bf16() is is_fast
-
-
-@pytest.mark.parametrize(
     ("capability", "arithmetic"),
     [((8, 0), "dequantize"), ((8, 6), "dequantize"), ((8, 9), "scaled_mm"), ((9, 0), "scaled_mm")],
 )

@@ -44,7 +44,7 @@ def drawn(batches: PictureBatches) -> list[bool]:
 
 
 def test_the_checker_finds_bolts_with_it_and_none_without():
-    batches = PictureBatches(WEIGHTS, "auto", "cpu", rows=4)
+    batches = PictureBatches(WEIGHTS, "bf16", "cpu", rows=4)
     *bolts, ordinary = drawn(batches)
     assert (sum(bolts), ordinary) == (0, True)
     batches.adapt(LORA)
