@@ -127,8 +127,8 @@ def waiting_pictures(world: World) -> int:
 
 @pytest.mark.parametrize("down_s", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_a_store_that_is_down_mid_run_loses_nothing(world: World, down_s: float):
-    undisturbed = world.generate(num_inference_steps=60, num_images=2)
-    jobs = [world.submit(num_inference_steps=60, num_images=2) for _ in range(6)]
+    undisturbed = world.generate(num_inference_steps=150, num_images=2)
+    jobs = [world.submit(num_inference_steps=150, num_images=2) for _ in range(6)]
     with store_gone(world):
         until = time.monotonic() + down_s
         # Their pictures get finished while the store is gone; the rest of the time just passes.
