@@ -21,7 +21,7 @@ demo: $(STAMP) ## Start everything on this machine, make one picture, stop
 	@$(BIN)/kelvin demo --json
 
 test: $(STAMP) check ## Lint, types and every test that needs no GPU
-	@$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 3
+	@$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2
 
 test-slow: $(STAMP) ## Soak, long chaos, redeploy under load
 	@$(BIN)/python -m pytest -m slow

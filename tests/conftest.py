@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from tests.workers import ByFile  # where xdist is installed
+    from tests.two_workers import ByFile  # where xdist is installed
 
     return ByFile(config, log)
 

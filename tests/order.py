@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 SHARING_A_KELVIN = "tests/ray/"
-OWN_PROCESSES = "tests/processes/"
+_OWN_PROCESSES = "tests/processes/"
 
 
 def put_in_order(items: list[pytest.Item], *, divided: bool) -> None:
@@ -17,7 +17,7 @@ def put_in_order(items: list[pytest.Item], *, divided: bool) -> None:
     """
 
     def rank(item: pytest.Item) -> tuple[int, bool]:
-        folders = (SHARING_A_KELVIN, OWN_PROCESSES)
+        folders = (SHARING_A_KELVIN, _OWN_PROCESSES)
         place = next((i for i, folder in enumerate(folders) if item.nodeid.startswith(folder)), 2)
         return (place if divided else -place, item.get_closest_marker("own_kelvin") is not None)
 
