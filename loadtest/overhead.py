@@ -174,7 +174,12 @@ def main() -> int:
     """Measure and report; exit 0 whether or not the targets are met."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m loadtest.overhead")
     parser.add_argument("--n", type=int, default=10, help="requests measured")
-    parser.add_argument("--model", default="builtin", help="builtin, pico or a folder")
+    parser.add_argument(
+        *("--model",), default="builtin", help="builtin, pico or a folder; on a card medium, large"
+    )
+    parser.add_argument(
+        *("--device",), choices=("cpu", "cuda"), default="cpu", help="with --telemetry"
+    )
     parser.add_argument("--telemetry", action="store_true", help="what telemetry costs instead")
     parser.add_argument("--latency-s", type=float, default=200, help="seconds, with --telemetry")
     parser.add_argument("--throughput-s", type=float, default=300, help="seconds, with --telemetry")
@@ -213,10 +218,11 @@ def main() -> int:
 
 def _telemetry(options: argparse.Namespace) -> int:
     from loadtest.telemetry_figures import table_of
-    from loadtest.telemetry_overhead import compare
+    from loadtest.telemetry_overhead import compare, compare_on_a_card
 
+    measure_costs = compare_on_a_card if options.device == "cuda" else compare
     with stdout_is_for_json() as stdout, stoppable():
-        report = compare(
+        report = measure_costs(
             options.model, options.latency_s, options.throughput_s, turn_on=not options.control
         )
         Console(stderr=True).print(table_of(report))

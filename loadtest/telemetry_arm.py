@@ -9,9 +9,12 @@ import argparse
 import json
 import os
 import sys
+from typing import Any
 
 from loadtest import telemetry_switch
+from loadtest.scaling_arm import kelvin_overrides
 from serve.config import load_settings
+from serve.http import proxy_headers
 from serve.local import LocalKelvin
 
 
@@ -22,20 +25,30 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--otlp-endpoint", required=True)
     parser.add_argument("--switch", required=True, help="file of one byte")
+    parser.add_argument("--on-card", action="store_true", help="all stages on one GPU")
+    parser.add_argument("--side", type=int, help="pixels, that start-up makes fast there")
     options = parser.parse_args()
-    settings = load_settings(
-        overrides={
-            "model": {"path": options.model},
-            "http": {"port": 0},
-            "embedded_store": {"data_dir": options.data_dir},
-            "telemetry": {"otlp_endpoint": options.otlp_endpoint},
-        }
-    )
+    settings = load_settings(overrides=_overrides(options))
     os.environ[telemetry_switch.FILE] = options.switch
-    os.environ["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] = telemetry_switch.IMPORT_PATH
+    os.environ |= telemetry_switch.ENVIRONMENT
+    proxy_headers.ENVIRONMENT.update(telemetry_switch.ENVIRONMENT)  # else it would come back
     with LocalKelvin(settings) as kelvin:
         print(json.dumps({"url": kelvin.url}), flush=True)
         sys.stdin.read()
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    if options.on_card:
+        return kelvin_overrides(
+            *("kelvin-one", options.model, options.side, "cuda"),
+            *(options.data_dir, options.otlp_endpoint),
+        )
+    return {
+        "model": {"path": options.model},
+        "http": {"port": 0},
+        "embedded_store": {"data_dir": options.data_dir},
+        "telemetry": {"otlp_endpoint": options.otlp_endpoint},
+    }
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def table_of(report: Mapping[str, Any]) -> Table:
         for key, factor, unit in (("added", 1e3, "ms"), ("share_of_all", 1e2, "%")):
             first, *figures = row("processor time", cpu, key, factor, unit)
             table.add_row(first, report["model"], *figures, "")
-    part = report["of_model"]
-    first, *figures = row("processor time", part, "added_share", 1e2, "%")
-    table.add_row(first, part["model"], *figures, f"{target}: {part['target']['verdict']}")
+    if (part := report.get("of_model")) is not None:  # on a card the model itself is measured
+        first, *figures = row("processor time", part, "added_share", 1e2, "%")
+        table.add_row(first, part["model"], *figures, f"{target}: {part['target']['verdict']}")
     return table

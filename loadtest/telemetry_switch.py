@@ -1,13 +1,13 @@
 """Turns telemetry off and on in a service that runs, for `loadtest.telemetry_overhead` alone.
 
 Two services differ from start to start by more than telemetry costs, so off and on are measured in
-the same processes. Nothing in Kelvin knows of it: Ray Serve asks for span processors by an import
-path in the environment, and this module is named there instead of `serve.telemetry`. It puts
-Kelvin's own processors to work and, beside them, makes all that telemetry does depend on one byte
-of a file that every process has mapped:
+the same processes. Nothing in Kelvin knows of it: Ray Serve asks by import paths in the environment
+for span processors, which Kelvin has no use for, and for what stands in front of its proxies. This
+module is named as both, and so comes first in every process. It hands on what is Kelvin's and makes
+all that telemetry does depend on one byte of a file that every process has mapped:
 
-- off, Serve takes tracing for switched off, and tracers are OpenTelemetry's no-op ones, which are
-  what a service without telemetry has; values of metrics are not noted for OTLP;
+- off, tracers are OpenTelemetry's no-op ones, which are what a service without telemetry has;
+  values of metrics are not noted for OTLP;
 - what was recorded while it was on is counted and sent only while it is on again, so that no part
   of the cost falls on the other side.
 
@@ -17,6 +17,7 @@ differ.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -28,8 +29,12 @@ from opentelemetry.trace import NoOpTracer, Span, Tracer
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
     from opentelemetry.sdk.trace.export import SpanExportResult
+    from starlette.middleware import Middleware
 
-IMPORT_PATH: Final = "loadtest.telemetry_switch:span_processors"
+ENVIRONMENT: Final = {
+    "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "loadtest.telemetry_switch:span_processors",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "loadtest.telemetry_switch:middlewares",
+}
 FILE: Final = "KELVIN_LOADTEST_TELEMETRY_SWITCH"
 """Environment variable: the file of one byte."""
 
@@ -59,26 +64,47 @@ def new_switch(path: Path) -> Switch:
     return Switch(path)
 
 
+def middlewares() -> list[Middleware]:
+    """Return Kelvin's; Ray Serve calls this in each of its proxies, before `span_processors`."""
+    from serve.http import proxy_headers
+
+    _put_under_the_switch()
+    return proxy_headers.middlewares()
+
+
 def span_processors() -> list[SpanProcessor]:
-    """Return Kelvin's, under the switch; Ray Serve calls this in each of its processes."""
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    """Return Kelvin's; Ray Serve calls this in each of its processes and makes a provider."""
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import get_tracer_provider
+
+    from serve import span_sender
+
+    _put_under_the_switch()
+    # In a proxy Kelvin has made one already, which sends.
+    is_sent = isinstance(get_tracer_provider(), TracerProvider)
+    return [] if is_sent else span_sender.span_processors()
+
+
+@functools.cache
+def _put_under_the_switch() -> None:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk import trace
     from ray.serve._private import tracing_utils
 
-    from serve import telemetry
     from serve.otlp_recorder import OtlpRecorder
     from serve.trace_redaction import WithoutKeys
 
     switch = Switch(Path(os.environ[FILE]))
 
-    class SwitchedProvider(TracerProvider):
+    class SwitchedProvider(trace.TracerProvider):
         def get_tracer(self, *about: Any, **more: Any) -> Tracer:
-            # Serve sets this to True after it has set the provider, and asks for its value at every
-            # request.
-            tracing_utils._tracing_enabled = switch
+            # Serve, asked for a provider, would trace by itself from now on; Kelvin does not ask.
+            tracing_utils._tracing_enabled = False
             return SwitchedTracer(switch, super().get_tracer(*about, **more))
 
-    tracing_utils.TracerProvider = SwitchedProvider
+    # In a proxy Kelvin makes the provider, in a replica Serve.
+    for module in (trace, tracing_utils):
+        setattr(module, "TracerProvider", SwitchedProvider)  # noqa: B010 - another type
     for owner, name, under in (
         (WithoutKeys, "export", held_while_off),
         (OTLPMetricExporter, "export", _not_sent_while_off),
@@ -86,7 +112,6 @@ def span_processors() -> list[SpanProcessor]:
         (OtlpRecorder, "_count_waiting", _nothing_while_off),
     ):
         setattr(owner, name, under(switch, getattr(owner, name)))
-    return telemetry.span_processors()
 
 
 class SwitchedTracer(Tracer):

@@ -7,21 +7,29 @@ all that is to be added. Its text lines have a form of their own and leave them 
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
+from collections import OrderedDict
+from typing import Final
 
 from opentelemetry import trace
+from opentelemetry.trace import Span, SpanContext
 
 from serve.keys import without_keys
 
 _SERVE = "ray.serve"
+_MOST_REQUESTS: Final = 1024
+_of_requests: OrderedDict[str, SpanContext] = OrderedDict()
 
 
 class TraceIds(logging.Filter):
     """Lets every record pass; `trace_id` and `span_id` are as OTLP has them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the ids of the current span, if there is one, and blot out keys."""
+        """Add the ids of the current span or of the request, if there are, and blot out keys."""
         at = trace.get_current_span().get_span_context()
+        if not at.is_valid:
+            at = _of_requests.get(getattr(record, "request_id", ""), at)
         if at.is_valid:
             record.trace_id = f"{at.trace_id:032x}"
             record.span_id = f"{at.span_id:016x}"
@@ -34,6 +42,22 @@ class TraceIds(logging.Filter):
             told = "".join(traceback.format_exception(*record.exc_info))
             record.exc_text = without_keys(told.rstrip("\n"))
         return True
+
+
+def answer_by(span: Span) -> None:
+    """Have what Serve logs of the request that this code answers carry the ids of a span.
+
+    Serve writes its line of access when the answer is there: after the span, and from a thread of
+    its own, where no span is current. It does know its id of the request.
+    """
+    at = span.get_span_context()
+    if not at.is_valid or (serve := sys.modules.get("ray.serve.context")) is None:
+        return
+    request = serve._serve_request_context.get()  # as Serve's own manual has it
+    if request is not None and request.request_id:
+        _of_requests[request.request_id] = at
+        while len(_of_requests) > _MOST_REQUESTS:
+            _of_requests.popitem(last=False)
 
 
 def add_trace_ids() -> None:

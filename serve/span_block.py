@@ -2,24 +2,31 @@
 
 `contextlib.contextmanager` around `trace.use_span` is three generators, one in the other, and the
 SDK adds a filter of warnings whenever it is asked for a tracer: together they take longer than the
-span itself, of which a picture has a score.
+span itself, of which a picture has a score. Spans themselves are `serve.lean_span`'s.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
 from types import TracebackType
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from serve.errors import KelvinError
+from serve.log_ids import answer_by
+
+if TYPE_CHECKING:
+    from serve.lean_span import LeanTracer
 
 Attribute = str | bool | int | float
+_NAME: Final = "kelvin"
 
 
 class SpanBlock(AbstractContextManager[Span]):
@@ -28,7 +35,7 @@ class SpanBlock(AbstractContextManager[Span]):
     Args:
         name: Of the span.
         context: What it hangs below; None: the current one.
-        kind: Of span.
+        kind: Of span. A server's answers a request, whose lines in Serve's log get its ids.
         attributes: With their full names.
         is_current: Whether spans within the block hang below it by themselves.
     """
@@ -43,12 +50,15 @@ class SpanBlock(AbstractContextManager[Span]):
         is_current: bool = True,
     ) -> None:
         self._about = (name, context, kind, attributes)
+        self._is_answer = kind is SpanKind.SERVER
         self._is_current = is_current
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> Span:
         """Begin it."""
         self._span = tracer().start_span(*self._about)
+        if self._is_answer:
+            answer_by(self._span)
         if self._is_current:
             self._token = attach(trace.set_span_in_context(self._span))
         return self._span
@@ -69,14 +79,20 @@ class SpanBlock(AbstractContextManager[Span]):
         self._span.end()
 
 
-def tracer() -> trace.Tracer:
+def tracer() -> trace.Tracer | LeanTracer:
     """Return Kelvin's, of whichever provider this process has by now."""
     return _tracer_of(trace.get_tracer_provider())
 
 
 @functools.lru_cache(maxsize=1)
-def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
-    return provider.get_tracer("kelvin")
+def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | LeanTracer:
+    # Where nothing is traced the SDK is not loaded.
+    sdk = sys.modules.get("opentelemetry.sdk.trace")
+    if sdk is None or not isinstance(provider, sdk.TracerProvider):
+        return provider.get_tracer(_NAME)
+    from serve.lean_span import LeanTracer
+
+    return LeanTracer(provider, _NAME)
 
 
 def mark_failed(span: Span, error: BaseException) -> None:

@@ -1,10 +1,9 @@
 """Traces: one a request, from the client to the upload, over OTLP; off until an endpoint is set.
 
-Ray Serve sets tracing up in each of its processes and asks `span_processors`, by import path, where
-spans go; its proxy takes up the client's `traceparent`. From the Pipeline to the stages the context
-travels in Kelvin's own payloads: Serve carries one too, but as a state of its tasks, which is lost
-wherever work goes on in another thread. Where nothing is configured, OpenTelemetry's own no-op
-tracer answers and nothing is sent.
+`serve.http.traced` takes up the client's `traceparent` in the proxy and hands it on to the
+Pipeline; from there to the stages the context travels in Kelvin's own payloads. Each of these
+processes sends its own spans (`serve.span_sender`). Where nothing is configured, OpenTelemetry's
+own no-op tracer answers and nothing is sent.
 
 Names follow OpenTelemetry's conventions for generative AI (span `generate_content {model}`,
 `gen_ai.*`); what has no name there, such as steps and guidance, is `kelvin.*`. Prompts are never
@@ -17,7 +16,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -26,13 +24,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from serve.config import Settings
 from serve.metrics import Metrics
-from serve.otlp_complaints import quieten
 from serve.recorders import OTLP_ENDPOINT
 from serve.requests import GenerateRequest
 from serve.span_block import Attribute, SpanBlock, mark_failed, tracer
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
 
 __all__ = [
     "Attribute",
@@ -42,28 +36,26 @@ __all__ = [
     "mark_failed",
     "past_span",
     "span",
-    "span_processors",
     "traceparent",
     "traceparent_of",
     "warn_of_what_is_not_set",
 ]
 
 _log = logging.getLogger("ray.serve")
-_SEND_TIMEOUT_S = 5.0
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """Return what must be in the environment of every process before Ray starts.
 
-    Empty when telemetry is off. Ray Serve reads the variables once, on import.
+    Empty when telemetry is off. All but the logs' are OpenTelemetry's own names.
     """
     telemetry = settings.telemetry
     logs = {"RAY_SERVE_LOG_ENCODING": "JSON"} if telemetry.log_format == "json" else {}
     if telemetry.otlp_endpoint is None:
         return logs
     return logs | {
-        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.telemetry:span_processors",
-        "RAY_SERVE_TRACING_SAMPLING_RATIO": str(telemetry.sampling_ratio),
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": str(telemetry.sampling_ratio),
         "OTEL_SERVICE_NAME": telemetry.service_name,
         OTLP_ENDPOINT: telemetry.otlp_endpoint.rstrip("/"),
     }
@@ -83,31 +75,6 @@ def warn_of_what_is_not_set(settings: Settings) -> None:
             " %s. Every node's Ray needs them (cluster/monitoring/README.md).",
             ", ".join(missing),
         )
-
-
-def span_processors() -> list[SpanProcessor]:
-    """Return where spans go; Ray Serve calls this in each of its processes.
-
-    A collector that is down costs a request nothing: spans are sent by a thread, in batches, and
-    dropped when more wait than it holds. How often and how many is OpenTelemetry's own default, or
-    what its variables `OTEL_BSP_*` say: every five seconds, for a sending takes some 4 ms of
-    processor time in each of a service's processes. What is killed loses what it had not sent.
-    """
-    if not os.environ.get(OTLP_ENDPOINT):
-        return []
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        from serve.trace_redaction import WithoutKeys
-
-        quieten()
-        exporter = WithoutKeys(OTLPSpanExporter(timeout=_SEND_TIMEOUT_S))
-        return [BatchSpanProcessor(exporter)]
-    except Exception:
-        # OpenTelemetry's other variables are read here too; a replica starts without them as well.
-        _log.exception("Spans cannot be sent.")
-        return []
 
 
 def traceparent() -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -20,8 +20,8 @@ from serve.http.error_shapes import inner_path
 from serve.http.errors import error_response
 from serve.http.key_watch import still_counts, until_revoked
 from serve.http.origin import is_of_this_machine, refuse_foreign_host, refuse_foreign_page
-from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom, let_take
+from serve.http.standing_paths import ADMIN, PUBLIC
 from serve.key_ring import KeyRing
 from serve.keys import is_key
 from serve.loopback import is_loopback_host
@@ -30,13 +30,6 @@ from serve.tenants import TRUSTED, Caller, Role
 _CALLER = "kelvin.caller"
 _KEY_COUNTS = "kelvin.key_counts"
 
-PUBLIC: Final = frozenset({"/healthz", "/readyz", "/v1/session"}) | PAGE_PATHS
-"""What probes ask, and what a browser needs to log in.
-
-To who shows no key `/readyz` says yes or no and no more, and `/v1/session` that nobody is known.
-"""
-ADMIN: Final = frozenset({"/v1/status"})
-"""What tells of other tenants or of the machines."""
 _READING = ("GET", "HEAD")
 _DENIAL = "websocket.http.response"  # of ASGI: a handshake may be answered like any request
 

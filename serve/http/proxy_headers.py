@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from starlette.middleware import Middleware
 
-ENVIRONMENT: Final = {
+from serve import span_sender
+
+ENVIRONMENT: Final[dict[str, str]] = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.proxy_headers:middlewares"
 }
 # websockets reads it when uvicorn first needs it, which is after a proxy asks for `middlewares`.
@@ -47,9 +49,16 @@ def middlewares() -> list[Middleware]:
     """Return what stands in front of Serve's proxies."""
     os.environ.setdefault(*_LONGEST_LINE)
     from serve.http.early_refusal import EarlyRefusal
+    from serve.http.traced import Traced
 
-    # The last one is the first to see a request.
-    return [Middleware(EarlyRefusal), Middleware(ReadableHeaders)]
+    span_sender.trace_this_process()
+    # The last one is the first to see a request. What is refused early is a number in the metrics:
+    # under overload its spans would be most of all there are.
+    return [
+        Middleware(Traced, is_proxy=True),
+        Middleware(EarlyRefusal),
+        Middleware(ReadableHeaders),
+    ]
 
 
 def _is_readable(name: bytes, value: bytes) -> bool:

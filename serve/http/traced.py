@@ -1,43 +1,59 @@
-"""The span of a request as the front door sees it, below the client's or below Ray Serve's proxy.
+"""The span of a request as a proxy and the front door see it, below the client's own.
 
-Serve's proxy takes up the client's `traceparent`; where none stands in front, this does. What is
-polled by probes and pages has no span of its own.
+The first in line takes up the client's `traceparent` and hands on its own in the same header. That
+is Serve's proxy where `serve.http.proxy_headers` stands in front of it, else the front door. Ray
+Serve could trace its proxies and calls, too (two spans a call, which say what `kelvin.text` and
+`kelvin.text.replica` say, and a trace of its own for every question that replicas ask each other);
+that took a picture more time than all spans of Kelvin's, so it is not asked for it.
+
+What is polled by probes and pages has no span.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from serve import telemetry
 from serve.http.credentials import header
 from serve.http.error_shapes import inner_path
-from serve.http.gate import ADMIN, PUBLIC, App, Message, Receive, Send
+from serve.http.standing_paths import ADMIN, PUBLIC
+
+if TYPE_CHECKING:
+    # Else each proxy would load what reads keys from a store.
+    from serve.http.gate import App, Message, Receive, Send
 
 _NOT_TRACED: Final = PUBLIC | ADMIN
 _SERVER_ERRORS = 500
+_TRACEPARENT: Final = b"traceparent"
 
 
 class Traced:
-    """ASGI middleware, next to the routes: a route's template names the span, not what is asked.
+    """ASGI middleware.
+
+    Next to the routes the span is named by a route's template; in front of a proxy, where there are
+    none, `kelvin.proxy`. What is asked, which may hold a key, it never says.
 
     Args:
         app: What is behind it.
+        is_proxy: Whether that is a proxy.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, *, is_proxy: bool = False) -> None:
         self._app = app
+        self._is_proxy = is_proxy
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Pass a request on, in a span."""
         if scope["type"] != "http" or inner_path(scope) in _NOT_TRACED:
             await self._app(scope, receive, send)
             return
-        parent = header(scope, b"traceparent") if telemetry.traceparent() is None else None
         method = scope["method"]
+        name = "kelvin.proxy" if self._is_proxy else method
         about: dict[str, telemetry.Attribute] = {"http.request.method": method}
-        with telemetry.span(method, about, parent=parent, kind=SpanKind.SERVER) as span:
+        above = header(scope, _TRACEPARENT)
+        with telemetry.span(name, about, parent=above, kind=SpanKind.SERVER) as span:
 
             async def answered(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -47,6 +63,9 @@ class Traced:
                         span.set_status(Status(StatusCode.ERROR))
                 await send(message)
 
+            if self._is_proxy:
+                await self._app(_handed_on(scope, span), receive, answered)
+                return
             try:
                 await self._app(scope, receive, answered)
             finally:
@@ -54,3 +73,11 @@ class Traced:
                 if route is not None:
                     span.update_name(f"{method} {route}")
                     span.set_attribute("http.route", route)
+
+
+def _handed_on(scope: Any, span: Span) -> Any:
+    own = telemetry.traceparent_of(span)
+    if own is None:
+        return scope
+    others = [pair for pair in scope["headers"] if pair[0].lower() != _TRACEPARENT]
+    return {**scope, "headers": [*others, (_TRACEPARENT, own.encode())]}

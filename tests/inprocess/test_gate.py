@@ -17,10 +17,11 @@ import websockets.exceptions
 import websockets.sync.client
 
 from serve.config import HttpSettings, StorageSettings
-from serve.http.gate import PUBLIC, Gate, needed_role
+from serve.http.gate import Gate, needed_role
 from serve.http.native import build_app
 from serve.http.page import PAGE_PATHS
 from serve.http.room import CallRoom
+from serve.http.standing_paths import PUBLIC
 from serve.job_ids import new_job_id
 from serve.key_ring import KeyRing
 from serve.key_store import FileKeys

@@ -18,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from loadtest.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
-from serve import recorders, telemetry
+from serve import recorders, span_sender, telemetry
 from serve.client import Kelvin
 from serve.config import Settings, StorageSettings, TelemetrySettings, load_settings
 from serve.requests import GenerateRequest
@@ -51,7 +51,7 @@ def _traced(endpoint: str, patch: pytest.MonkeyPatch) -> TracerProvider:
         patch.setenv(name, value)
     patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
     provider = TracerProvider()
-    for processor in telemetry.span_processors():
+    for processor in span_sender.span_processors():
         provider.add_span_processor(processor)
     patch.setattr(trace, "get_tracer_provider", lambda: provider)
     return provider

@@ -91,9 +91,8 @@ def test_the_callers_trace_reaches_every_stage(spans):
         done = [span for span in spans if span.name == f"kelvin.{stage}.replica"]
         assert done
         for span in done:
-            # Explicitly: what Serve carries along comes on top and is not needed for it.
-            assert ancestors(span)[:2] == [f"kelvin.{stage}", "generate_content kelvin-pico"]
-            assert "POST /v1/jobs" in ancestors(span)
+            above = [f"kelvin.{stage}", "generate_content kelvin-pico"]
+            assert ancestors(span) == [*above, "POST /v1/jobs", "kelvin.proxy", "client"]
 
 
 def test_a_caller_that_does_not_trace_has_one_trace_too(seen):
@@ -101,7 +100,15 @@ def test_a_caller_that_does_not_trace_has_one_trace_too(seen):
     traces = {span.trace_id for span in every if span.name == "generate_content kelvin-pico"}
     [own] = traces - set(seen["ids"])
     root, _ = tree([span for span in every if span.trace_id == own])
-    assert root.name == "proxy_http_request pipeline POST /v1/jobs"
+    assert root.name == "kelvin.proxy"
+    assert root.attributes["http.response.status_code"] == 202
+
+
+def test_nothing_is_traced_that_nobody_asked_for(seen):
+    """What replicas ask each other is no request of anybody's."""
+    every = [ReceivedSpan(**span) for span in seen["spans"]]
+    roots = {tree_root.name for tree_root in every if not tree_root.parent_id}
+    assert roots == {"client", "kelvin.proxy"}
 
 
 def test_batches_and_requests_are_linked(spans):
@@ -171,7 +178,7 @@ def test_metrics_by_otlp(seen):
 def test_logs_are_json_with_the_trace(seen):
     of_traces = [line for line in seen["logged"] if line.get("trace_id") in seen["ids"]]
     told_by = {line["deployment"] for line in of_traces}
-    assert told_by >= {"kelvin_text-encoder", "kelvin_vae-decoder"}
+    assert told_by >= {"kelvin_text-encoder", "kelvin_denoiser", "kelvin_vae-decoder"}
     assert not [line for line in seen["logged"] if "very private" in json.dumps(line)]
 
 

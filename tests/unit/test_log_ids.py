@@ -8,9 +8,12 @@ import logging
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind
 from ray._common.formatters import JSONFormatter
 
+from serve import telemetry
 from serve.keys import new_key
 from serve.log_ids import add_trace_ids
 
@@ -57,3 +60,27 @@ def test_no_key_is_written(lines: io.StringIO) -> None:
         log.exception("It failed.")
     assert "ValueError: kelvin_***" in _last(lines)["exc_text"]
     assert key not in lines.getvalue()
+
+
+def test_what_serve_logs_of_a_request_has_the_ids_of_what_answered_it(
+    lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve import context
+
+    provider = TracerProvider()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    for number in range(1500):
+        request = context._RequestContext(request_id=f"request {number}")
+        token = context._serve_request_context.set(request)
+        with telemetry.span("work", kind=SpanKind.SERVER) as span, telemetry.span("within"):
+            pass
+        context._serve_request_context.reset(token)
+    log, at = logging.getLogger("ray.serve"), span.get_span_context()
+    # Serve writes it afterwards, from elsewhere.
+    log.info("CALL decode OK", extra={"request_id": "request 1499"})
+    assert _last(lines)["trace_id"] == f"{at.trace_id:032x}"
+    assert _last(lines)["span_id"] == f"{at.span_id:016x}"
+    log.info("CALL decode OK", extra={"request_id": "request 600"})
+    assert "trace_id" in _last(lines)
+    log.info("CALL decode OK", extra={"request_id": "request 0"})  # of long ago
+    assert "trace_id" not in _last(lines)

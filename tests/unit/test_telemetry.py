@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cluster.heat_reading import Reading
 from cluster.pool_state import ReplicaState
 from loadtest.otlp_receiver import OtlpReceiver, otlp_receiver
-from serve import recorders, telemetry
+from serve import recorders, span_sender, telemetry
 from serve.config import Settings, TelemetrySettings
 from serve.errors import StorageUnavailable
 from serve.otlp_complaints import quieten
@@ -51,7 +51,7 @@ def traced(receiver, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
     provider = TracerProvider()
-    for processor in telemetry.span_processors():
+    for processor in span_sender.span_processors():
         provider.add_span_processor(processor)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     yield receiver
@@ -66,7 +66,7 @@ def _settings(receiver: OtlpReceiver) -> Settings:
 
 def test_off_by_default():
     assert telemetry.environment(Settings()) == {}
-    assert telemetry.span_processors() == []
+    span_sender.trace_this_process()
     with telemetry.generate_span("id", _REQUEST) as span, telemetry.span("kelvin.text") as child:
         assert not span.is_recording()
         assert not child.is_recording()
@@ -87,11 +87,11 @@ def test_a_node_whose_ray_was_started_without_the_variables_says_so(monkeypatch,
         telemetry.warn_of_what_is_not_set(settings)
         telemetry.warn_of_what_is_not_set(Settings())
         assert not caplog.messages
-        monkeypatch.delenv("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH")
+        monkeypatch.delenv("OTEL_TRACES_SAMPLER")
         monkeypatch.setenv(recorders.OTLP_ENDPOINT, "http://another:4318")
         telemetry.warn_of_what_is_not_set(settings)
     (said,) = caplog.messages
-    assert "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH" in said
+    assert "OTEL_TRACES_SAMPLER" in said
     assert recorders.OTLP_ENDPOINT in said
     assert "OTEL_SERVICE_NAME" not in said
     assert "collector" not in said
@@ -122,21 +122,43 @@ def test_off_costs_no_import_of_the_exporter():
     assert done.stdout.strip() == "[]"
 
 
-def test_environment_is_what_ray_serve_reads(receiver):
+def test_a_process_of_kelvins_sends_by_its_environment_alone(receiver):
     environment = telemetry.environment(_settings(receiver))
     code = (
-        "from ray.serve._private import constants\n"
-        "from ray.serve._private.tracing_utils import setup_tracing\n"
-        "from serve import telemetry\n"
-        "assert setup_tracing('proxy', 'component-1')\n"
+        "from serve import span_sender, telemetry\n"
+        "span_sender.trace_this_process()\n"
+        "span_sender.trace_this_process()\n"
         "with telemetry.span('kelvin.text'): pass\n"
-        "from opentelemetry import trace\n"
-        "trace.get_tracer_provider().shutdown()\n"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
     [span] = receiver.wait(lambda spans: len(spans) == 1)
     assert span.name == "kelvin.text"
     assert span.service == "kelvin-test"
+
+
+def test_a_share_of_requests_is_sampled_and_callers_decide_for_theirs(receiver):
+    none = TelemetrySettings(otlp_endpoint=receiver.endpoint, sampling_ratio=0.0)
+    environment = telemetry.environment(Settings(telemetry=none))
+    code = (
+        "from serve import span_sender, telemetry\n"
+        "span_sender.trace_this_process()\n"
+        "with telemetry.span('kelvin.text'): pass\n"
+        f"with telemetry.span('asked', parent='00-{1:032x}-{2:016x}-01'): pass\n"
+        f"with telemetry.span('not', parent='00-{3:032x}-{4:016x}-00'): pass\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+    [span] = receiver.wait(lambda spans: len(spans) == 1)
+    assert (span.name, span.trace_id) == ("asked", f"{1:032x}")
+
+
+def test_a_variable_of_opentelemetrys_that_is_wrong_stops_nothing(receiver):
+    environment = telemetry.environment(_settings(receiver)) | {"OTEL_BSP_MAX_QUEUE_SIZE": "many"}
+    code = (
+        "from serve import span_sender, telemetry\n"
+        "span_sender.trace_this_process()\n"
+        "with telemetry.span('kelvin.text'): pass\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
 
 
 def test_one_trace_a_request(traced):
@@ -215,7 +237,7 @@ def test_collector_that_is_down_raises_nothing(monkeypatch):
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     provider = TracerProvider()
-    [processor] = telemetry.span_processors()
+    [processor] = span_sender.span_processors()
     provider.add_span_processor(processor)
     with provider.get_tracer("x").start_as_current_span("y"):
         pass

@@ -12,7 +12,8 @@ from loadtest.telemetry_figures import (
     table_of,
     throughput_report,
 )
-from loadtest.telemetry_overhead import Service, measure
+from loadtest.telemetry_overhead import PICO, measure
+from loadtest.telemetry_service import Service
 from loadtest.telemetry_switch import new_switch
 
 
@@ -25,7 +26,7 @@ def test_the_switch_is_turned_for_one_of_each_pair_and_both_come_first(
     tmp_path: Path, turn_on: bool
 ) -> None:
     switch = new_switch(tmp_path / "switch")
-    service = Service("http://127.0.0.1:1", os.getpid(), switch, 1)
+    service = Service("http://127.0.0.1:1", os.getpid(), switch, PICO)
     seen: list[bool] = []
     numbers: list[int] = []
 
@@ -42,7 +43,7 @@ def test_the_switch_is_turned_for_one_of_each_pair_and_both_come_first(
 
 def test_seconds_are_on_the_side_where_they_were_spent(tmp_path: Path) -> None:
     switch = new_switch(tmp_path / "switch")
-    service = Service("http://127.0.0.1:1", os.getpid(), switch, 1)
+    service = Service("http://127.0.0.1:1", os.getpid(), switch, PICO)
     spun = {False: 0, True: 0}
 
     def work(_: int) -> None:
