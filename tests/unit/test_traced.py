@@ -45,7 +45,7 @@ def _asked(path: str, *headers: tuple[bytes, bytes], status: int = 202) -> list[
     async def send(message: Any) -> None:
         pass
 
-    scope = {"type": "http", "method": "POST", "path": path}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path}
     scope["headers"] = [(b"host", b"kelvin"), *headers]
     asyncio.run(Traced(between, is_proxy=True)(scope, receive, send))
     return seen
