@@ -182,7 +182,7 @@ def main() -> int:
     )
     parser.add_argument("--telemetry", action="store_true", help="what telemetry costs instead")
     parser.add_argument("--latency-s", type=float, default=200, help="seconds, with --telemetry")
-    parser.add_argument("--throughput-s", type=float, default=300, help="seconds, with --telemetry")
+    parser.add_argument("--throughput-s", type=float, default=120, help="seconds, with --telemetry")
     parser.add_argument(
         "--control", action="store_true", help="with --telemetry: leave it off, for the error"
     )

@@ -129,7 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--alone", type=count, default=2, help="one after the other in each turn")
     add = parser.add_argument_group("without").add_argument
     add(
-        "--seconds", type=command_line.number(1, 3600), default=12.0, help="of each turn's arrivals"
+        "--seconds", type=command_line.number(1, 3600), default=40.0, help="of each turn's arrivals"
     )
     add("--steps", type=command_line.whole(1, 100), default=8, help="of equal jobs")
     add("--loads", type=_loads, default=LOADS, help="of the best peer's saturation")

@@ -48,7 +48,7 @@ from loadtest.telemetry_figures import (
 from loadtest.telemetry_service import Service, Subject, serving
 from serve.client import Kelvin
 
-_WARM_UP = 8
+_WARM_UP = 32
 _OF_MODEL = 6  # pictures, for their processor time
 # What a service does for a picture after its caller has it, so that it falls on nobody else.
 _SETTLE_S = 0.01
@@ -95,7 +95,7 @@ def compare_on_a_card(
     folder = Path(tempfile.gettempdir()) / f"kelvin-random-{model}-whole"
     write_random_model(folder, model, torch.device("cuda"))
     torch.cuda.empty_cache()
-    subject = Subject(str(folder), 28, 512, on_card=True, callers=8, pictures=16)
+    subject = Subject(str(folder), 28, 512, on_card=True, callers=8, pictures=64)
     found = costs(subject, latency_s, throughput_s, turn_on=turn_on)
     return about | found | {"model": model, "took_s": _since(began)}
 

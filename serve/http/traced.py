@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from serve import telemetry
+from serve import spans
 from serve.http.credentials import header
 from serve.http.error_shapes import inner_path
 from serve.http.standing_paths import ADMIN, PUBLIC
+from serve.span_block import Attribute
 
 if TYPE_CHECKING:
     # Else each proxy would load what reads keys from a store.
@@ -51,9 +52,9 @@ class Traced:
             return
         method = scope["method"]
         name = "kelvin.proxy" if self._is_proxy else method
-        about: dict[str, telemetry.Attribute] = {"http.request.method": method}
+        about: dict[str, Attribute] = {"http.request.method": method}
         above = header(scope, _TRACEPARENT)
-        with telemetry.span(name, about, parent=above, kind=SpanKind.SERVER) as span:
+        with spans.span(name, about, parent=above, kind=SpanKind.SERVER) as span:
 
             async def answered(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -76,7 +77,7 @@ class Traced:
 
 
 def _handed_on(scope: Any, span: Span) -> Any:
-    own = telemetry.traceparent_of(span)
+    own = spans.traceparent_of(span)
     if own is None:
         return scope
     others = [pair for pair in scope["headers"] if pair[0].lower() != _TRACEPARENT]
