@@ -21,6 +21,7 @@ from serve import telemetry
 from serve.config import PoolSettings
 from serve.errors import ConfigurationError
 from serve.log_ids import add_trace_ids
+from serve.recorders import place
 from serve.span_sender import trace_this_process
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ class Identity:
     @classmethod
     def of_this_process(cls, stage: str, pool: PoolSettings) -> Identity:
         """Ask Serve and Ray; the pool's name stands in where no Serve runs."""
-        trace_this_process()
         add_trace_ids()
         try:
             replica = serve.get_replica_context().replica_id.unique_id
+            trace_this_process(place() or {})
         except serve.exceptions.RayServeException:
             replica = pool.name
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"

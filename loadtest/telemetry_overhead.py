@@ -91,6 +91,7 @@ def compare_on_a_card(
     from loadtest.random_model import write_random_model
 
     began = time.monotonic()
+    # It stays, for the next run, and `loadtest.scaling` has the same.
     about = _about(turn_on=turn_on) | {"card": torch.cuda.get_device_name()}
     folder = Path(tempfile.gettempdir()) / f"kelvin-random-{model}-whole"
     write_random_model(folder, model, torch.device("cuda"))

@@ -6,8 +6,9 @@ for span processors, which Kelvin has no use for, and for what stands in front o
 module is named as both, and so comes first in every process. It hands on what is Kelvin's and makes
 all that telemetry does depend on one byte of a file that every process has mapped:
 
-- off, tracers are OpenTelemetry's no-op ones, which are what a service without telemetry has;
-  values of metrics are not noted for OTLP;
+- off, roots are OpenTelemetry's no-op spans, which are what a service without telemetry has, and so
+  is all beneath them, for clients here send no `traceparent`; values of metrics are not noted for
+  OTLP;
 - what was recorded while it was on is counted and sent only while it is on again, so that no part
   of the cost falls on the other side.
 
@@ -73,16 +74,9 @@ def middlewares() -> list[Middleware]:
 
 
 def span_processors() -> list[SpanProcessor]:
-    """Return Kelvin's; Ray Serve calls this in each of its processes and makes a provider."""
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import get_tracer_provider
-
-    from serve import span_sender
-
+    """Return none: Ray Serve calls this in each of its processes; Kelvin brings its own."""
     _put_under_the_switch()
-    # In a proxy Kelvin has made one already, which sends.
-    is_sent = isinstance(get_tracer_provider(), TracerProvider)
-    return [] if is_sent else span_sender.span_processors()
+    return []
 
 
 @functools.cache

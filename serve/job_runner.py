@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+
+from opentelemetry.trace import SpanKind
 
 from deployments.replica_stop import stop_signal
 from serve import telemetry
@@ -144,17 +146,18 @@ class JobRunner:
         """
         if (line := line_outside()) is not None and line.refused:
             self._metrics.refused("overloaded", line.refused, by="proxy")
-        with telemetry.span("kelvin.accept"):
-            try:
-                job = await self._acceptance.accept(request, tenant, attachment, instead_of)
-            except KelvinError as error:
-                self._metrics.refused(error.code)
-                if isinstance(error, StorageUnavailable):
-                    # What the store did not answer may stand in it, and a key lead to it.
-                    self.keeping.may_have_lost_one()
-                raise
-        if isinstance(job, RunningJob):
-            self._start(job)
+        with _asked():
+            with telemetry.span("kelvin.accept"):
+                try:
+                    job = await self._acceptance.accept(request, tenant, attachment, instead_of)
+                except KelvinError as error:
+                    self._metrics.refused(error.code)
+                    if isinstance(error, StorageUnavailable):
+                        # What the store did not answer may stand in it, and a key lead to it.
+                        self.keeping.may_have_lost_one()
+                    raise
+            if isinstance(job, RunningJob):
+                self._start(job)
         return job
 
     async def give_up(self, job: RunningJob) -> None:
@@ -193,3 +196,10 @@ class JobRunner:
         self._book.ended(job, last.event)
         self._forecaster.ended(job, last.event, is_last=not self.live)
         self.ended.keep(job.id, job.tenant, job.events)
+
+
+def _asked() -> AbstractContextManager[object]:
+    """Return the span of a request that came by a Python handle: no door has begun one."""
+    if telemetry.traceparent() is not None:
+        return nullcontext()
+    return telemetry.span("kelvin.handle", kind=SpanKind.SERVER)

@@ -35,13 +35,17 @@ _UNSET = Status()
 class LeanTracer:
     """Begins spans below others by itself, and roots by the SDK.
 
+    Whether a span is sampled is whether the one above is: a sampler that decides otherwise below a
+    parent (`OTEL_TRACES_SAMPLER=always_off`, instead of what Kelvin sets) is asked for roots alone.
+
     Args:
         provider: Whose processors get the spans.
+        roots: Makes those that hang below nothing.
         name: Of the instrumentation scope.
     """
 
-    def __init__(self, provider: TracerProvider, name: str) -> None:
-        self._sdk = provider.get_tracer(name)
+    def __init__(self, provider: TracerProvider, roots: trace.Tracer, name: str) -> None:
+        self._roots = roots
         self._resource = provider.resource
         self._scope = InstrumentationScope(name, "", "")  # as the SDK makes it
         # The one that hands on to all others, also to those that come later.
@@ -68,7 +72,7 @@ class LeanTracer:
         """
         parent = trace.get_current_span(context).get_span_context()
         if not parent.is_valid:
-            return self._sdk.start_span(name, context, kind, attributes, links, start_time)
+            return self._roots.start_span(name, context, kind, attributes, links, start_time)
         if not parent.trace_flags.sampled:
             return NonRecordingSpan(parent)
         number = random.getrandbits(_BITS) or 1  # 0 is none

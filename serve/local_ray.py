@@ -32,9 +32,6 @@ _STORE_SHARE = 0.3  # of what the machine has, as Ray's own default
 _SLACK = 1e-6  # sums of fractions of a card
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
-# Serve gives a proxy five seconds to come up and then kills it, which on a busy laptop goes on
-# until the start has failed.
-_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
 
 def joins_cluster() -> bool:
@@ -64,7 +61,7 @@ def running_ray(settings: Settings, further: Sequence[ModelFacts] = ()) -> Itera
         cleanup.enter_context(exported(telemetry.environment(settings)))
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if not joins_cluster():
-            cleanup.enter_context(exported(_QUIET | _PATIENT | ENVIRONMENT))
+            cleanup.enter_context(exported(_QUIET | ENVIRONMENT))
             # Unix sockets below this folder must stay under 107 characters.
             folder = tempfile.mkdtemp(prefix="kelvin-", dir="/tmp")
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -48,7 +48,8 @@ def answer_by(span: Span) -> None:
     """Have what Serve logs of the request that this code answers carry the ids of a span.
 
     Serve writes its line of access when the answer is there: after the span, and from a thread of
-    its own, where no span is current. It does know its id of the request.
+    its own, where no span is current. It does know its id of the request, which a client may choose
+    (`X-Request-ID`): of two with the same one the later span counts.
     """
     at = span.get_span_context()
     if not at.is_valid or (serve := sys.modules.get("ray.serve.context")) is None:
@@ -56,6 +57,7 @@ def answer_by(span: Span) -> None:
     request = serve._serve_request_context.get()  # as Serve's own manual has it
     if request is not None and request.request_id:
         _of_requests[request.request_id] = at
+        _of_requests.move_to_end(request.request_id)
         while len(_of_requests) > _MOST_REQUESTS:
             _of_requests.popitem(last=False)
 

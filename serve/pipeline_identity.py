@@ -10,6 +10,7 @@ import ray
 from ray import serve
 
 from serve.log_ids import add_trace_ids
+from serve.recorders import place
 from serve.span_sender import trace_this_process
 
 
@@ -25,7 +26,7 @@ class PipelineIdentity:
     @classmethod
     def of_this_process(cls) -> PipelineIdentity:
         """Ask Serve and Ray; must run inside a replica."""
-        trace_this_process()
+        trace_this_process(place() or {})
         add_trace_ids()
         context = serve.get_replica_context()
         node = ray.get_runtime_context().get_node_id()

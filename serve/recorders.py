@@ -94,10 +94,9 @@ class Recorders:
 
 def _recorders() -> tuple[Recorder, ...]:
     found: list[Recorder] = []
-    place = _place()
-    if place is not None:
+    if place() is not None:
         found.append(RayRecorder())
-    if (endpoint := os.environ.get(OTLP_ENDPOINT)) is not None:
+    if endpoint := os.environ.get(OTLP_ENDPOINT):
         found.append(otlp_recorder(endpoint))
     return tuple(found)
 
@@ -107,10 +106,10 @@ def otlp_recorder(endpoint: str) -> OtlpRecorder:
     """Return the one of this process for an endpoint: each has a thread and a connection."""
     from serve.otlp_recorder import OtlpRecorder
 
-    return OtlpRecorder(endpoint, _place() or {})
+    return OtlpRecorder(endpoint, place() or {})
 
 
-def _place() -> dict[str, str] | None:
+def place() -> dict[str, str] | None:
     """Return which process of Serve's this is, in OpenTelemetry's terms; None: none of them."""
     if "ray" not in sys.modules:
         return None

@@ -86,13 +86,16 @@ def tracer() -> trace.Tracer | LeanTracer:
 
 @functools.lru_cache(maxsize=1)
 def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | LeanTracer:
-    # Where nothing is traced the SDK is not loaded.
+    own = provider.get_tracer(_NAME)
+    # Where nothing is traced the SDK is not loaded, or told not to trace (OTEL_SDK_DISABLED).
     sdk = sys.modules.get("opentelemetry.sdk.trace")
     if sdk is None or not isinstance(provider, sdk.TracerProvider):
-        return provider.get_tracer(_NAME)
+        return own
+    if isinstance(own, trace.NoOpTracer) or not hasattr(provider, "_active_span_processor"):
+        return own
     from serve.lean_span import LeanTracer
 
-    return LeanTracer(provider, _NAME)
+    return LeanTracer(provider, own, _NAME)
 
 
 def mark_failed(span: Span, error: BaseException) -> None:

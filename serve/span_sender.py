@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from opentelemetry import trace
 
@@ -15,28 +17,36 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 _SEND_TIMEOUT_S = 5.0
+_ours: WeakSet[trace.TracerProvider] = WeakSet()
 
 _log = logging.getLogger("ray.serve")
 
 
-def trace_this_process() -> None:
+def trace_this_process(place: Mapping[str, str]) -> None:
     """Make real spans in this process from now on, and send them; nothing without an endpoint.
 
-    Replicas and proxies call it as they start. A process that traces already goes on as it does:
-    OpenTelemetry knows one provider in each. Sampler and service name are in OpenTelemetry's own
-    variables (`serve.telemetry.environment`).
+    Replicas and proxies call it as they start. Sampler and service name are in OpenTelemetry's own
+    variables (`serve.telemetry.environment`). A process that traces already, for Ray Serve was told
+    to, sends by its own ways as well: OpenTelemetry has one provider in each.
+
+    Args:
+        place: Which process of Serve's this is, in OpenTelemetry's terms (`recorders.place`).
     """
     if not os.environ.get(OTLP_ENDPOINT):
         return
     try:
+        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
 
-        if isinstance(trace.get_tracer_provider(), TracerProvider):
+        provider = trace.get_tracer_provider()
+        if provider in _ours:
             return
-        provider = TracerProvider()
+        if not isinstance(provider, TracerProvider):
+            provider = TracerProvider(resource=Resource.create(dict(place)))
+            trace.set_tracer_provider(provider)
+        _ours.add(provider)
         for processor in span_processors():
             provider.add_span_processor(processor)
-        trace.set_tracer_provider(provider)
     except Exception:
         # OpenTelemetry's other variables are read here; a process starts without its spans as well.
         _log.exception("Spans cannot be sent.")

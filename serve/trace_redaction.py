@@ -1,4 +1,4 @@
-"""Spans leave without API keys: Ray Serve writes the path of a request into its own spans.
+"""Spans leave without API keys: libraries write paths and headers of requests into theirs.
 
 A key in a path is one of a client that can set no header (`/k/{key}/...`); it is blotted out just
 before a span is sent, whoever made it.

@@ -53,6 +53,14 @@ def header(scope: Scope, name: bytes) -> str | None:
     return b",".join(values).decode("latin-1") if values else None
 
 
+def path_without_key(path: str) -> str:
+    """Return a path, below where the app is mounted, without the `/k/{key}` that may begin it."""
+    if not path.startswith(_PATH_PREFIX):
+        return path
+    _, _, rest = path.removeprefix(_PATH_PREFIX).partition("/")
+    return f"/{rest.rstrip('/')}"
+
+
 def _of_path(scope: Scope) -> str | None:
     """Take `/k/{key}` from the path, for clients that can set a URL but no header."""
     root = scope.get("root_path", "")

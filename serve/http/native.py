@@ -136,8 +136,7 @@ def build_app(pipeline: "Pipeline") -> FastAPI:
         title="Kelvin",
         version=importlib.metadata.version("kelvin-serve"),
         description="Stable Diffusion 3.5 on Ray Serve; pictures in S3",
-        # `Traced` makes the one span. FastAPI would add three, below the client's `traceparent` and
-        # not below Serve's proxy: a second trace where the client sent none.
+        # `Traced` makes the one span. FastAPI would add three that say what it says.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)

@@ -15,12 +15,17 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import ray
 from starlette.middleware import Middleware
 
 from serve import span_sender
+from serve.log_ids import add_trace_ids
 
-ENVIRONMENT: Final[dict[str, str]] = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.proxy_headers:middlewares"
+ENVIRONMENT: Final = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.proxy_headers:middlewares",
+    # Serve gives a proxy five seconds to come up and then kills it, which on a busy machine goes on
+    # until the start has failed.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 # websockets reads it when uvicorn first needs it, which is after a proxy asks for `middlewares`.
 _LONGEST_LINE: Final = ("WEBSOCKETS_MAX_LINE_LENGTH", str(1 << 20))  # bytes
@@ -51,7 +56,9 @@ def middlewares() -> list[Middleware]:
     from serve.http.early_refusal import EarlyRefusal
     from serve.http.traced import Traced
 
-    span_sender.trace_this_process()
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"
+    span_sender.trace_this_process({"service.instance.id": f"proxy-{node}"})
+    add_trace_ids()
     # The last one is the first to see a request. What is refused early is a number in the metrics:
     # under overload its spans would be most of all there are.
     return [

@@ -13,3 +13,5 @@ To who shows no key `/readyz` says yes or no and no more, and `/v1/session` that
 """
 ADMIN: Final = frozenset({"/v1/status"})
 """What tells of other tenants or of the machines."""
+SERVES_OWN: Final = frozenset({"/-/healthz", "/-/routes"})
+"""What Serve's proxy answers by itself."""

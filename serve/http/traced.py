@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from serve import spans
-from serve.http.credentials import header
+from serve.http.credentials import header, path_without_key
 from serve.http.error_shapes import inner_path
-from serve.http.standing_paths import ADMIN, PUBLIC
+from serve.http.standing_paths import ADMIN, PUBLIC, SERVES_OWN
 from serve.span_block import Attribute
 
 if TYPE_CHECKING:
     # Else each proxy would load what reads keys from a store.
     from serve.http.gate import App, Message, Receive, Send
 
-_NOT_TRACED: Final = PUBLIC | ADMIN
+_NOT_TRACED: Final = PUBLIC | ADMIN | SERVES_OWN
 _SERVER_ERRORS = 500
 _TRACEPARENT: Final = b"traceparent"
+# What a vendor adds to a traceparent is void beside another one.
+_OF_THE_CLIENT: Final = (_TRACEPARENT, b"tracestate")
 
 
 class Traced:
@@ -47,7 +49,7 @@ class Traced:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Pass a request on, in a span."""
-        if scope["type"] != "http" or inner_path(scope) in _NOT_TRACED:
+        if scope["type"] != "http" or path_without_key(inner_path(scope)) in _NOT_TRACED:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
@@ -80,5 +82,5 @@ def _handed_on(scope: Any, span: Span) -> Any:
     own = spans.traceparent_of(span)
     if own is None:
         return scope
-    others = [pair for pair in scope["headers"] if pair[0].lower() != _TRACEPARENT]
+    others = [pair for pair in scope["headers"] if pair[0].lower() not in _OF_THE_CLIENT]
     return {**scope, "headers": [*others, (_TRACEPARENT, own.encode())]}

@@ -45,7 +45,7 @@ def _ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _traced(endpoint: str, patch: pytest.MonkeyPatch) -> TracerProvider:
-    """Trace in this process as Ray Serve does in its own."""
+    """Trace in this process as replicas do in theirs."""
     settings = Settings(telemetry=TelemetrySettings(otlp_endpoint=endpoint))
     for name, value in telemetry.environment(settings).items():
         patch.setenv(name, value)
@@ -93,7 +93,7 @@ def test_one_tree_from_client_to_upload(
         return {child.name: child for child in children[span.span_id]}
 
     door = below(root)["POST /v1/jobs"]
-    # Nothing of the web framework's own, which would not hang below Ray Serve's proxy.
+    # Nothing of the web framework's own.
     assert set(below(door)) == {"kelvin.accept", "generate_content pico"}
     assert "kelvin.journal.accept" in below(below(door)["kelvin.accept"])
     work = below(door)["generate_content pico"]

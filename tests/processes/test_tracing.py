@@ -178,7 +178,12 @@ def test_metrics_by_otlp(seen):
 def test_logs_are_json_with_the_trace(seen):
     of_traces = [line for line in seen["logged"] if line.get("trace_id") in seen["ids"]]
     told_by = {line["deployment"] for line in of_traces}
-    assert told_by >= {"kelvin_text-encoder", "kelvin_denoiser", "kelvin_vae-decoder"}
+    assert told_by >= {
+        "kelvin_pipeline",
+        "kelvin_text-encoder",
+        "kelvin_denoiser",
+        "kelvin_vae-decoder",
+    }
     assert not [line for line in seen["logged"] if "very private" in json.dumps(line)]
 
 

@@ -195,7 +195,7 @@ def test_no_span_carries_a_key() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(WithoutKeys(sent)))
     tracer = provider.get_tracer("ray")
-    # As Ray Serve's proxy does.
+    # As Ray Serve's proxy does, where it is told to trace.
     with tracer.start_as_current_span(f"proxy_http_request pipeline GET /k/{key}/v1/jobs") as span:
         span.set_attribute("request_route_path", f"/k/{key}/v1/jobs")
         span.set_attribute("http.status_code", 200)

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from serve import span_block
 from serve.lean_span import LeanSpan, LeanTracer
 
 VALUES = st.one_of(st.text(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats())
@@ -67,7 +68,10 @@ def test_it_is_the_span_that_the_sdk_would_have_sent(
     changes: list[Callable[[Span], None]],
 ) -> None:
     kept.clear()
-    for tracer in (provider.get_tracer("kelvin"), LeanTracer(provider, "kelvin")):
+    for tracer in (
+        provider.get_tracer("kelvin"),
+        LeanTracer(provider, provider.get_tracer("kelvin"), "kelvin"),
+    ):
         links = [trace.Link(OTHER, {"a": 1})]
         span = tracer.start_span(name, below(), kind, attributes, links, 3)
         for change in changes:
@@ -83,7 +87,7 @@ def test_its_ids_are_below_its_parents(
     kept: InMemorySpanExporter, provider: TracerProvider
 ) -> None:
     kept.clear()
-    tracer = LeanTracer(provider, "kelvin")
+    tracer = LeanTracer(provider, provider.get_tracer("kelvin"), "kelvin")
     span = tracer.start_span("one", below(trace_id=9))
     assert isinstance(span, LeanSpan)
     with trace.use_span(span):
@@ -98,7 +102,7 @@ def test_its_ids_are_below_its_parents(
 def test_where_nothing_is_above_the_sampler_decides(kept: InMemorySpanExporter) -> None:
     none = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
     none.add_span_processor(SimpleSpanProcessor(kept))
-    root = LeanTracer(none, "kelvin").start_span("root", Context())
+    root = LeanTracer(none, none.get_tracer("kelvin"), "kelvin").start_span("root", Context())
     assert not root.is_recording()
     assert root.get_span_context().is_valid
 
@@ -107,7 +111,9 @@ def test_below_what_is_not_sampled_nothing_is_and_that_is_passed_on(
     kept: InMemorySpanExporter, provider: TracerProvider
 ) -> None:
     kept.clear()
-    span = LeanTracer(provider, "kelvin").start_span("one", below(flags=0))
+    span = LeanTracer(provider, provider.get_tracer("kelvin"), "kelvin").start_span(
+        "one", below(flags=0)
+    )
     span.end()
     assert not span.is_recording()
     assert span.get_span_context().trace_id == 1
@@ -119,7 +125,7 @@ def test_an_error_is_told_by_its_class_alone(
     kept: InMemorySpanExporter, provider: TracerProvider
 ) -> None:
     kept.clear()
-    span = LeanTracer(provider, "kelvin").start_span("one", below())
+    span = LeanTracer(provider, provider.get_tracer("kelvin"), "kelvin").start_span("one", below())
     span.record_exception(ValueError("a very private prompt"))
     span.end()
     [sent] = kept.get_finished_spans()
@@ -128,3 +134,25 @@ def test_an_error_is_told_by_its_class_alone(
         "exception",
         {"exception.type": "ValueError"},
     )
+
+
+def _kelvins(provider: TracerProvider, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return span_block.tracer()
+
+
+def test_an_sdk_that_hides_its_processors_makes_the_spans_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    assert isinstance(_kelvins(provider, monkeypatch), LeanTracer)
+    other = TracerProvider(shutdown_on_exit=False)
+    own = other.get_tracer("kelvin")
+    del other._active_span_processor
+    assert _kelvins(other, monkeypatch) is own
+
+
+def test_an_sdk_that_is_switched_off_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    provider = TracerProvider(shutdown_on_exit=False)
+    assert isinstance(_kelvins(provider, monkeypatch), trace.NoOpTracer)

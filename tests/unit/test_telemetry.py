@@ -66,7 +66,7 @@ def _settings(receiver: OtlpReceiver) -> Settings:
 
 def test_off_by_default():
     assert telemetry.environment(Settings()) == {}
-    span_sender.trace_this_process()
+    span_sender.trace_this_process({})
     with telemetry.generate_span("id", _REQUEST) as span, telemetry.span("kelvin.text") as child:
         assert not span.is_recording()
         assert not child.is_recording()
@@ -126,8 +126,8 @@ def test_a_process_of_kelvins_sends_by_its_environment_alone(receiver):
     environment = telemetry.environment(_settings(receiver))
     code = (
         "from serve import span_sender, telemetry\n"
-        "span_sender.trace_this_process()\n"
-        "span_sender.trace_this_process()\n"
+        "span_sender.trace_this_process({'service.instance.id': 'proxy-1'})\n"
+        "span_sender.trace_this_process({'service.instance.id': 'proxy-1'})\n"
         "with telemetry.span('kelvin.text'): pass\n"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
@@ -141,7 +141,7 @@ def test_a_share_of_requests_is_sampled_and_callers_decide_for_theirs(receiver):
     environment = telemetry.environment(Settings(telemetry=none))
     code = (
         "from serve import span_sender, telemetry\n"
-        "span_sender.trace_this_process()\n"
+        "span_sender.trace_this_process({'service.instance.id': 'proxy-1'})\n"
         "with telemetry.span('kelvin.text'): pass\n"
         f"with telemetry.span('asked', parent='00-{1:032x}-{2:016x}-01'): pass\n"
         f"with telemetry.span('not', parent='00-{3:032x}-{4:016x}-00'): pass\n"
@@ -152,13 +152,18 @@ def test_a_share_of_requests_is_sampled_and_callers_decide_for_theirs(receiver):
 
 
 def test_a_variable_of_opentelemetrys_that_is_wrong_stops_nothing(receiver):
-    environment = telemetry.environment(_settings(receiver)) | {"OTEL_BSP_MAX_QUEUE_SIZE": "many"}
+    wrong = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+    environment = telemetry.environment(_settings(receiver)) | wrong
     code = (
         "from serve import span_sender, telemetry\n"
-        "span_sender.trace_this_process()\n"
+        "span_sender.trace_this_process({'service.instance.id': 'proxy-1'})\n"
         "with telemetry.span('kelvin.text'): pass\n"
     )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+    environment = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert "Spans cannot be sent." in done.stderr
 
 
 def test_one_trace_a_request(traced):

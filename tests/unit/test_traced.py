@@ -51,15 +51,18 @@ def _asked(path: str, *headers: tuple[bytes, bytes], status: int = 202) -> list[
     return seen
 
 
+async def _nothing(*_: Any) -> Any:
+    return {}
+
+
 def _spans(kept: InMemorySpanExporter) -> tuple[ReadableSpan, ReadableSpan]:
     door, proxy = kept.get_finished_spans()
     assert proxy.name == "kelvin.proxy"
     assert door.name == "POST"
-    assert door.parent == proxy.context or (
-        door.parent is not None
-        and proxy.context is not None
-        and door.parent.span_id == proxy.context.span_id
-    )
+    assert door.parent is not None
+    assert proxy.context is not None
+    assert door.parent.span_id == proxy.context.span_id
+    assert door.parent.trace_id == proxy.context.trace_id
     return door, proxy
 
 
@@ -111,6 +114,22 @@ def test_without_telemetry_headers_are_as_they_came() -> None:
     assert _asked("/v1/jobs") == []
 
 
-def test_probes_have_no_span(kept: InMemorySpanExporter) -> None:
-    _asked("/healthz")
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/status", "/-/healthz", "/-/routes"])
+@pytest.mark.parametrize("before", ["", "/k/kelvin_0123456789"])
+def test_probes_and_pages_have_no_span(kept: InMemorySpanExporter, before: str, path: str) -> None:
+    _asked(before + path)
     assert not kept.get_finished_spans()
+
+
+def test_what_vendors_add_goes_with_the_traceparent_it_belongs_to(
+    kept: InMemorySpanExporter,
+) -> None:
+    states: list[bytes] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        states.extend(value for name, value in scope["headers"] if name == b"tracestate")
+
+    headers = [(b"traceparent", _CLIENT.encode()), (b"tracestate", b"vendor=1")]
+    scope = {"type": "http", "method": "GET", "path": "/v1/jobs", "headers": headers}
+    asyncio.run(Traced(behind, is_proxy=True)(scope, _nothing, _nothing))
+    assert states == []
