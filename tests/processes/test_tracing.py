@@ -98,17 +98,34 @@ def test_the_callers_trace_reaches_every_stage(spans):
 def test_a_caller_that_does_not_trace_has_one_trace_too(seen):
     every = [ReceivedSpan(**span) for span in seen["spans"]]
     traces = {span.trace_id for span in every if span.name == "generate_content kelvin-pico"}
-    [own] = traces - set(seen["ids"])
+    [own] = traces - set(seen["ids"]) - {_trace_by_handle(seen)}
     root, _ = tree([span for span in every if span.trace_id == own])
     assert root.name == "kelvin.proxy"
     assert root.attributes["http.response.status_code"] == 202
+
+
+def _trace_by_handle(seen) -> str:
+    [trace_id] = {
+        span["trace_id"]
+        for span in seen["spans"]
+        if span["attributes"].get("gen_ai.response.id") == seen["by_handle"]
+    }
+    return trace_id
+
+
+def test_a_request_by_handle_has_one_trace_too(seen):
+    every = [ReceivedSpan(**span) for span in seen["spans"]]
+    own = [span for span in every if span.trace_id == _trace_by_handle(seen)]
+    root, _ = tree(own)
+    assert root.name == "kelvin.handle"
+    assert {span.name for span in own} >= {"kelvin.journal.accept", "kelvin.decode.replica"}
 
 
 def test_nothing_is_traced_that_nobody_asked_for(seen):
     """What replicas ask each other is no request of anybody's."""
     every = [ReceivedSpan(**span) for span in seen["spans"]]
     roots = {tree_root.name for tree_root in every if not tree_root.parent_id}
-    assert roots == {"client", "kelvin.proxy"}
+    assert roots == {"client", "kelvin.proxy", "kelvin.handle"}
 
 
 def test_batches_and_requests_are_linked(spans):
@@ -141,7 +158,7 @@ def test_metrics(seen):
         shown = re.search(r'(?:stage|status)="(\w+)"', labels)
         key = (name, shown.group(1) if shown else None)
         totals[key] = totals.get(key, 0) + float(value)
-    jobs = 1 + len(seen["ids"])  # the first is not traced by its caller
+    jobs = 2 + len(seen["ids"])  # the first, and that by handle, are not traced by their callers
     assert totals["ray_kelvin_images_total", None] == 2 * jobs
     assert totals["ray_kelvin_jobs_total", "succeeded"] == jobs
     for stage in ("text", "denoise", "decode", "store"):

@@ -15,6 +15,7 @@ import httpx
 import ray
 import yaml
 from opentelemetry.sdk.trace import TracerProvider
+from ray import serve
 
 from cluster.pool_gauges import POOL_METRICS
 from loadtest.otlp_receiver import ReceivedSpan, otlp_receiver
@@ -29,7 +30,7 @@ _REQUEST = GenerateRequest(
     prompt="a very private prompt", num_inference_steps=28, num_images=2, seed=1
 )
 _TRACED = 3  # requests, of which the test takes the one that a busy machine disturbed least
-_PICTURES = 2 * (1 + _TRACED)
+_PICTURES = 2 * (2 + _TRACED)
 _SPANS = {
     "client",
     "generate_content kelvin-pico",
@@ -77,6 +78,7 @@ def main(data_dir: str) -> None:
         )
         with LocalKelvin(settings) as kelvin, Kelvin(kelvin.url) as client:
             client.generate(_REQUEST)  # what comes first loads and allocates
+            by_handle = serve.get_app_handle("kelvin").generate.remote(_REQUEST).result()
             provider = TracerProvider()
             for processor in span_sender.span_processors():
                 provider.add_span_processor(processor)
@@ -94,6 +96,7 @@ def main(data_dir: str) -> None:
                         for trace_id in ids
                     )
                     and sum(_is_door(span) for span in spans) == 1 + _TRACED
+                    and any(span.name == "kelvin.handle" for span in spans)
                 )
             )
             received = receiver.wait_for_metric("kelvin.images")
@@ -102,6 +105,7 @@ def main(data_dir: str) -> None:
         json.dumps(
             {
                 "ids": ids,
+                "by_handle": by_handle.id,
                 "spans": [asdict(span) for span in spans],
                 "names": names,
                 "metrics": metrics,
