@@ -106,7 +106,7 @@ def test_a_caller_that_does_not_trace_has_one_trace_too(seen):
 
 def _trace_by_handle(seen) -> str:
     [trace_id] = {
-        span["trace_id"]
+        str(span["trace_id"])
         for span in seen["spans"]
         if span["attributes"].get("gen_ai.response.id") == seen["by_handle"]
     }
