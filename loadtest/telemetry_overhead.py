@@ -9,7 +9,7 @@ while it runs (`loadtest.telemetry_switch`), in the order off, on, on, off: neig
 compared, and what the machine does otherwise meets both alike.
 
 Measured is latency with one caller, turned at every picture, and throughput with as many callers as
-fill the machine, turned at every dozen of pictures.
+fill the machine, turned at every dozen of pictures, and on a card at every 64.
 
 On a card both are of SD3.5 at its real size with random weights, 512 x 512 and 28 steps. Without
 one they are of `pico`, because what is added is milliseconds whatever the model is, and only in a
@@ -91,8 +91,8 @@ def compare_on_a_card(
     from loadtest.random_model import write_random_model
 
     began = time.monotonic()
-    # It stays, for the next run, and `loadtest.scaling` has the same.
     about = _about(turn_on=turn_on) | {"card": torch.cuda.get_device_name()}
+    # It stays, for the next run, and `loadtest.scaling` has the same.
     folder = Path(tempfile.gettempdir()) / f"kelvin-random-{model}-whole"
     write_random_model(folder, model, torch.device("cuda"))
     torch.cuda.empty_cache()

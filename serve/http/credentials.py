@@ -58,6 +58,7 @@ def path_without_key(path: str) -> str:
     if not path.startswith(_PATH_PREFIX):
         return path
     _, _, rest = path.removeprefix(_PATH_PREFIX).partition("/")
+    # No route ends with a slash; being sent on to the one without, the client would lose its key.
     return f"/{rest.rstrip('/')}"
 
 
@@ -68,9 +69,8 @@ def _of_path(scope: Scope) -> str | None:
     inner = path.removeprefix(root)
     if not inner.startswith(_PATH_PREFIX):
         return None
-    key, slash, rest = inner.removeprefix(_PATH_PREFIX).partition("/")
-    # No route ends with a slash; being sent on to the one without, the client would lose its key.
-    scope["path"] = f"{root}/{rest.rstrip('/')}"
+    key, slash, _ = inner.removeprefix(_PATH_PREFIX).partition("/")
+    scope["path"] = root + path_without_key(inner)
     if scope.get("raw_path") is not None:
         # Made anew: there the prefix and the key may be percent-encoded in any way.
         scope["raw_path"] = quote(scope["path"]).encode()
