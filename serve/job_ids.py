@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import time
+from time import time, time_ns
 
 from serve.errors import JobNotFound
 
@@ -19,7 +19,7 @@ _SHARD_DIGITS = 2  # 256 shards: what a restart lists is split evenly, whatever 
 
 def new_job_id() -> str:
     """Return an id no other job has."""
-    return f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}{secrets.token_hex(10)}"
+    return f"{time_ns() // 1_000_000 & (1 << 48) - 1:012x}{secrets.token_hex(10)}"
 
 
 def first_job_id(since_ms: int) -> str:
@@ -52,7 +52,7 @@ def accepted_seconds_ago(job_id: str, now: float | None = None) -> float:
         job_id: The job.
         now: Seconds of Unix time; the present if absent.
     """
-    now = time.time() if now is None else now
+    now = time() if now is None else now
     return max(0.0, now - int(checked(job_id)[:12], 16) / 1000)
 
 

@@ -6,7 +6,7 @@ only Kelvin knows.
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import Literal
 
 from cluster.heat_reading import Reading
@@ -105,7 +105,7 @@ class Metrics:
 
     def heat(self, state: ReplicaState, reading: Reading | None) -> None:
         """Set what is known of a denoiser's load and card; not more than once a second."""
-        now = time.monotonic()
+        now = monotonic()
         since = now - self._heat_at
         if since < _BETWEEN_HEAT_S or self._to.is_empty():
             return

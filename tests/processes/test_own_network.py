@@ -12,13 +12,15 @@ import pytest
 from tests.processes.own_network import hosts, namespaces_refused
 from tests.processes.ownership import NAMESPACES, is_left, mark_of, own_name, processes
 
-SLEEP = ("-c", "import time; time.sleep(600)")
+SLEEP = ("-c", "import time; print(flush=True); time.sleep(600)")
 RUN = f"""
 import os, pathlib, sys, time
 from tests.processes.own_network import hosts
 from tests.processes.ownership import own_folder, own_name
 with own_folder() as folder, hosts("node", apart=sys.argv[1] == "apart") as there:
     there["node"].popen(*{SLEEP!r}, environ={{}}, output=folder / "out.log")
+    while not (folder / "out.log").read_text():
+        time.sleep(0.01)  # what execve(2) is about to replace shows no environment
     print(own_name(), flush=True)
     time.sleep(600)
 """

@@ -81,9 +81,9 @@ def test_pools_are_where_they_were_told_and_a_node_may_be_lost(nodes: Nodes):
     placed[spot[0]].remove("denoiser-spot")
     assert placed == {card: pools - {"denoiser-spot"} for card, pools in _PLACED.items()}
 
-    first = nodes.call(2)
-    nodes.until(lambda: nodes.placed() == _PLACED, "the pool has grown onto the other spot node")
-    nodes.answered(first, 2)
+    while nodes.placed() != _PLACED:  # the pool grows onto the other spot node
+        # A fast machine may be done before a replica tells of it, so more comes until it has grown.
+        nodes.answered(nodes.call(2), 2)
 
     busy = nodes.call(4)
     lost = nodes.there["L4"]  # of every stage something is there

@@ -20,7 +20,7 @@ def test_sort_by_time(earlier, later):
     with pytest.MonkeyPatch.context() as patch:
         drawn = []
         for milliseconds in (earlier, later):
-            patch.setattr("time.time_ns", lambda now=milliseconds: now * 1_000_000)
+            patch.setattr(job_ids, "time_ns", lambda now=milliseconds: now * 1_000_000)
             drawn.append(job_ids.new_job_id())
     assert earlier == later or drawn == sorted(drawn)
 

@@ -251,7 +251,7 @@ def test_collector_that_is_down_raises_nothing(monkeypatch):
 
 def test_metrics_by_otlp(receiver, monkeypatch):
     seconds = [100.0]
-    monkeypatch.setattr("serve.metrics.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("serve.metrics.monotonic", lambda: seconds[0])
     monkeypatch.setenv("OTEL_SERVICE_NAME", "kelvin-test")
     monkeypatch.setenv(recorders.OTLP_ENDPOINT, receiver.endpoint)
     metrics, other = telemetry.Metrics(), telemetry.Metrics()
