@@ -19,7 +19,7 @@ from cluster.work_keys import lora_key
 from deployments.forward_record import Forward
 from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, StepProgress
-from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from deployments.replica import Identity, ReplicaStatus, cores_of_one, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
 from deployments.replica_stop import stop_signal
 from deployments.turns import Turns
@@ -50,25 +50,31 @@ class Denoiser:
         storage: StorageSettings | None = None,
     ) -> None:
         from deployments.batch_spans import BatchSpans
+        from deployments.brief_thread import in_brief_thread
         from deployments.card_heat import CardHeat
         from deployments.energy import EnergyMeter
         from deployments.engine import Engine
         from deployments.input_limits import InputLimits
         from deployments.job_size import LATENT_PIXELS
         from deployments.lora_room import lora_shelf
+        from deployments.lora_shelf import LoraShelf
         from deployments.sd3.mmdit import Mmdit
         from deployments.sd3.previews import LatentRgb
         from deployments.step_costs import TokenShape
         from deployments.warm_up import text_tokens_of, warm_up
 
         self._identity = Identity.of_this_process("denoise", pool)
-        self._device = prepare_torch(pool)
+        self._device = prepare_torch(pool, cores_of_one(pool))
         model_dir = resolve_model_dir(model)
         defaults = ModelSpec.from_directory(model_dir).defaults
-        self._mmdit = Mmdit.load(model_dir, self._device, pool.precision)
-        # Before warm-up, which prepares forwards with LoRAs and counts what memory is left.
         library = LoraLibrary(model, lora or LoraSettings(), storage)
-        self._loras = lora_shelf(self._mmdit, library, lora or LoraSettings())
+
+        def load() -> tuple[Mmdit, LoraShelf | None]:
+            mmdit = Mmdit.load(model_dir, self._device, pool.precision)
+            # Before warm-up, which prepares forwards with LoRAs and counts what memory is left.
+            return mmdit, lora_shelf(mmdit, library, lora or LoraSettings())
+
+        self._mmdit, self._loras = in_brief_thread(self._device, load)
         self._heat = CardHeat(
             self._device,
             thermal or ThermalSettings(source="off"),
@@ -77,11 +83,14 @@ class Denoiser:
         )
         model_at_hand = self._heat.rehearsed(self._mmdit)
         text_tokens = text_tokens_of(model_dir, defaults.max_sequence_length)
-        warmed = warm_up(
-            model_at_hand,
-            pool.warm_sizes or ((defaults.width, defaults.height),),
-            text_tokens,
-            pool.warm_rows,
+        warmed = in_brief_thread(
+            self._device,
+            lambda: warm_up(
+                model_at_hand,
+                pool.warm_sizes or ((defaults.width, defaults.height),),
+                text_tokens,
+                pool.warm_rows,
+            ),
         )
         meter = EnergyMeter(self._device)
         self._batches = BatchSpans(self._identity)

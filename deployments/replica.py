@@ -122,22 +122,36 @@ class Identity:
         )
 
 
-def default_torch_threads() -> int:
-    """Half the cores this process may use, at least one.
+def cores_of_one(pool: PoolSettings) -> int:
+    """Return how many cores one of a pool's replicas may use if all are on this machine."""
+    return max(1, all_cores() // max(1, pool.max_replicas or pool.num_replicas))
 
-    The stages, the proxy and the store share the machine, and OpenMP's threads spin while they
-    wait: with a thread for every core of two, a step took 80-90 ms against 64 ms with one.
+
+def all_cores() -> int:
+    """Return how many cores this process may use.
+
     Ray's own OMP_NUM_THREADS follows the CPUs it reserves, which are bookkeeping here.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux; a container may be given fewer
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, cores // 2)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def prepare_torch(pool: PoolSettings) -> torch.device:
+def half_the_cores() -> int:
+    """Return half of them, at least one: what stages take that denoising shares the machine with.
+
+    OpenMP's threads spin while they wait for each other.
+    """
+    return max(1, all_cores() // 2)
+
+
+def prepare_torch(pool: PoolSettings, threads: int) -> torch.device:
     """Set this process's threads, determinism and caches; return the device its settings name.
 
     To be called before anything is compiled.
+
+    Args:
+        pool: Of this replica.
+        threads: On a CPU, where the pool does not say.
 
     Raises:
         ConfigurationError: The pool asks for a GPU and torch sees none.
@@ -148,7 +162,7 @@ def prepare_torch(pool: PoolSettings) -> torch.device:
         os.environ[variable] = "0"
         if module in sys.modules:
             setattr(sys.modules[module], attribute, False)
-    torch.set_num_threads(pool.torch_threads or default_torch_threads())
+    torch.set_num_threads(pool.torch_threads or threads)
     if not pool.num_gpus:
         torch.use_deterministic_algorithms(True)
         # It also overwrites every new tensor, which finds bugs, costs time and decides no result.

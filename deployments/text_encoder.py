@@ -16,7 +16,7 @@ from typing import Any
 from cluster.pool_state import ReplicaState
 from deployments.embedding_cache import EmbeddingCache
 from deployments.payloads import PromptEmbedding, Stamp, TextJob
-from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from deployments.replica import Identity, ReplicaStatus, half_the_cores, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from deployments.turns import Turns
 from serve.config import ModelSettings, PoolSettings, StorageSettings
@@ -49,7 +49,7 @@ class TextEncoder:
         from deployments.sd3.text import TextEncoders
 
         self._identity = Identity.of_this_process("text", pool)
-        self._device = prepare_torch(pool)
+        self._device = prepare_torch(pool, half_the_cores())
         self._encoders = TextEncoders.load(resolve_model_dir(model), self._device, pool.precision)
         library = LoraLibrary(model, lora or LoraSettings(), storage, only_text=True)
         self._encoders.take_loras(lambda name: library.file(name)[0])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cluster.pool_state import ReplicaState
 from deployments.forward_report import LATENT_PIXELS, report_decoding
 from deployments.payloads import EncodedImage, Latents, Pixels, Stamp
-from deployments.replica import Identity, ReplicaStatus, prepare_torch
+from deployments.replica import Identity, ReplicaStatus, half_the_cores, prepare_torch
 from deployments.replica_load import CallMeter, Statistics, replica_state, shown_load
 from deployments.turns import Turns
 from serve.config import ModelSettings, PoolSettings
@@ -39,7 +39,7 @@ class VaeDecoder:
         from deployments.sd3.vae import VaeDecoder as Decoder
 
         self._identity = Identity.of_this_process("decode", pool)
-        self._device = prepare_torch(pool)
+        self._device = prepare_torch(pool, half_the_cores())
         tiling = TilingSettings(pool.decode_tiling, int(pool.decode_memory_gib * GIB))
         model_dir = resolve_model_dir(model)
         self._decoder = Decoder.load(model_dir, self._device, pool.precision, tiling)

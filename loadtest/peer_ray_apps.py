@@ -6,6 +6,7 @@ which calls the pipeline, and answers with a PNG.
 
 import asyncio
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fastapi import FastAPI, Response
 from PIL import Image
 from ray import serve
 
+from loadtest.peer_dtype import stored_dtype
 from loadtest.peer_pipelines import call, compiled
 from loadtest.peer_settings import PictureAsked
 
@@ -25,7 +27,7 @@ app = FastAPI()
 
 
 def loaded(model: str, threads: int, device: str = "cpu") -> StableDiffusion3Pipeline:
-    """Load a pipeline as its documentation says, in bfloat16 as Kelvin computes.
+    """Load a pipeline as its documentation says, in what its weights are stored in.
 
     Args:
         model: Folder in Diffusers layout, without FP8.
@@ -34,7 +36,7 @@ def loaded(model: str, threads: int, device: str = "cpu") -> StableDiffusion3Pip
     """
     torch.set_num_threads(threads)
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        model, torch_dtype=torch.bfloat16, local_files_only=True
+        model, torch_dtype=stored_dtype(Path(model)), local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

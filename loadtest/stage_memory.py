@@ -201,8 +201,9 @@ def random_decoder(
     """
     with init_empty_weights(include_buffers=False):
         model = AutoencoderKL(**settings)
+    precision = precision.without_fp8("a VAE has no FP8 weights")
     _fill(model, device, precision, None, generator)
-    return VaeDecoder(model, device, precision.without_fp8("a VAE has no FP8 weights"))
+    return VaeDecoder(model, device, precision)
 
 
 @torch.no_grad()

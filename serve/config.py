@@ -103,7 +103,9 @@ class PoolSettings(Section):
     )
     precision: Precision = Field("auto", description="auto chooses by hardware and says why")
     torch_threads: int | None = Field(
-        None, ge=1, description="CPU threads; half the cores if absent"
+        None,
+        ge=1,
+        description="CPU threads; if absent half the cores, or to denoise all over the replicas",
     )
     max_ongoing_requests: int = Field(
         16, ge=1, description="calls that one replica holds at a time; a denoiser's share forwards"

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from deployments.sd3.bmm_attention import bmm_attention
 from serve.errors import ConfigurationError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,8 +41,9 @@ def _sdpa(*backends: SDPBackend) -> Attend:
     return attend
 
 
-def _bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return bmm_attention(*(each.transpose(1, 2) for each in (query, key, value)))
+def _in_float32(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    attended = BACKENDS["sdpa"](query.float(), key.float(), value.float())
+    return attended.to(query.dtype)
 
 
 def _flash_attn_4(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ BACKENDS: dict[str, Attend] = {
     "efficient": _sdpa(SDPBackend.EFFICIENT_ATTENTION),
     "math": _sdpa(SDPBackend.MATH),
     "sdpa": _sdpa(),
-    "bmm": _bmm,
+    "sdpa_in_float32": _in_float32,
 }
 
 
@@ -137,9 +137,13 @@ class Attention:
 
 
 def _on_cpu(dtype: torch.dtype) -> str:
-    """Return what is fastest on this CPU: torch's own kernel multiplies by float32 units or AMX."""
+    """Return what is fastest on this CPU: bfloat16 is there where AMX multiplies it.
+
+    Without, on one thread of a Xeon with AVX-512, two rows of 336 tokens and 4 heads take 2.2 ms in
+    float32, casts included, and 3.4 in bfloat16; of 4173 tokens 302 and 483.
+    """
     if dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
-        return "bmm"
+        return "sdpa_in_float32"
     return "sdpa"
 
 

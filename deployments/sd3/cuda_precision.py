@@ -130,7 +130,9 @@ def _as_asked(
     arithmetic: Fp8Arithmetic, asked: str, card: Card, device: torch.device
 ) -> PrecisionChoice:
     problem = None
-    if arithmetic != "dequantize":
+    if arithmetic == "int8_mm":
+        problem = "that is for CPUs without fast units for floats"
+    elif arithmetic != "dequantize":
         if card.capability < _SMALLEST_FP8_CAPABILITY:
             problem = "it has no FP8 tensor cores, which came with sm_89"
         else:

@@ -1,4 +1,4 @@
-"""FP8 E4M3 weights that stay FP8 in memory; `unpacked_weights.py` has the exception.
+"""FP8 E4M3 weights that stay FP8 in memory; `unpacked_weights.py` and `int8.py` have exceptions.
 
 Weights carry one float32 scale per output channel. Activations, where they are quantised at all,
 carry one scale per row: a row belongs to one request, so no request's numbers touch another's. The
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 LARGEST_E4M3 = 448.0
 SMALLEST_SCALE = 1e-12  # of a row of activations, so that a row of zeros stays one
 
-Fp8Arithmetic = Literal["dequantize", "scaled_mm", "unit_scaled_mm"]
+Fp8Arithmetic = Literal["dequantize", "int8_mm", "scaled_mm", "unit_scaled_mm"]
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,11 @@ class Fp8Linear(nn.Module):
 
     `arithmetic` is the one switch between the ways to multiply:
     `dequantize` makes the weight anew for each call, in the dtype of the input: bit for bit what
-    `nn.Linear` gives on a dequantised copy. The others multiply in FP8, on chips whose tensor cores
-    can (slower than dequantising on a CPU), and differ in who applies the scales: `scaled_mm` the
-    matrix product itself; `unit_scaled_mm` a pass over its output, for chips and torch releases
-    whose product knows one scale for a whole matrix only.
+    `nn.Linear` gives on a dequantised copy. `int8_mm` does the same, and says that the layer may
+    become an `Int8Linear`. The others multiply in FP8, on chips whose tensor cores can (slower than
+    dequantising on a CPU), and differ in who applies the scales: `scaled_mm` the matrix product
+    itself; `unit_scaled_mm` a pass over its output, for chips and torch releases whose product
+    knows one scale for a whole matrix only.
 
     Args:
         weight: float8_e4m3fn [out, in].
@@ -114,7 +115,7 @@ class Fp8Linear(nn.Module):
         bias: [out] or None.
         arithmetic: See above.
         input_scale: float32 scalar, positive: what its input is divided by, known beforehand
-            (static); None: each row's own. `dequantize` quantises no input and does not read it.
+            (static); None: each row's own. Read only where it multiplies in FP8.
     """
 
     weight_fp8: Tensor
@@ -158,7 +159,7 @@ class Fp8Linear(nn.Module):
     @property
     def takes_quantized(self) -> bool:
         """True if it multiplies in FP8, so that whoever makes its input may quantise it."""
-        return self.arithmetic != "dequantize"
+        return self.arithmetic in ("scaled_mm", "unit_scaled_mm")
 
     def forward(self, x: Tensor | QuantizedRows, out: Tensor | None = None) -> Tensor:
         """Apply the layer.

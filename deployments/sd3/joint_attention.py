@@ -16,6 +16,7 @@ from deployments.sd3.linear import (
     Streams,
     agree_on_scale_,
     each_stream,
+    int8_dtypes,
     quantization,
     stacked,
 )
@@ -91,10 +92,12 @@ class JointAttention(nn.Module):
             [rows of `left`, D].
         """
         query_norms, key_norms = _weights(self.query_norms), _weights(self.key_norms)
+        within, after = int8_dtypes(x, self.products)
         adapted: Pending | None = None
         if len(self.projections) == 1:
             # The pass after this product reads all of it: it adds what is beside it for nothing.
-            whole, side = each_stream(self.projections[0], x, layout), self.projections[0].side
+            side = self.projections[0].side
+            whole = each_stream(self.projections[0], x, layout, dtype=within)
             query, key, value = whole.chunk(3, dim=1)
             if loras is not None and side is not None:
                 fused = self.on.fused_qk_norm
@@ -104,7 +107,7 @@ class JointAttention(nn.Module):
                     side.add_(whole, x, layout, loras)
         else:
             query, key, value = (
-                each_stream(streams, x, layout, loras) for streams in self.projections
+                each_stream(streams, x, layout, loras, dtype=within) for streams in self.projections
             )
         query, key, value = to_joint(
             (query, key, value),
@@ -119,7 +122,7 @@ class JointAttention(nn.Module):
         rows = from_joint(
             attended, left, quantize=quantization(self.out), fused=self.on.fused_quantize
         )
-        return each_stream(self.out, rows, left, loras)
+        return each_stream(self.out, rows, left, loras, dtype=after)
 
 
 def _present(*norms: nn.Module | None) -> list[nn.Module]:

@@ -16,7 +16,13 @@ from deployments.sd3.attention import Attention
 from deployments.sd3.fp8 import QuantizedRows
 from deployments.sd3.gelu import gelu
 from deployments.sd3.joint_attention import JointAttention
-from deployments.sd3.linear import Quantization, Streams, each_stream, quantization
+from deployments.sd3.linear import (
+    Quantization,
+    Streams,
+    each_stream,
+    int8_dtypes,
+    quantization,
+)
 from deployments.sd3.lora_layers import RowLoras
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.stream_layout import PerStream, StreamLayout
@@ -109,9 +115,17 @@ class JointBlock(nn.Module):
         pending = Pending(attended, gates)
         quantize = quantization(self.up)
         normed = self._modulated(hidden, layout, mlp_shifts, mlp_scales, pending, quantize)
-        up = each_stream(self.up, normed, layout, loras)
-        active = gelu(up, layout, quantize=quantization(self.down), fused=self.on.fused_gelu)
-        return hidden, layout, Pending(each_stream(self.down, active, layout, loras), mlp_gates)
+        within, after = int8_dtypes(normed, (self.up, self.down))
+        up = each_stream(self.up, normed, layout, loras, dtype=within)
+        active = gelu(
+            up,
+            layout,
+            quantize=quantization(self.down),
+            fused=self.on.fused_gelu,
+            for_int8=within is not None,
+        )
+        down = each_stream(self.down, active, layout, loras, dtype=after)
+        return hidden, layout, Pending(down, mlp_gates)
 
     def _add_second(
         self,

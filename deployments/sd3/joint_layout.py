@@ -113,4 +113,6 @@ def _streams(layout: StreamLayout) -> list[tuple[int, slice]]:
 
 def _normed(x: Tensor, norm: PerStream | None, stream: int) -> Tensor:
     weight = None if norm is None else norm[stream]
-    return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight, EPSILON)
+    if weight is None:
+        return x
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), EPSILON)

@@ -1,4 +1,4 @@
-"""Linear layers of either kind, FP8 or plain, alone, stacked, or one for each stream.
+"""Linear layers of any kind, FP8, INT8 or plain, alone, stacked, or one for each stream.
 
 And how what they read is quantised before they read it, which is for the layers to say.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deployments.sd3.fp8 import Fp8Linear, QuantizedRows, quantize_rows
+from deployments.sd3.int8 import Int8Linear
 from deployments.sd3.lora_layers import Adaptable, RowLoras, SideBranch
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -98,6 +99,8 @@ def each_stream(
     x: Tensor | QuantizedRows,
     layout: StreamLayout,
     loras: RowLoras | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Apply the image's layer to the image rows and the text's to the text rows.
 
@@ -106,12 +109,14 @@ def each_stream(
         x: [rows, in].
         layout: Of the rows.
         loras: What adapts the rows of the batch, if anything does.
+        dtype: Of the result, where the layers are INT8; None: x's, bfloat16 if x is quantised.
 
     Returns:
-        [rows, out], in x's dtype; bfloat16 if x is quantised.
+        [rows, out].
     """
     source = x.values if isinstance(x, QuantizedRows) else x
-    dtype = torch.bfloat16 if isinstance(x, QuantizedRows) else x.dtype
+    if dtype is None:
+        dtype = torch.bfloat16 if isinstance(x, QuantizedRows) else x.dtype
     shape = (layout.rows, int(layers[0].out_features))  # type: ignore[arg-type]
     out = torch.empty(shape, dtype=dtype, device=source.device)
     _apply(layers[0], x[layout.image_rows], out[layout.image_rows])
@@ -123,7 +128,7 @@ def each_stream(
 
 
 def _apply(layer: nn.Module, x: Tensor | QuantizedRows, out: Tensor) -> None:
-    if isinstance(layer, Fp8Linear):
+    if isinstance(layer, Fp8Linear) or (isinstance(layer, Int8Linear) and isinstance(x, Tensor)):
         layer(x, out=out)
     elif isinstance(layer, nn.Linear) and isinstance(x, Tensor):
         if layer.bias is None:
@@ -132,6 +137,20 @@ def _apply(layer: nn.Module, x: Tensor | QuantizedRows, out: Tensor) -> None:
             torch.addmm(layer.bias, x, layer.weight.t(), out=out)
     else:
         raise TypeError(f"{type(layer).__name__} cannot read {type(x).__name__}")
+
+
+def int8_dtypes(
+    x: Tensor | QuantizedRows, products: Iterable[Streams]
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """Return what is written between products and by the last of them, where all are INT8.
+
+    Between them it is float32, which they read and write anyway; elsewhere both are None.
+    """
+    if isinstance(x, Tensor) and all(
+        isinstance(each, Int8Linear) for of in products for each in of
+    ):
+        return torch.float32, x.dtype
+    return None, None
 
 
 def stacked(layers: Sequence[Linear]) -> Linear:
@@ -143,12 +162,12 @@ def stacked(layers: Sequence[Linear]) -> Linear:
     bias = torch.cat(biases) if biases else None
     fp8 = [layer for layer in layers if isinstance(layer, Fp8Linear)]
     if fp8:
-        ordinary = not all(layer.takes_quantized for layer in fp8)
+        alike = len({layer.arithmetic for layer in fp8}) == 1
         return Fp8Linear(
             _joined([layer.weight_fp8 for layer in fp8]),
             _joined([layer.weight_scale for layer in fp8]),
             bias,
-            "dequantize" if ordinary else fp8[0].arithmetic,
+            fp8[0].arithmetic if alike else "dequantize",
             fp8[0].input_scale,
         )
     return _linear(torch.cat([layer.weight for layer in layers if layer.weight is not None]), bias)

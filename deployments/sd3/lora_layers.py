@@ -166,11 +166,13 @@ class SideBranch:
 
     def _add_page(self, out: Tensor, x: Tensor, stream: int, page: int, weight: float) -> None:
         down, up = self.down[stream][page], self.up[stream][page]
-        hidden = (x @ down.flatten(0, 1).t()).mul_(weight)  # [tokens, parts * 16]
+        hidden = (x.to(down.dtype) @ down.flatten(0, 1).t()).mul_(weight)  # [tokens, parts * 16]
         starts = [sum(self.of.columns[:part]) for part in range(len(self.of.columns))]
         for part, (start, columns) in enumerate(zip(starts, self.of.columns, strict=True)):
             ranks = hidden[:, part * PAGE_RANKS : (part + 1) * PAGE_RANKS]
-            out[:, start : start + columns].addmm_(ranks, up[start : start + columns].t())
+            up_of_part = up[start : start + columns].t()
+            # In float32 where that is what INT8 products write.
+            out[:, start : start + columns].addmm_(ranks.to(out.dtype), up_of_part.to(out.dtype))
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,11 @@ class Modulation(nn.Module):
         self.sizes = [layer.out_features for layer in layers]
         if as_dtype is not None:
             layers = [plain(layer, as_dtype) for layer in layers]
-        # Anything but FP8 products reads more bytes, and stacking, or making one weight of all anew
-        # for each product, would for a moment hold a third of the model twice.
-        fp8 = all(isinstance(layer, Fp8Linear) and layer.takes_quantized for layer in layers)
+        # Anything but products of a byte a weight reads more bytes, and stacking, or making one
+        # weight of all anew for each product, would for a moment hold a third of the model twice.
+        fp8 = all(
+            isinstance(layer, Fp8Linear) and layer.arithmetic != "dequantize" for layer in layers
+        )
         self.layers = nn.ModuleList([stacked(layers)] if fp8 else layers)
 
     def forward(self, condition: Tensor, loras: RowLoras | None = None) -> list[Tensor]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Optimizations:
     """What may differ from the plain forward; results differ by rounding only.
 
-    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation`, `attention` and
-    `unpacked_weights` act.
+    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation`, `attention`,
+    `int8_products` and `unpacked_weights` act.
 
     Attributes:
         fused_adaln: residual, LayerNorm, modulation and quantisation in one pass (`adaln.py`).
@@ -23,6 +23,7 @@ class Optimizations:
         fused_qk_norm: RMSNorm and the joint layout of attention in one pass (`joint_layout.py`).
         fused_quantize: what attention gives, quantised in one pass (`joint_layout.py`).
         fp8_modulation: modulation weights stay FP8, a third of all weights (`modulation.py`).
+        int8_products: on a CPU where that is fast FP8 weights are made INT8 once (`int8.py`).
         unpacked_weights: on a CPU a small model's FP8 weights are dequantised once, not for each
             product (`unpacked_weights.py`); the same numbers.
         cuda_graphs: prepared buckets replay a captured graph (`cuda_graphs.py`).
@@ -35,6 +36,7 @@ class Optimizations:
     fused_qk_norm: bool = True
     fused_quantize: bool = True
     fp8_modulation: bool = True
+    int8_products: bool = True
     unpacked_weights: bool = True
     cuda_graphs: bool = True
     attention: str = "auto"

@@ -1,13 +1,13 @@
 """Which number formats a stage runs in on this machine, and why, in words.
 
-FP8 weights stay FP8 in memory wherever FP8 is chosen, but for a small model's on a CPU
-(`unpacked_weights.py`); only the arithmetic differs by chip. NVIDIA
-cards are chosen for in `deployments.sd3.cuda_precision`.
+FP8 weights stay FP8 in memory wherever FP8 is chosen, but on a CPU for a small model's
+(`unpacked_weights.py`) and where INT8 is fast (`int8.py`); only the arithmetic differs by chip.
+NVIDIA cards are chosen for in `deployments.sd3.cuda_precision`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,15 +37,20 @@ class PrecisionChoice:
             return "fp8 weights, fp8 arithmetic"
         if self.weights == "fp8" and self.fp8_arithmetic == "unit_scaled_mm":
             return "fp8 weights, fp8 arithmetic scaled afterwards"
+        if self.weights == "fp8" and self.fp8_arithmetic == "int8_mm":
+            return "fp8 weights, int8 arithmetic"
         short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.compute_dtype]
         return f"{self.weights} weights, {short} arithmetic"
 
     def without_fp8(self, reason: str) -> PrecisionChoice:
-        """Return the same arithmetic for a part of the model that has no FP8 weights."""
+        """Return what is fast where FP8 weights are not, for a part of the model without any."""
         if self.weights != "fp8":
             return self
-        name: PrecisionName = "bf16" if self.compute_dtype == torch.bfloat16 else "fp32"
-        return replace(self, name=name, weights=name, reason=reason, fp8_arithmetic="dequantize")
+        # Where INT8 multiplies, float32 is faster than bfloat16.
+        in_bf16 = self.compute_dtype == torch.bfloat16 and self.fp8_arithmetic != "int8_mm"
+        name: PrecisionName = "bf16" if in_bf16 else "fp32"
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        return PrecisionChoice(name, name, dtype, reason)
 
 
 def choose_precision(
@@ -138,6 +143,14 @@ def cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def cpu_multiplies_int8() -> bool:
+    """True where the CPU multiplies INT8 much faster than floats: it has VNNI, and no AMX.
+
+    With AMX bfloat16 is fast, too, and needs no quantising of what comes.
+    """
+    return bool(torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported())
+
+
 def asked_for(requested: str) -> str:
     """Begin a reason with what was asked for, if it was."""
     return "" if requested == "auto" else f"{requested} was asked for; "
@@ -153,6 +166,18 @@ def _on_cpu(requested: str, fp8_arithmetic: Fp8Arithmetic | None) -> PrecisionCh
         return PrecisionChoice("bf16", "bf16", torch.bfloat16, asked + "CPU" + slow)
     dtype, name = (torch.bfloat16, "bfloat16") if units else (torch.float32, "float32")
     kind = f"CPU with{'' if units else 'out'} bfloat16 units"
+    if fp8_arithmetic is None and cpu_multiplies_int8():
+        fp8_arithmetic = "int8_mm"
+    if fp8_arithmetic == "int8_mm":
+        if not torch.cpu._is_vnni_supported():
+            raise ConfigurationError(
+                "Sums of INT8 products may overflow on a CPU without VNNI.",
+                field="fp8_arithmetic",
+                value=fp8_arithmetic,
+                allowed="dequantize or scaled_mm on this CPU",
+            )
+        reason = f"{asked}{kind} and with VNNI for INT8: FP8 weights made INT8 once"
+        return PrecisionChoice("fp8", "fp8", dtype, reason, fp8_arithmetic)
     if fp8_arithmetic is None or fp8_arithmetic == "dequantize":
         reason = f"{asked}{kind}: FP8 weights in memory, made {name} per product"
         return PrecisionChoice("fp8", "fp8", dtype, reason)
@@ -161,7 +186,7 @@ def _on_cpu(requested: str, fp8_arithmetic: Fp8Arithmetic | None) -> PrecisionCh
             "A CPU's product takes scales by row and channel; none are applied afterwards.",
             field="fp8_arithmetic",
             value=fp8_arithmetic,
-            allowed="dequantize or scaled_mm on a CPU",
+            allowed="dequantize, int8_mm or scaled_mm on a CPU",
         )
     reason = f"{asked}{fp8_arithmetic} was asked for; {kind} and no FP8 units: slow"
     return PrecisionChoice("fp8", "fp8", dtype, reason, fp8_arithmetic)

@@ -11,6 +11,7 @@ from deployments.sd3.precision import PrecisionChoice
 from loadtest.sd35 import config, random_inputs, random_transformer
 
 FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "scaled_mm")
+INT8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "int8_mm")
 FUSED_WEIGHTS = 1e-5  # of float32: the order of sums differs
 
 
@@ -112,17 +113,18 @@ def test_nan_of_one_rows_lora_stays_in_its_row():
     assert torch.equal(mixed[2], plain[2])
 
 
-def test_beside_fp8_products_the_branch_errs_no_more_than_they_do():
+@pytest.mark.parametrize("products", [FP8_PRODUCTS, INT8_PRODUCTS], ids=["fp8", "int8"])
+def test_beside_products_of_a_byte_the_branch_errs_no_more_than_they_do(products):
     exact = Mmdit.from_diffusers(model(), "cpu", "fp32")
     exact_arena = exact.make_room_for_loras(1)
     layers = lora(exact_arena, 8, 0)
     exact_arena.write(0, exact_arena.pack(layers)[0])
-    fp8 = Mmdit.from_diffusers(model(), "cpu", FP8_PRODUCTS)
-    arena = fp8.make_room_for_loras(1)
+    quantised = Mmdit.from_diffusers(model(), "cpu", products)
+    arena = quantised.make_room_for_loras(1)
     arena.write(0, arena.pack(layers)[0])
     uses = [[(0, 1.0)]] * 3
-    own = relative(fp8.velocity(*drawn()), exact.velocity(*drawn()))
-    adapted = relative(fp8.velocity(*drawn(), uses), exact.velocity(*drawn(), uses))
+    own = relative(quantised.velocity(*drawn()), exact.velocity(*drawn()))
+    adapted = relative(quantised.velocity(*drawn(), uses), exact.velocity(*drawn(), uses))
     assert adapted < 1.2 * own
     assert relative(exact.velocity(*drawn(), uses), exact.velocity(*drawn())) > 5 * own
 

@@ -13,6 +13,7 @@ from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.unpacked_weights import unpack_weights_
 
 FP8_IN_FLOAT32 = PrecisionChoice("fp8", "fp8", torch.float32, "for these tests")
+INT8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "int8_mm")
 FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "scaled_mm")
 
 
@@ -122,6 +123,39 @@ def test_unpacked_weights_give_the_same_bits_and_take_the_memory_for_it(dtype):
     )
     assert torch.equal(packed.velocity(*drawn()), unpacked.velocity(*drawn()))
     assert unpacked.resident_bytes > 1.5 * packed.resident_bytes
+
+
+@pytest.mark.parametrize("optimizations", [Optimizations(), Optimizations(fused_qkv=False)])
+def test_int8_products_err_no_more_than_fp8_products(optimizations):
+    inputs = drawn()
+    exact = diffusers_velocity(random_model("rms_norm", (0,)), *inputs)
+    fp8, int8 = (
+        Mmdit.from_diffusers(random_model("rms_norm", (0,)), "cpu", precision, optimizations)
+        for precision in (FP8_PRODUCTS, INT8_PRODUCTS)
+    )
+    assert relative(int8.velocity(*inputs), exact) <= relative(fp8.velocity(*inputs), exact)
+    assert int8.resident_bytes < 1.1 * fp8.resident_bytes
+
+
+def test_switched_off_int8_products_are_dequantised_ones_bit_for_bit():
+    dequantised, switched_off = (
+        Mmdit.from_diffusers(
+            random_model("rms_norm", (0,)), "cpu", precision, Optimizations(int8_products=False)
+        )
+        for precision in (
+            PrecisionChoice("fp8", "fp8", torch.bfloat16, "for this test"),
+            INT8_PRODUCTS,
+        )
+    )
+    assert torch.equal(dequantised.velocity(*drawn()), switched_off.velocity(*drawn()))
+
+
+def test_a_row_of_int8_products_has_the_same_bits_in_any_batch():
+    mmdit = Mmdit.from_diffusers(random_model("rms_norm", (0,)), "cpu", INT8_PRODUCTS)
+    inputs = drawn(4)
+    together = mmdit.velocity(*inputs)
+    for rows in (1, 2, 3):
+        assert torch.equal(together[:rows], mmdit.velocity(*(each[:rows] for each in inputs)))
 
 
 def test_weights_stay_packed_where_unpacked_ones_take_too_much():

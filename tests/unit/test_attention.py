@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deployments.sd3 import bmm_attention
 from deployments.sd3.attention import BACKENDS, Attention
 from serve.errors import ConfigurationError
 
-ON_CPU = ["flash", "math", "sdpa", "bmm"]
+ON_CPU = ["flash", "math", "sdpa", "sdpa_in_float32"]
 
 
 def drawn(
@@ -29,14 +28,6 @@ def test_equals_torchs_attention(name, query_tokens):
     torch.testing.assert_close(attended, expected.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("query_tokens", [13, 9], ids=["all", "image only"])
-@pytest.mark.parametrize("most_scores", [1, 500, 1 << 30], ids=["row by row", "parts", "whole"])
-def test_matrix_products_in_parts_are_the_same(monkeypatch, most_scores, query_tokens):
-    expected = BACKENDS["bmm"](*(inputs := drawn(query_tokens=query_tokens)))
-    monkeypatch.setattr(bmm_attention, "_MOST_SCORES", most_scores)
-    torch.testing.assert_close(BACKENDS["bmm"](*inputs), expected)
-
-
 # torch's kernel multiplies by AMX where the CPU has it, and packs what is large for that.
 @pytest.mark.parametrize(("tokens", "width"), [(13, 8), (410, 64)], ids=["small", "256 x 256"])
 @pytest.mark.parametrize("name", ON_CPU)
@@ -51,7 +42,7 @@ def test_a_row_does_not_feel_its_neighbour(name, tokens, width):
 @pytest.mark.parametrize(
     ("dtype", "amx", "expected"),
     [
-        (torch.bfloat16, False, "bmm"),
+        (torch.bfloat16, False, "sdpa_in_float32"),
         (torch.bfloat16, True, "sdpa"),
         (torch.float32, False, "sdpa"),
         (torch.float32, True, "sdpa"),

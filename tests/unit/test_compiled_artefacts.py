@@ -20,7 +20,7 @@ from deployments.replica import SHARED_CACHES, prepare_torch
 from serve.config import PoolSettings
 if {first!r}:
     importlib.import_module({first!r})
-prepare_torch(PoolSettings(name="pool"))
+prepare_torch(PoolSettings(name="pool"), 1)
 read = [getattr(importlib.import_module(each), name) for each, name in SHARED_CACHES.values()]
 print(json.dumps(read))
 """

@@ -263,7 +263,38 @@ def test_a_part_without_fp8_weights_does_not_claim_them():
     choice = choose_precision("fp8", "cpu").without_fp8("a VAE has none")
     assert choice.weights != "fp8"
     assert choice.reason == "a VAE has none"
-    assert choice.compute_dtype == choose_precision("fp8", "cpu").compute_dtype
+    assert choice.fp8_arithmetic == "dequantize"
+
+
+@pytest.mark.parametrize(
+    ("vnni", "amx", "arithmetic", "of_a_vae"),
+    [
+        (True, False, "int8_mm", torch.float32),
+        (True, True, "dequantize", torch.bfloat16),
+        (False, False, "dequantize", torch.bfloat16),
+    ],
+)
+def test_a_cpu_multiplies_in_int8_where_it_is_slow_at_bfloat16(
+    monkeypatch, vnni, amx, arithmetic, of_a_vae
+):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    choice = choose_precision("auto", "cpu")
+    assert (choice.weights, choice.fp8_arithmetic) == ("fp8", arithmetic)
+    assert ("int8" in choice.label) == ("VNNI" in choice.reason) == (arithmetic == "int8_mm")
+    assert choice.without_fp8("a VAE has none").compute_dtype == of_a_vae
+    asked = choose_precision("fp8", "cpu", fp8_arithmetic="dequantize")
+    assert asked.fp8_arithmetic == "dequantize"
+
+
+def test_int8_products_are_for_cpus_whose_sums_of_them_are_right(monkeypatch, world):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ConfigurationError, match="VNNI") as caught:
+        choose_precision("fp8", "cpu", fp8_arithmetic="int8_mm")
+    assert (caught.value.field, caught.value.value) == ("fp8_arithmetic", "int8_mm")
+    with pytest.raises(ConfigurationError, match="cannot multiply by int8_mm"):
+        choose_precision("fp8", "cuda", fp8_arithmetic="int8_mm")
 
 
 def test_the_size_of_a_component_is_read_from_its_headers(tmp_path: Path, world):
