@@ -45,10 +45,14 @@ class StepCosts:
     last slope. A shape never seen is interpolated by tokens between its neighbours; outside of
     them its rows count as so many rows of the nearest shape. With nothing measured at all, seconds
     are proportional to rows x tokens, so that no batching looks worth it.
+
+    What was measured `in_proportion` tells what counts take beside each other, by a machine that
+    was not itself then: counts not observed since are taken for as much faster as the others are.
     """
 
     def __init__(self) -> None:
         self._recent: dict[TokenShape, dict[int, deque[float]]] = {}
+        self._in_proportion: dict[TokenShape, dict[int, float]] = {}
         self._curves: dict[TokenShape, tuple[list[int], list[float]]] = {}
         self._cache: dict[TokenShape, dict[int, float]] = {}
         self._prices: dict[tuple[TokenShape, int], tuple[float, ...]] = {}
@@ -65,9 +69,28 @@ class StepCosts:
             raise ValueError(f"a forward of {rows} rows in {seconds} s cannot be")
         recent = self._recent.setdefault(shape, {}).setdefault(rows, deque(maxlen=_REMEMBERED))
         recent.append(seconds)
-        by_rows = self._recent[shape]
-        counts = sorted(by_rows)
-        self._curves[shape] = (counts, [median(by_rows[count]) for count in counts])
+        self._draw(shape)
+
+    def observe_in_proportion(self, shape: TokenShape, by_rows: Mapping[int, float]) -> None:
+        """Take note of the seconds that row counts took when they were timed in turns.
+
+        Raises:
+            ValueError: Rows or seconds are not positive and finite.
+        """
+        if not all(rows > 0 and 0 < seconds < math.inf for rows, seconds in by_rows.items()):
+            raise ValueError(f"forwards cannot take so long, by rows: {by_rows}")
+        self._in_proportion[shape] = dict(by_rows)
+        self._draw(shape)
+
+    def _draw(self, shape: TokenShape) -> None:
+        """Make the curve of a shape anew."""
+        curve = {count: median(each) for count, each in self._recent.get(shape, {}).items()}
+        then = self._in_proportion.get(shape, {})
+        faster = [curve[count] / seconds for count, seconds in then.items() if count in curve]
+        now = median(faster) if faster else 1.0
+        curve = {count: seconds * now for count, seconds in then.items()} | curve
+        counts = sorted(curve)
+        self._curves[shape] = (counts, [curve[count] for count in counts])
         self._cache.clear()
         self._prices.clear()
 
@@ -109,7 +132,7 @@ class StepCosts:
 
     def is_measured(self, shape: TokenShape, rows: int) -> bool:
         """True if a forward of exactly this kind was recorded or observed."""
-        return rows in self._recent.get(shape, ())
+        return rows in self._recent.get(shape, ()) or rows in self._in_proportion.get(shape, ())
 
     def _guess(self, shape: TokenShape, rows: int) -> float:
         if not self._curves:

@@ -9,6 +9,8 @@ Sums of integers are exact, so a row's numbers do not depend on what shares its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,14 +64,10 @@ class Int8Linear(nn.Module):
         Returns:
             [..., out] in x's dtype.
         """
-        rows, scale = quantize_to_int8(x.reshape(-1, self.in_features).to(torch.float32, copy=True))
-        sums = torch._int_mm(rows, self.weight_int8.t()).float().mul_(scale)
+        rows = x.reshape(-1, self.in_features)
         if out is None:
             out = x.new_empty((len(rows), self.out_features))
-        if self.bias is None:
-            torch.mul(sums, self.weight_scale, out=out)
-        else:
-            torch.addcmul(self.bias, sums, self.weight_scale, out=out)
+        multiply_in_int8([(slice(None), self)], rows, out)
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -77,7 +75,27 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, int8 per channel"
 
 
-def multiply_in_int8_(model: nn.Module) -> None:
+def multiply_in_int8(parts: Sequence[tuple[slice, Int8Linear]], x: Tensor, out: Tensor) -> None:
+    """Apply layers of one shape, each to rows of its own; what they share is one pass over all.
+
+    Args:
+        parts: Rows, and the layer for them.
+        x: [rows, in], float.
+        out: [rows, out], where the result goes; rows of no layer are left as they are.
+    """
+    rows, scale = quantize_to_int8(x.to(torch.float32, copy=True))
+    sums = torch.empty((len(rows), out.shape[1]), dtype=torch.int32)
+    for at, layer in parts:
+        torch._int_mm(rows[at], layer.weight_int8.t(), out=sums[at])
+    products = sums.float().mul_(scale)
+    for at, layer in parts:
+        if layer.bias is None:
+            torch.mul(products[at], layer.weight_scale, out=out[at])
+        else:
+            torch.addcmul(layer.bias, products[at], layer.weight_scale, out=out[at])
+
+
+def become_int8_(model: nn.Module) -> None:
     """Replace, in place and one by one, the FP8 layers that are to multiply in INT8."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deployments.sd3.fp8 import Fp8Linear, QuantizedRows, quantize_rows
-from deployments.sd3.int8 import Int8Linear
+from deployments.sd3.int8 import Int8Linear, multiply_in_int8
 from deployments.sd3.lora_layers import Adaptable, RowLoras, SideBranch
 from deployments.sd3.stream_layout import PerStream, StreamLayout
 
@@ -119,9 +119,14 @@ def each_stream(
         dtype = torch.bfloat16 if isinstance(x, QuantizedRows) else x.dtype
     shape = (layout.rows, int(layers[0].out_features))  # type: ignore[arg-type]
     out = torch.empty(shape, dtype=dtype, device=source.device)
-    _apply(layers[0], x[layout.image_rows], out[layout.image_rows])
-    if layout.text:
-        _apply(layers[1], x[layout.text_rows], out[layout.text_rows])
+    parts = [(layout.image_rows, layers[0]), (layout.text_rows, layers[-1])]
+    parts = parts[: 2 if layout.text else 1]
+    int8 = [(rows, layer) for rows, layer in parts if isinstance(layer, Int8Linear)]
+    if len(int8) == len(parts) and isinstance(x, Tensor):
+        multiply_in_int8(int8, x, out)
+    else:
+        for rows, layer in parts:
+            _apply(layer, x[rows], out[rows])
     if loras is not None and layers.side is not None:
         layers.side.add_(out, x, layout, loras)
     return out

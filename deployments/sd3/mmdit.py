@@ -18,7 +18,7 @@ from deployments.sd3.checkpoint import load_component, resident_bytes
 from deployments.sd3.cuda_graphs import CudaGraphs
 from deployments.sd3.fp8 import quantize_linears
 from deployments.sd3.host_memory import keep_freed_memory
-from deployments.sd3.int8 import multiply_in_int8_
+from deployments.sd3.int8 import become_int8_
 from deployments.sd3.lora_arena import LoraArena
 from deployments.sd3.lora_layers import PageUse, RowLoras
 from deployments.sd3.optimizations import Optimizations
@@ -72,7 +72,7 @@ class Mmdit:
         if device.type == "cpu":
             keep_freed_memory()
             if optimizations.int8_products:
-                multiply_in_int8_(self._transformer)
+                become_int8_(self._transformer)
             if optimizations.unpacked_weights:
                 unpack_weights_(self._transformer, precision.compute_dtype)
 

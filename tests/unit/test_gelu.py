@@ -36,3 +36,15 @@ def test_what_is_learnt_through_it_keeps_its_gradient():
     made = gelu(x, StreamLayout(1, 4, 0), quantize=False, fused=True)
     assert isinstance(made, torch.Tensor)
     assert made.requires_grad
+
+
+def test_for_an_int8_product_it_is_its_own_function_within_a_fraction_of_a_unit():
+    x = torch.linspace(-12, 12, 4096).view(4, 1024)
+    made = gelu(x, StreamLayout(1, 4, 0), quantize=False, fused=True, for_int8=True)
+    assert isinstance(made, torch.Tensor)
+    expected = F.gelu(x, approximate="tanh")
+    assert not torch.equal(made, expected)
+    assert (made - expected).abs().max() < 5e-4
+    plain = gelu(x, StreamLayout(1, 4, 0), quantize=False, fused=False, for_int8=True)
+    assert isinstance(plain, torch.Tensor)
+    assert torch.equal(plain, expected)

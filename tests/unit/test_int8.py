@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deployments.sd3.fp8 import Fp8Linear
-from deployments.sd3.int8 import Int8Linear, multiply_in_int8_, quantize_to_int8
+from deployments.sd3.int8 import Int8Linear, become_int8_, quantize_to_int8
 
 BFLOAT16 = 2.0**-8  # what rounding to it errs by at most, relatively
 
@@ -98,7 +98,7 @@ def test_the_largest_of_a_row_is_the_largest_there_is():
     torch.testing.assert_close(scale, torch.tensor([[2.0], [3.0]]) / 127)
 
 
-def test_only_layers_that_are_to_multiply_in_int8_become_it():
+def test_only_layers_that_are_to_become_int8_become_it():
     with torch.no_grad():
         model = nn.Sequential(
             nn.Linear(16, 32),
@@ -106,7 +106,7 @@ def test_only_layers_that_are_to_multiply_in_int8_become_it():
             nn.Sequential(Fp8Linear.from_linear(nn.Linear(32, 48), "int8_mm")),
             Fp8Linear.from_linear(nn.Linear(48, 16), "scaled_mm"),
         )
-    multiply_in_int8_(model)
+    become_int8_(model)
     inner = model[2]
     assert isinstance(inner, nn.Sequential)
     kinds = [type(layer) for layer in (model[0], model[1], inner[0], model[3])]

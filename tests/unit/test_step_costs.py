@@ -1,6 +1,7 @@
 """What forwards cost: measured, guessed between measurements, read back from a file."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -131,3 +132,21 @@ def test_the_shipped_recording_says_where_it_comes_from(model: str) -> None:
     assert "H100" in told["device"]
     # Anything else would be a recording of something other than these forwards.
     assert known.seconds(SMALL, 2) < known.seconds(LARGE, 2) < known.seconds(LARGE, 8)
+
+
+def test_counts_that_were_timed_in_turns_keep_their_proportion_until_they_are_observed():
+    costs = StepCosts()
+    costs.observe_in_proportion(SMALL, {1: 3.0, 2: 4.0, 4: 6.0})
+    assert [costs.seconds(SMALL, rows) for rows in (1, 2, 4)] == [3, 4, 6]
+    assert all(costs.is_measured(SMALL, rows) for rows in (1, 2, 4))
+    costs.observe(SMALL, 2, 0.4)
+    assert [costs.seconds(SMALL, rows) for rows in (1, 2, 4)] == pytest.approx([0.3, 0.4, 0.6])
+    costs.observe(SMALL, 4, 1.0)
+    assert costs.seconds(SMALL, 4) == 1.0
+    assert StepCosts.from_json(costs.as_json()).seconds(SMALL, 4) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{0: 1.0}, {1: 0.0}, {1: math.nan}, {1: math.inf}])
+def test_proportions_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match="cannot take so long"):
+        StepCosts().observe_in_proportion(SMALL, wrong)
