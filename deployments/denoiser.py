@@ -19,7 +19,7 @@ from cluster.work_keys import lora_key
 from deployments.forward_record import Forward
 from deployments.forward_report import report_forwards
 from deployments.payloads import DenoiseEvent, DenoiseJob, Handover, Latents, StepProgress
-from deployments.replica import Identity, ReplicaStatus, cores_of_one, prepare_torch
+from deployments.replica import Identity, ReplicaStatus, cores_to_denoise, prepare_torch
 from deployments.replica_load import Statistics, replica_state, shown_load
 from deployments.replica_stop import stop_signal
 from deployments.turns import Turns
@@ -64,7 +64,7 @@ class Denoiser:
         from deployments.warm_up import text_tokens_of, warm_up
 
         self._identity = Identity.of_this_process("denoise", pool)
-        self._device = prepare_torch(pool, cores_of_one(pool))
+        self._device = prepare_torch(pool, cores_to_denoise(pool))
         model_dir = resolve_model_dir(model)
         defaults = ModelSpec.from_directory(model_dir).defaults
         library = LoraLibrary(model, lora or LoraSettings(), storage)

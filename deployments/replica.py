@@ -122,11 +122,6 @@ class Identity:
         )
 
 
-def cores_of_one(pool: PoolSettings) -> int:
-    """Return how many cores one of a pool's replicas may use if all are on this machine."""
-    return max(1, all_cores() // max(1, pool.max_replicas or pool.num_replicas))
-
-
 def all_cores() -> int:
     """Return how many cores this process may use.
 
@@ -144,6 +139,12 @@ def half_the_cores() -> int:
     return max(1, all_cores() // 2)
 
 
+def cores_to_denoise(pool: PoolSettings) -> int:
+    """Return all cores where a pool is one replica without a card: nearly all work is its work."""
+    is_alone = pool.most_replicas == 1 and not pool.num_gpus
+    return all_cores() if is_alone else half_the_cores()
+
+
 def prepare_torch(pool: PoolSettings, threads: int) -> torch.device:
     """Set this process's threads, determinism and caches; return the device its settings name.
 
@@ -151,7 +152,7 @@ def prepare_torch(pool: PoolSettings, threads: int) -> torch.device:
 
     Args:
         pool: Of this replica.
-        threads: On a CPU, where the pool does not say.
+        threads: Of torch, where the pool does not say.
 
     Raises:
         ConfigurationError: The pool asks for a GPU and torch sees none.

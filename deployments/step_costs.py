@@ -153,7 +153,10 @@ class StepCosts:
         return less + share * (_along(self._curves[above], rows) - less)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads: one entry for each shape and row count."""
+        """Return what `from_json` reads: one entry for each shape and row count.
+
+        Counts that were only timed in proportion are there as `seconds` has them.
+        """
         return {
             "costs": [
                 {

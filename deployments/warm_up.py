@@ -36,7 +36,7 @@ _CUDA_ROWS = tuple(range(1, 17))
 # each took the proportions hold.
 _CPU_ROWS = (*_KINDS, 4)
 _CPU_SECONDS = 2.5
-_CPU_TURNS = 4
+_CPU_TURNS = 3
 _GAIN_WORTH_MORE_ROWS = 0.03
 _TIMED = {"cpu": 1, "cuda": 3}
 
@@ -113,22 +113,22 @@ def warm_up(
                 value=f"{width}x{height}",
                 allowed=f"sides of at most {model.largest_side * LATENT_PIXELS} pixels",
             )
-        done: set[int] = set()
+        done: dict[int, float] = {}
         try:
             peak = _peak_bytes(model, shape)
             bytes_per_token = max(bytes_per_token, peak / (2 * shape.tokens))
-            for count in _warmed_counts(model, shape, counts, needed, costs, give_up_at):
-                done.add(count)
+            for count, took in _warmed_counts(model, shape, counts, needed, costs, give_up_at):
+                done[count] = took
                 if model.path(shape.height, shape.width, text_tokens, count) == "graph":
                     prepared[shape] = count
             if on_cpu:
-                least = _least_in_turns(model, shape, done, give_up_at)
-                costs.observe_in_proportion(shape, least)
+                _take_turns(model, shape, done, give_up_at)
+                costs.observe_in_proportion(shape, done)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             # Where there is none to prepare them they run as they are.
-            _make_steps(model, shape, set(_KINDS) - done)
+            _make_steps(model, shape, set(_KINDS) - set(done))
             _log.warning("no memory to warm up more rows of %dx%d pixels", width, height)
     known = {"bytes_per_token": bytes_per_token} if bytes_per_token else {}
     return Warmed(costs, MemoryBudget.of_device(model.device, **known), prepared)
@@ -160,8 +160,8 @@ def _warmed_counts(
     needed: Collection[int],
     costs: StepCosts,
     give_up_at: float,
-) -> Iterator[int]:
-    """Prepare, step and time one row count after the other; yields each that is done."""
+) -> Iterator[tuple[int, float]]:
+    """Prepare, step and time one row count after the other; yields each, and its seconds."""
     best, without_gain = float("inf"), 0
     for rows in counts:
         if rows not in needed and (without_gain >= 2 or time.monotonic() > give_up_at):
@@ -171,7 +171,7 @@ def _warmed_counts(
         took = _seconds(model, shape, rows)
         if model.device.type != "cpu":
             costs.observe(shape, rows, took)
-        yield rows
+        yield rows, took
         per_row = took / rows
         # Twice, for a count may fit the card's tiles badly and the next one well. Against the last
         # gain that was worth it, so that small ones add up.
@@ -191,20 +191,18 @@ def _seconds(model: WarmableModel, shape: TokenShape, rows: int) -> float:
     return median(measured)
 
 
-def _least_in_turns(
-    model: WarmableModel, shape: TokenShape, counts: Collection[int], give_up_at: float
-) -> dict[int, float]:
-    """Return the least seconds that forwards took, each of which had as many turns."""
-    forwards = {rows: _random_forward(model, shape, rows) for rows in sorted(counts)}
-    least = dict.fromkeys(forwards, float("inf"))
-    for turn in range(_CPU_TURNS):
-        if turn and time.monotonic() > give_up_at:
-            break
+def _take_turns(
+    model: WarmableModel, shape: TokenShape, least: dict[int, float], give_up_at: float
+) -> None:
+    """Time row counts again, in turns while there is time, and keep the least that each took."""
+    forwards = {rows: _random_forward(model, shape, rows) for rows in least}
+    for _ in range(_CPU_TURNS):
         for rows, forward in forwards.items():
+            if time.monotonic() > give_up_at:
+                return
             began = time.perf_counter()
             forward()
             least[rows] = min(least[rows], time.perf_counter() - began)
-    return least
 
 
 def _peak_bytes(model: WarmableModel, shape: TokenShape) -> int:

@@ -24,6 +24,7 @@ from loadtest.lateness import measure as measure_generator
 from loadtest.open_loop import poisson
 from loadtest.peer_arms import Arm, ArmBuilder
 from loadtest.peer_callers import offer, one_after_the_other
+from loadtest.peer_dtype import faster_of, product_ms
 from loadtest.peer_servers import Server, server
 from loadtest.peer_settings import Cell
 from loadtest.peers_on_a_card import Rounds, built, figures, take_turn
@@ -111,7 +112,7 @@ def _offer(
 def on_a_cpu(options: argparse.Namespace, folder: Path, results: Results) -> None:
     """Measure both as servers with the built-in model; as `on_a_card`."""
     model = resolve_model_dir(ModelSettings(path="builtin"))
-    plain = dequantized_directory(model, folder / "plain", torch.bfloat16)
+    plain = dequantized_directory(model, folder / "plain", faster_of(product_ms()))
     jobs = Jobs(options.steps)
     results.keep(generator_alone=measure_generator())
     with ExitStack() as running:

@@ -27,7 +27,7 @@ app = FastAPI()
 
 
 def loaded(model: str, threads: int, device: str = "cpu") -> StableDiffusion3Pipeline:
-    """Load a pipeline as its documentation says, in what its weights are stored in.
+    """Load a pipeline as its documentation says: on a card in bfloat16, else as it is stored.
 
     Args:
         model: Folder in Diffusers layout, without FP8.
@@ -35,8 +35,9 @@ def loaded(model: str, threads: int, device: str = "cpu") -> StableDiffusion3Pip
         device: Where it is to run.
     """
     torch.set_num_threads(threads)
+    dtype = stored_dtype(Path(model)) if device == "cpu" else torch.bfloat16
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        model, torch_dtype=stored_dtype(Path(model)), local_files_only=True
+        model, torch_dtype=dtype, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -24,7 +24,7 @@ from deployments.builtin.dequantise import dequantized_directory
 from loadtest.lateness import measure as measure_generator
 from loadtest.open_loop import poisson
 from loadtest.peer_callers import Job, Served, offer, one_after_the_other
-from loadtest.peer_dtype import product_ms
+from loadtest.peer_dtype import faster_of, product_ms
 from loadtest.peer_figures import AloneCosts, figures, targets_of
 from loadtest.peer_servers import server
 from loadtest.results import Results
@@ -99,7 +99,7 @@ def measure(plan: Plan, folder: Path, results: Results) -> None:
     results.keep(load_average_before=os.getloadavg(), generator_alone=measure_generator())
     model = resolve_model_dir(ModelSettings(path="builtin"))
     took = product_ms()
-    dtype = min(took, key=took.__getitem__)
+    dtype = faster_of(took)
     results.keep(
         peers_compute_in=str(dtype),
         product_ms={str(each): round(ms, 3) for each, ms in took.items()},

@@ -105,7 +105,7 @@ class PoolSettings(Section):
     torch_threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads; if absent half the cores, or to denoise all over the replicas",
+        description="CPU threads; if absent half the cores, or all to denoise with one replica",
     )
     max_ongoing_requests: int = Field(
         16, ge=1, description="calls that one replica holds at a time; a denoiser's share forwards"

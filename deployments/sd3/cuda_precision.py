@@ -8,6 +8,8 @@ certainty there asks for `fp8` or `bf16` by name.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from deployments.sd3.card import Card, gib
@@ -70,7 +72,10 @@ def choose_on_cuda(
 
 def _fastest_fp8(card: Card, device: torch.device) -> tuple[Fp8Arithmetic | None, str]:
     """Return the better of the arithmetics that work, and why; None if none does."""
-    arithmetics: tuple[Fp8Arithmetic, ...] = ("scaled_mm", "unit_scaled_mm")
+    arithmetics: tuple[Literal["scaled_mm", "unit_scaled_mm"], ...] = (
+        "scaled_mm",
+        "unit_scaled_mm",
+    )
     problems = {each: _problem(each, card, device) for each in arithmetics}
     working = [each for each in arithmetics if problems[each] is None]
     if not working:

@@ -1,4 +1,4 @@
-"""The feed-forward's activation, GELU in its tanh form, and the quantisation after it."""
+"""The feed-forward's activation, GELU, mostly in its tanh form, and the quantisation after it."""
 
 from __future__ import annotations
 

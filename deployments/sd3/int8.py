@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deployments.sd3.fp8 import SMALLEST_SCALE, Fp8Linear
+from deployments.sd3.fp8 import SMALLEST_SCALE, Fp8Linear, dequantize
 
 LARGEST_INT8 = 127.0
+# Of a weight while it is made INT8, float32 meanwhile: all of a model's modulation is one weight.
+_ROWS_AT_ONCE = 2048
 
 
 def quantize_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,9 +51,14 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: Fp8Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight, scale = quantize_to_int8(layer.dequantized(torch.float32))
+        weight = torch.empty_like(layer.weight_fp8, dtype=torch.int8)
+        scale = torch.empty_like(layer.weight_scale)
+        for begin in range(0, self.out_features, _ROWS_AT_ONCE):
+            rows = slice(begin, begin + _ROWS_AT_ONCE)
+            values = dequantize(layer.weight_fp8[rows], layer.weight_scale[rows], torch.float32)
+            weight[rows], scale[rows, None] = quantize_to_int8(values)
         self.register_buffer("weight_int8", weight)
-        self.register_buffer("weight_scale", scale[:, 0])
+        self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -96,8 +103,8 @@ def multiply_in_int8(parts: Sequence[tuple[slice, Int8Linear]], x: Tensor, out: 
 
 
 def become_int8_(model: nn.Module) -> None:
-    """Replace, in place and one by one, the FP8 layers that are to multiply in INT8."""
-    for parent in list(model.modules()):
+    """Replace the FP8 layers that are to multiply in INT8, one by one: no two are held twice."""
+    for parent in [each for each in model.modules() if not isinstance(each, Fp8Linear)]:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Fp8Linear) and layer.arithmetic == "int8_mm":
                 setattr(parent, name, Int8Linear(layer))

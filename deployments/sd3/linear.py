@@ -119,8 +119,9 @@ def each_stream(
         dtype = torch.bfloat16 if isinstance(x, QuantizedRows) else x.dtype
     shape = (layout.rows, int(layers[0].out_features))  # type: ignore[arg-type]
     out = torch.empty(shape, dtype=dtype, device=source.device)
-    parts = [(layout.image_rows, layers[0]), (layout.text_rows, layers[-1])]
-    parts = parts[: 2 if layout.text else 1]
+    parts = [(layout.image_rows, layers[0])]
+    if layout.text:
+        parts.append((layout.text_rows, layers[1]))
     int8 = [(rows, layer) for rows, layer in parts if isinstance(layer, Int8Linear)]
     if len(int8) == len(parts) and isinstance(x, Tensor):
         multiply_in_int8(int8, x, out)

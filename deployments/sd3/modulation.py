@@ -41,10 +41,10 @@ class Modulation(nn.Module):
             layers = [plain(layer, as_dtype) for layer in layers]
         # Anything but products of a byte a weight reads more bytes, and stacking, or making one
         # weight of all anew for each product, would for a moment hold a third of the model twice.
-        fp8 = all(
+        in_a_byte = all(
             isinstance(layer, Fp8Linear) and layer.arithmetic != "dequantize" for layer in layers
         )
-        self.layers = nn.ModuleList([stacked(layers)] if fp8 else layers)
+        self.layers = nn.ModuleList([stacked(layers)] if in_a_byte else layers)
 
     def forward(self, condition: Tensor, loras: RowLoras | None = None) -> list[Tensor]:
         """Return one [B, size] for each layer given, all views of one matrix.

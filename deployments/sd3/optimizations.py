@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Optimizations:
-    """What may differ from the plain forward; results differ by rounding only.
+    """What may differ from the plain forward; results differ by rounding only, INT8's included.
 
-    On a CPU the kernels have no part: there `fused_qkv`, `fp8_modulation`, `attention`,
-    `int8_products` and `unpacked_weights` act.
+    On a CPU the kernels have no part: there `fused_qkv`, `fused_gelu`, `fp8_modulation`,
+    `attention`, `int8_products` and `unpacked_weights` act.
 
     Attributes:
         fused_adaln: residual, LayerNorm, modulation and quantisation in one pass (`adaln.py`).
-        fused_gelu: GELU and quantisation in one pass (`gelu.py`).
+        fused_gelu: GELU and quantisation in one pass; on a CPU by a table, or for INT8 products
+            without its form by tanh (`gelu.py`).
         fused_qkv: one product for query, key and value of a stream (`joint_attention.py`).
         fused_qk_norm: RMSNorm and the joint layout of attention in one pass (`joint_layout.py`).
         fused_quantize: what attention gives, quantised in one pass (`joint_layout.py`).

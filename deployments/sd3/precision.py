@@ -7,7 +7,7 @@ NVIDIA cards are chosen for in `deployments.sd3.cuda_precision`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,7 @@ class PrecisionChoice:
         return f"{self.weights} weights, {short} arithmetic"
 
     def without_fp8(self, reason: str) -> PrecisionChoice:
-        """Return what is fast where FP8 weights are not, for a part of the model without any."""
+        """Return what is fast for a part of the model that has no FP8 weights."""
         if self.weights != "fp8":
             return self
         # Where INT8 multiplies, float32 is faster than bfloat16.
@@ -51,6 +51,14 @@ class PrecisionChoice:
         name: PrecisionName = "bf16" if in_bf16 else "fp32"
         dtype = torch.bfloat16 if in_bf16 else torch.float32
         return PrecisionChoice(name, name, dtype, reason)
+
+    def without_int8(self) -> PrecisionChoice:
+        """Return the choice for a part of the model whose FP8 weights do not become INT8."""
+        if self.fp8_arithmetic != "int8_mm":
+            return self
+        name = "bfloat16" if self.compute_dtype == torch.bfloat16 else "float32"
+        reason = f"text takes little of a picture: FP8 weights in memory, made {name} per product"
+        return replace(self, fp8_arithmetic="dequantize", reason=reason)
 
 
 def choose_precision(
@@ -139,16 +147,26 @@ def as_choice(
 
 
 def cpu_multiplies_bf16() -> bool:
-    """True where the CPU has bfloat16 instructions; elsewhere bfloat16 is slower than float32."""
+    """True where the CPU has bfloat16 instructions; elsewhere float32 is far faster."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def cpu_multiplies_int8() -> bool:
-    """True where the CPU multiplies INT8 much faster than floats: it has VNNI, and no AMX.
+    """True where the CPU multiplies INT8 much faster than floats: Intel's, with VNNI and no AMX.
 
-    With AMX bfloat16 is fast, too, and needs no quantising of what comes.
+    With AMX bfloat16 is fast, too, and needs no quantising of what comes. AVX-512 alone, which is
+    all that many virtual machines have, multiplies bfloat16 no faster than float32 on Intel's CPUs;
+    others' are not measured.
     """
-    return bool(torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported())
+    has_vnni, has_amx = torch.cpu._is_vnni_supported(), torch.cpu._is_amx_tile_supported()
+    return bool(has_vnni and not has_amx and _is_intels())
+
+
+def _is_intels() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def asked_for(requested: str) -> str:
@@ -176,7 +194,8 @@ def _on_cpu(requested: str, fp8_arithmetic: Fp8Arithmetic | None) -> PrecisionCh
                 value=fp8_arithmetic,
                 allowed="dequantize or scaled_mm on this CPU",
             )
-        reason = f"{asked}{kind} and with VNNI for INT8: FP8 weights made INT8 once"
+        fast = "with VNNI for INT8, for which alone, and float32, it is fast"
+        reason = f"{asked}{kind} and {fast}; FP8 weights made INT8 once"
         return PrecisionChoice("fp8", "fp8", dtype, reason, fp8_arithmetic)
     if fp8_arithmetic is None or fp8_arithmetic == "dequantize":
         reason = f"{asked}{kind}: FP8 weights in memory, made {name} per product"

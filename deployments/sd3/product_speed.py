@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from deployments.sd3.fp8 import Fp8Arithmetic, Fp8Linear, quantize_rows
 
-Product = Literal["bf16"] | Fp8Arithmetic
+Product = Literal["bf16", "dequantize", "scaled_mm", "unit_scaled_mm"]
 
 _WARM_UPS = 3
 _REPEATS = 15

@@ -91,7 +91,7 @@ class TextEncoders:
             ConfigurationError: The files do not fit the configuration, or the precision the device.
         """
         root, device = Path(model_dir), torch.device(device)
-        precision = as_choice(precision, device)
+        precision = as_choice(precision, device).without_int8()
         clips = [
             (
                 _load(root / f"text_encoder{suffix}", "CLIP", device, precision),

@@ -1,7 +1,8 @@
 """A small model's FP8 weights on a CPU, dequantised once instead of for each product.
 
-A CPU has no FP8 products: it makes each weight anew for every call, a fifth of a step of the
-built-in model. What FP8 saves there is memory, of which a small model needs little.
+A CPU has no FP8 products: unless they are INT8's (`int8.py`), each weight is made anew for every
+call, a fifth of a step of the built-in model. What FP8 saves there is memory, of which a small
+model needs little.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice
 from loadtest.sd35 import config, random_inputs, random_transformer
+from tests.vnni import NEEDS_VNNI
 
 FP8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "scaled_mm")
 INT8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "int8_mm")
@@ -113,7 +114,11 @@ def test_nan_of_one_rows_lora_stays_in_its_row():
     assert torch.equal(mixed[2], plain[2])
 
 
-@pytest.mark.parametrize("products", [FP8_PRODUCTS, INT8_PRODUCTS], ids=["fp8", "int8"])
+@pytest.mark.parametrize(
+    "products",
+    [FP8_PRODUCTS, pytest.param(INT8_PRODUCTS, marks=NEEDS_VNNI)],
+    ids=["fp8", "int8"],
+)
 def test_beside_products_of_a_byte_the_branch_errs_no_more_than_they_do(products):
     exact = Mmdit.from_diffusers(model(), "cpu", "fp32")
     exact_arena = exact.make_room_for_loras(1)

@@ -11,6 +11,7 @@ from deployments.sd3.mmdit import Mmdit
 from deployments.sd3.optimizations import Optimizations
 from deployments.sd3.precision import PrecisionChoice
 from deployments.sd3.unpacked_weights import unpack_weights_
+from tests.vnni import NEEDS_VNNI
 
 FP8_IN_FLOAT32 = PrecisionChoice("fp8", "fp8", torch.float32, "for these tests")
 INT8_PRODUCTS = PrecisionChoice("fp8", "fp8", torch.bfloat16, "for these tests", "int8_mm")
@@ -125,6 +126,7 @@ def test_unpacked_weights_give_the_same_bits_and_take_the_memory_for_it(dtype):
     assert unpacked.resident_bytes > 1.5 * packed.resident_bytes
 
 
+@NEEDS_VNNI
 @pytest.mark.parametrize("optimizations", [Optimizations(), Optimizations(fused_qkv=False)])
 def test_int8_products_err_no_more_than_fp8_products(optimizations):
     inputs = drawn()
@@ -150,6 +152,7 @@ def test_switched_off_int8_products_are_dequantised_ones_bit_for_bit():
     assert torch.equal(dequantised.velocity(*drawn()), switched_off.velocity(*drawn()))
 
 
+@NEEDS_VNNI
 def test_a_row_of_int8_products_has_the_same_bits_in_any_batch():
     mmdit = Mmdit.from_diffusers(random_model("rms_norm", (0,)), "cpu", INT8_PRODUCTS)
     inputs = drawn(4)

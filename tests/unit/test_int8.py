@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from deployments.sd3 import int8 as int8_module
 from deployments.sd3.fp8 import Fp8Linear
 from deployments.sd3.int8 import Int8Linear, become_int8_, quantize_to_int8
+from tests.vnni import NEEDS_VNNI
 
+pytestmark = NEEDS_VNNI
 BFLOAT16 = 2.0**-8  # what rounding to it errs by at most, relatively
 
 
@@ -56,9 +59,9 @@ def test_it_writes_where_it_is_told_and_leaves_its_input(dtype, out_dtype):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_has_the_same_bits_in_any_batch(threads):
-    _, int8 = layers(256, 768)
+@pytest.mark.parametrize(("threads", "columns"), [(1, 768), (2, 768), (2, 200), (5, 200)])
+def test_a_row_has_the_same_bits_in_any_batch(threads, columns):
+    _, int8 = layers(256, columns)
     x = torch.randn(672, 256)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -68,6 +71,14 @@ def test_a_row_has_the_same_bits_in_any_batch(threads):
             assert torch.equal(together[:rows], int8(x[:rows]))
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_weight_that_became_int8_in_parts_is_the_same(monkeypatch):
+    _, whole = layers(48, 32)
+    monkeypatch.setattr(int8_module, "_ROWS_AT_ONCE", 5)
+    _, in_parts = layers(48, 32)
+    assert torch.equal(in_parts.weight_int8, whole.weight_int8)
+    assert torch.equal(in_parts.weight_scale, whole.weight_scale)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

@@ -267,16 +267,18 @@ def test_a_part_without_fp8_weights_does_not_claim_them():
 
 
 @pytest.mark.parametrize(
-    ("vnni", "amx", "arithmetic", "of_a_vae"),
+    ("maker", "vnni", "amx", "arithmetic", "of_a_vae"),
     [
-        (True, False, "int8_mm", torch.float32),
-        (True, True, "dequantize", torch.bfloat16),
-        (False, False, "dequantize", torch.bfloat16),
+        ("GenuineIntel", True, False, "int8_mm", torch.float32),
+        ("GenuineIntel", True, True, "dequantize", torch.bfloat16),
+        ("GenuineIntel", False, False, "dequantize", torch.bfloat16),
+        ("AuthenticAMD", True, False, "dequantize", torch.bfloat16),
     ],
 )
 def test_a_cpu_multiplies_in_int8_where_it_is_slow_at_bfloat16(
-    monkeypatch, vnni, amx, arithmetic, of_a_vae
+    monkeypatch, maker, vnni, amx, arithmetic, of_a_vae
 ):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"vendor_id : {maker}")
     monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -284,6 +286,10 @@ def test_a_cpu_multiplies_in_int8_where_it_is_slow_at_bfloat16(
     assert (choice.weights, choice.fp8_arithmetic) == ("fp8", arithmetic)
     assert ("int8" in choice.label) == ("VNNI" in choice.reason) == (arithmetic == "int8_mm")
     assert choice.without_fp8("a VAE has none").compute_dtype == of_a_vae
+    of_text = choice.without_int8()
+    assert (of_text.weights, of_text.fp8_arithmetic) == ("fp8", "dequantize")
+    assert "int8" not in of_text.label
+    assert "INT8" not in of_text.reason
     asked = choose_precision("fp8", "cpu", fp8_arithmetic="dequantize")
     assert asked.fp8_arithmetic == "dequantize"
 
